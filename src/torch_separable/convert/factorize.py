@@ -1,0 +1,237 @@
+"""Factorising one dense convolution into a depthwise and a pointwise one: pure linear algebra.
+
+A convolution with kernel ``W`` of shape (M, C, K), ``K`` the number of kernel entries, maps a patch ``x`` of ``C·K``
+values to ``M`` outputs. Both factorisations replace ``W`` by a product:
+
+* depthwise first, multiplier ``D``:  ``W[m, c, :] ≈ Σ_d P[m, c, d] · B[c, d, :]``
+* pointwise first, rank ``D`` ("blueprint", BSConv, CVPR 2020):  ``W[m, c, :] ≈ Σ_d P[m, c, d] · B[m, d, :]``
+
+and with ``D = K`` both are exact. `decouple` minimises the error of the *weights* by one SVD a channel: "network
+decoupling" (arXiv 1808.05517), which sees no data. `fit` minimises the error of the layer's *output* over real inputs,
+
+    E ‖t − Ŵ x − b‖²  weighted by output channel,
+
+by alternating least squares: for fixed depthwise kernels the optimum over ``P`` is a linear system, and the other way
+round. All that it needs of the data are the second moments ``E[x xᵀ]`` and ``E[t xᵀ]`` and the means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Order = Literal["depthwise_first", "pointwise_first"]
+
+# Added to the diagonal of every system, as a share of its mean diagonal entry: far below the noise of a few hundred
+# images, and enough for a Cholesky factor of moments that are singular (dead channels, fewer patches than entries).
+RIDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the fit of one layer (or one group of it) has to know about its data, in float64.
+
+    Attributes:
+        patches: ``E[(x − μ)(x − μ)ᵀ]``, shape (C·K, C·K).
+        cross: ``E[(t − τ)(x − μ)ᵀ]``, shape (M, C·K).
+        patch_mean: ``μ``, shape (C·K,).
+        target_mean: ``τ``, shape (M,).
+        target_variance: ``E[(t − τ)²]`` of each output channel, shape (M,).
+        count: number of patches that were seen.
+    """
+
+    patches: Tensor
+    cross: Tensor
+    patch_mean: Tensor
+    target_mean: Tensor
+    target_variance: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The two kernels of a factorised convolution.
+
+    Attributes:
+        order: which of the two runs first.
+        depthwise: ``B``, shape (C, D, K) depthwise first, (M, D, K) pointwise first.
+        pointwise: ``P``, shape (M, C, D).
+    """
+
+    order: Order
+    depthwise: Tensor
+    pointwise: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The multiplier or rank ``D``."""
+        return self.depthwise.shape[1]
+
+    def kernel(self) -> Tensor:
+        """The dense kernel that the product amounts to, shape (M, C, K)."""
+        equation = "mcd,cdk->mck" if self.order == "depthwise_first" else "mcd,mdk->mck"
+        return torch.einsum(equation, self.pointwise, self.depthwise)
+
+
+def dense_moments(weight: Tensor, bias: Tensor | None, patches: Tensor, patch_mean: Tensor, count: int) -> Moments:
+    """Return the moments of a layer whose target is its own dense output, ``t = W x + bias``.
+
+    Args:
+        weight: dense kernel, shape (M, C, K).
+        bias: shape (M,) or None.
+        patches: centred second moments of the input patches, shape (C·K, C·K).
+        patch_mean: shape (C·K,).
+        count: number of patches.
+    """
+    flat = weight.double().flatten(1)
+    cross = flat @ patches
+    mean = flat @ patch_mean
+    return Moments(
+        patches=patches,
+        cross=cross,
+        patch_mean=patch_mean,
+        target_mean=mean if bias is None else mean + bias.double(),
+        target_variance=(cross * flat).sum(1),
+        count=count,
+    )
+
+
+def decouple(weight: Tensor, order: Order, rank: int) -> Factors:
+    """Factorise by the SVD of each channel's slice of the weights ("network decoupling", arXiv 1808.05517, eq. 4-6).
+
+    Args:
+        weight: dense kernel, shape (M, C, K).
+        order: ``"depthwise_first"`` slices by input channel, ``"pointwise_first"`` by output channel.
+        rank: ``D``, from 1 to K.
+
+    Example:
+        >>> weight = torch.randn(8, 4, 9, dtype=torch.float64)
+        >>> torch.allclose(decouple(weight, "depthwise_first", 9).kernel(), weight)
+        True
+    """
+    slices = weight.double()
+    if order == "depthwise_first":
+        slices = slices.transpose(0, 1)
+    left, values, right = torch.linalg.svd(slices, full_matrices=False)
+    return _factors(order, left[..., :rank] * values[..., None, :rank], right[:, :rank], rank)
+
+
+def _factors(order: Order, pointwise: Tensor, depthwise: Tensor, rank: int) -> Factors:
+    """Pad to ``rank`` (a slice has no more singular values than rows) and put the pointwise kernel as (M, C, D)."""
+    missing = rank - depthwise.shape[1]
+    if missing > 0:
+        pointwise = torch.nn.functional.pad(pointwise, (0, missing))
+        depthwise = torch.nn.functional.pad(depthwise, (0, 0, 0, missing))
+    if order == "depthwise_first":
+        pointwise = pointwise.transpose(0, 1)
+    return Factors(order, depthwise.contiguous(), pointwise.contiguous())
+
+
+def fit(
+    moments: Moments,
+    order: Order,
+    rank: int,
+    start: Factors,
+    *,
+    weights: Tensor | None = None,
+    sweeps: int = 12,
+    tolerance: float = 1e-4,
+    ridge: float = RIDGE,
+) -> Factors:
+    """Minimise the error of the output over the data by alternating least squares.
+
+    Args:
+        moments: of the layer's inputs and target.
+        order: which factor runs first.
+        rank: ``D``.
+        start: factors to begin from, of the same order and rank.
+        weights: importance of each output channel, shape (M,); matters depthwise first only, where outputs share kernels.
+        sweeps: at most so many alternations.
+        tolerance: stop when a sweep lowers the relative error by less than this share of it.
+        ridge: regularisation of each system, as a share of its mean diagonal entry.
+
+    Returns:
+        Factors that are never worse on these moments than ``start``.
+    """
+    channels = start.pointwise.shape[1]
+    taps = start.depthwise.shape[2]
+    S = moments.patches.view(channels, taps, channels, taps)
+    T = moments.cross.view(-1, channels, taps)
+    step = _sweep_depthwise_first if order == "depthwise_first" else _sweep_pointwise_first
+    best, best_error = start, output_error(start.kernel(), moments, weights)
+    current = start
+    for _ in range(sweeps):
+        current = step(current, S, T, weights, ridge)
+        error = output_error(current.kernel(), moments, weights)
+        gain = best_error - error
+        if error < best_error:
+            best, best_error = current, error
+        if gain <= tolerance * best_error:
+            break
+    return best
+
+
+def output_error(kernel: Tensor, moments: Moments, weights: Tensor | None = None) -> float:
+    """Return the share of the target's variance that ``kernel`` (M, C, K), with its best bias, leaves unexplained."""
+    flat = kernel.flatten(1)
+    squared = moments.target_variance - 2 * (flat * moments.cross).sum(1) + ((flat @ moments.patches) * flat).sum(1)
+    variance = moments.target_variance
+    if weights is not None:
+        squared, variance = squared * weights, variance * weights
+    return float((squared.sum() / variance.sum().clamp_min(1e-300)).clamp_min(0))
+
+
+def best_bias(kernel: Tensor, moments: Moments) -> Tensor:
+    """Return the bias (M,) that matches the mean of the target for a given ``kernel`` (M, C, K)."""
+    return moments.target_mean - kernel.flatten(1) @ moments.patch_mean
+
+
+def _sweep_depthwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None, ridge: float) -> Factors:
+    B = _unit_rows(factors.depthwise)
+    channels, rank, taps = B.shape
+    # P: (B S Bᵀ) Pᵀ = B Tᵀ
+    SB = torch.einsum("ciej,edj->cied", S, B)
+    A = torch.einsum("cqi,cied->cqed", B, SB).reshape(channels * rank, channels * rank)
+    R = torch.einsum("mci,cdi->cdm", T, B).reshape(channels * rank, -1)
+    P = _solve(A, R, ridge).T.reshape(-1, channels, rank)
+    # B: (PᵀΩP ∘ S) vec(B) = Pᵀ Ω T, where the product takes equal channels together
+    PW = P if weights is None else P * weights[:, None, None]
+    G = torch.einsum("mcd,meq->cdeq", PW, P)
+    H = torch.einsum("cdeq,ciej->cdieqj", G, S).reshape(channels * rank * taps, channels * rank * taps)
+    R = torch.einsum("mcd,mci->cdi", PW, T).reshape(-1, 1)
+    B = _solve(H, R, ridge).reshape(channels, rank, taps)
+    return Factors("depthwise_first", B, P)
+
+
+def _sweep_pointwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None, ridge: float) -> Factors:
+    B = _unit_rows(factors.depthwise)
+    outputs, rank, taps = B.shape
+    channels = S.shape[0]
+    # P: one system an output, (Bₘ S Bₘᵀ) pₘ = Bₘ tₘ
+    SB = torch.einsum("ciej,mdj->mcied", S, B)
+    A = torch.einsum("mqi,mcied->mcqed", B, SB).reshape(outputs, channels * rank, channels * rank)
+    R = torch.einsum("mci,mdi->mcd", T, B).reshape(outputs, channels * rank, 1)
+    P = _solve(A, R, ridge).reshape(outputs, channels, rank)
+    # B: one system an output, of rank·K unknowns
+    SP = torch.einsum("ciej,meq->mciqj", S, P)
+    A = torch.einsum("mcd,mciqj->mdiqj", P, SP).reshape(outputs, rank * taps, rank * taps)
+    R = torch.einsum("mcd,mci->mdi", P, T).reshape(outputs, rank * taps, 1)
+    B = _solve(A, R, ridge).reshape(outputs, rank, taps)
+    return Factors("pointwise_first", B, P)
+
+
+def _unit_rows(depthwise: Tensor) -> Tensor:
+    """Scale each depthwise kernel to norm 1 (the pointwise kernel is solved for next), which keeps the systems balanced."""
+    return depthwise / depthwise.norm(dim=2, keepdim=True).clamp_min(1e-30)
+
+
+def _solve(A: Tensor, R: Tensor, ridge: float) -> Tensor:
+    """Solve the symmetric positive semi-definite ``A X = R`` (batched), slightly regularised."""
+    diagonal = A.diagonal(dim1=-2, dim2=-1)
+    level = diagonal.mean(dim=-1, keepdim=True).clamp_min(1e-300)
+    A = A.clone()
+    A.diagonal(dim1=-2, dim2=-1).add_(ridge * level)
+    return torch.cholesky_solve(R, torch.linalg.cholesky(A))

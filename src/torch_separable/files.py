@@ -1,0 +1,203 @@
+"""Reading and writing files so that nothing is lost and nothing in a file is executed.
+
+Everything is written beside its place and renamed into it, so a reader finds the old file or the new one, never half
+of one. Weights are safetensors, or ``.pth`` files read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from torch_separable.errors import SeparableError
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary file beside ``path`` that takes its place when the block ends without an exception.
+
+    Whatever interrupts the block, ``path`` keeps what it had and the temporary file is removed.
+
+    Raises:
+        SeparableError: the folder cannot be made or written, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "a.txt") as aside:
+        ...         _ = aside.write_text("whole")
+        ...     [p.name for p in Path(folder).iterdir()]
+        ['a.txt']
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    aside = Path(name)
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)
+        aside.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> SeparableError:
+    return SeparableError(
+        f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
+        "Free space, or choose another folder"
+    )
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, document: object) -> None:
+    """Write ``document`` as indented JSON, whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read the JSON file that is said to hold ``what`` (a few words for the message).
+
+    Raises:
+        SeparableError: the file is absent, unreadable or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SeparableError(f"cannot read {what} from {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SeparableError(f"{path} should hold {what} as JSON, but is not JSON: {error}") from error
+
+
+def save_weights(
+    source: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a module's (or a mapping's) tensors as safetensors, whole or not at all.
+
+    Tensors that share memory (tied weights) are written once for each name.
+    """
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with replacing(path) as aside:
+        try:
+            save_file(tensors, aside, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read tensors by name from a safetensors file, or from a ``.pth`` file with ``weights_only=True``.
+
+    Checkpoints that wrap their weights in ``state_dict``, ``model`` or ``model_state_dict`` are unwrapped, and the
+    ``module.`` prefix that ``nn.DataParallel`` adds to every name is removed.
+
+    Raises:
+        SeparableError: the file is absent, is not weights, or is a pickle that asks to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SeparableError(f"no weights at {path}: " + ("it is a folder" if path.is_dir() else "no such file"))
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+            break
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise SeparableError(f"{path} holds no weights: expected tensors by name, as `model.state_dict()` gives them")
+    tensors = {str(name): tensor for name, tensor in state.items()}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SeparableError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SeparableError(
+            f"{path} is not plain weights: reading it would mean running code that it contains, which is refused. "
+            "Save `model.state_dict()` with safetensors, or with torch.save, and give that file"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SeparableError(f"{path} is not a weights file that PyTorch can read: {first}") from error
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load the weights in ``path`` into ``model``, all of them or none.
+
+    Raises:
+        SeparableError: names or shapes differ (the message lists the first of each kind), or a weight is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(nn.Linear(2, 3), f"{folder}/w.safetensors")
+        ...     load_weights(nn.Linear(2, 4), f"{folder}/w.safetensors")
+        Traceback (most recent call last):
+        torch_separable.errors.SeparableError: ...w.safetensors are not the weights of this network (Linear): ...
+    """
+    given = read_weights(path)
+    expected = model.state_dict()
+    complaints = []
+    missing = [name for name in expected if name not in given]
+    extra = [name for name in given if name not in expected]
+    reshaped = [name for name in expected if name in given and given[name].shape != expected[name].shape]
+    if missing:
+        complaints.append(f"{len(missing)} missing ({_some(missing)})")
+    if extra:
+        complaints.append(f"{len(extra)} unknown ({_some(extra)})")
+    if reshaped:
+        shapes = [f"{n} is {tuple(given[n].shape)}, should be {tuple(expected[n].shape)}" for n in reshaped]
+        complaints.append(f"{len(reshaped)} of another shape ({_some(shapes, '; ')})")
+    if complaints:
+        raise SeparableError(
+            f"{path} are not the weights of this network ({type(model).__name__}): {', '.join(complaints)}. "
+            "Check the model function and its arguments"
+        )
+    broken = [name for name, tensor in given.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise SeparableError(
+            f"{path} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
+        )
+    model.load_state_dict(given)
+
+
+def _some(names: list[str], separator: str = ", ", most: int = 3) -> str:
+    return separator.join(names[:most]) + (f"{separator}…" if len(names) > most else "")
