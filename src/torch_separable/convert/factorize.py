@@ -25,8 +25,8 @@ from torch import Tensor
 
 Order = Literal["depthwise_first", "pointwise_first"]
 
-# Added to the diagonal of every system, as a share of its mean diagonal entry: far below the noise of a few hundred
-# images, and enough for a Cholesky factor of moments that are singular (dead channels, fewer patches than entries).
+# Added to the diagonal of the second moments, as a share of their mean: far below the noise of a few hundred images,
+# and enough for moments that are singular (dead channels, fewer patches than entries).
 RIDGE = 1e-6
 
 
@@ -112,11 +112,44 @@ def decouple(weight: Tensor, order: Order, rank: int) -> Factors:
         >>> torch.allclose(decouple(weight, "depthwise_first", 9).kernel(), weight)
         True
     """
-    slices = weight.double()
-    if order == "depthwise_first":
-        slices = slices.transpose(0, 1)
+    slices = _slices(weight.double(), order)
     left, values, right = torch.linalg.svd(slices, full_matrices=False)
     return _factors(order, left[..., :rank] * values[..., None, :rank], right[:, :rank], rank)
+
+
+def decouple_weighted(weight: Tensor, patches: Tensor, order: Order, rank: int) -> Factors:
+    """Factorise by SVD in the metric of the data, as far as a closed form exists: where `fit` starts from.
+
+    Depthwise first, the metric of a channel's slice is that channel's own block of the second moments; pointwise
+    first, the moments are taken for the Kronecker product of their mean over taps and their mean over channels.
+
+    Args:
+        weight: dense kernel, shape (M, C, K).
+        patches: second moments, shape (C·K, C·K).
+        order: which factor runs first.
+        rank: ``D``, from 1 to K.
+    """
+    _, channels, taps = weight.shape
+    S = ridged(patches).view(channels, taps, channels, taps)
+    slices = _slices(weight.double(), order)
+    if order == "depthwise_first":
+        over_taps = torch.linalg.cholesky(torch.einsum("cicj->cij", S))
+        whitened = slices @ over_taps
+    else:
+        over_taps = torch.linalg.cholesky(torch.einsum("cicj->ij", S) / channels)
+        over_channels = torch.linalg.cholesky(torch.einsum("ciei->ce", S) / taps)
+        whitened = over_channels.T @ slices @ over_taps
+    left, values, right = torch.linalg.svd(whitened, full_matrices=False)
+    pointwise = left[..., :rank] * values[..., None, :rank]
+    if order == "pointwise_first":
+        pointwise = torch.linalg.solve_triangular(over_channels.T, pointwise, upper=True)
+    depthwise = torch.linalg.solve_triangular(over_taps, right[:, :rank], upper=False, left=False)
+    return _factors(order, pointwise, depthwise, rank)
+
+
+def _slices(weight: Tensor, order: Order) -> Tensor:
+    """Matrices whose low rank makes the factorisation: (C, M, K) depthwise first, (M, C, K) pointwise first."""
+    return weight.transpose(0, 1) if order == "depthwise_first" else weight
 
 
 def _factors(order: Order, pointwise: Tensor, depthwise: Tensor, rank: int) -> Factors:
@@ -131,40 +164,34 @@ def _factors(order: Order, pointwise: Tensor, depthwise: Tensor, rank: int) -> F
 
 
 def fit(
-    moments: Moments,
-    order: Order,
-    rank: int,
-    start: Factors,
-    *,
-    weights: Tensor | None = None,
-    sweeps: int = 12,
-    tolerance: float = 1e-4,
-    ridge: float = RIDGE,
+    moments: Moments, start: Factors, *, weights: Tensor | None = None, sweeps: int = 12, tolerance: float = 3e-3
 ) -> Factors:
     """Minimise the error of the output over the data by alternating least squares.
 
+    The depthwise-first kernels of one channel, and the pointwise-first kernels of one rank, are solved for together
+    with the others held (block Gauss-Seidel): no system has more than ``C·D`` unknowns, where solving for all depthwise
+    kernels at once takes ``C·D·K``. It needs as many sweeps and is tens of times faster.
+
     Args:
         moments: of the layer's inputs and target.
-        order: which factor runs first.
-        rank: ``D``.
-        start: factors to begin from, of the same order and rank.
-        weights: importance of each output channel, shape (M,); matters depthwise first only, where outputs share kernels.
+        start: factors to begin from; they decide order and rank.
+        weights: importance of each output channel, shape (M,); matters depthwise first only, where outputs share
+            kernels.
         sweeps: at most so many alternations.
-        tolerance: stop when a sweep lowers the relative error by less than this share of it.
-        ridge: regularisation of each system, as a share of its mean diagonal entry.
+        tolerance: stop when a sweep lowers the error by less than this share of it.
 
     Returns:
         Factors that are never worse on these moments than ``start``.
     """
-    channels = start.pointwise.shape[1]
+    _, channels, _ = start.pointwise.shape
     taps = start.depthwise.shape[2]
-    S = moments.patches.view(channels, taps, channels, taps)
+    S = ridged(moments.patches).view(channels, taps, channels, taps)
     T = moments.cross.view(-1, channels, taps)
-    step = _sweep_depthwise_first if order == "depthwise_first" else _sweep_pointwise_first
+    step = _sweep_depthwise_first if start.order == "depthwise_first" else _sweep_pointwise_first
     best, best_error = start, output_error(start.kernel(), moments, weights)
     current = start
     for _ in range(sweeps):
-        current = step(current, S, T, weights, ridge)
+        current = step(current, S, T, weights)
         error = output_error(current.kernel(), moments, weights)
         gain = best_error - error
         if error < best_error:
@@ -172,6 +199,14 @@ def fit(
         if gain <= tolerance * best_error:
             break
     return best
+
+
+def ridged(patches: Tensor) -> Tensor:
+    """Second moments with `RIDGE` added to the diagonal, so that dead channels and few patches leave them definite."""
+    level = RIDGE * patches.diagonal().mean().clamp_min(1e-12)
+    ridged = patches.double().clone()
+    ridged.diagonal().add_(level)
+    return ridged
 
 
 def output_error(kernel: Tensor, moments: Moments, weights: Tensor | None = None) -> float:
@@ -189,49 +224,67 @@ def best_bias(kernel: Tensor, moments: Moments) -> Tensor:
     return moments.target_mean - kernel.flatten(1) @ moments.patch_mean
 
 
-def _sweep_depthwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None, ridge: float) -> Factors:
-    B = _unit_rows(factors.depthwise)
+def _sweep_depthwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None) -> Factors:
+    B = _unit_rows(factors.depthwise).clone()
     channels, rank, taps = B.shape
-    # P: (B S Bᵀ) Pᵀ = B Tᵀ
+    # All pointwise weights at once: (B S Bᵀ) Pᵀ = B Tᵀ.
     SB = torch.einsum("ciej,edj->cied", S, B)
     A = torch.einsum("cqi,cied->cqed", B, SB).reshape(channels * rank, channels * rank)
     R = torch.einsum("mci,cdi->cdm", T, B).reshape(channels * rank, -1)
-    P = _solve(A, R, ridge).T.reshape(-1, channels, rank)
-    # B: (PᵀΩP ∘ S) vec(B) = Pᵀ Ω T, where the product takes equal channels together
-    PW = P if weights is None else P * weights[:, None, None]
-    G = torch.einsum("mcd,meq->cdeq", PW, P)
-    H = torch.einsum("cdeq,ciej->cdieqj", G, S).reshape(channels * rank * taps, channels * rank * taps)
-    R = torch.einsum("mcd,mci->cdi", PW, T).reshape(-1, 1)
-    B = _solve(H, R, ridge).reshape(channels, rank, taps)
+    P = _solve(A, R).T.reshape(-1, channels, rank)
+    # The depthwise kernels of one channel after the other: (PᵀΩP ⊗ S[c, c]) ΔB[c] = PᵀΩ × what is left to explain.
+    ΩP = P if weights is None else P * weights[:, None, None]
+    left = T.flatten(1) - torch.einsum("mcd,cdk->mck", P, B).flatten(1) @ S.reshape(channels * taps, -1)
+    H = torch.einsum("mcd,mcq,cicj->cdiqj", ΩP, P, S).reshape(channels, rank * taps, rank * taps)
+    L = _cholesky(H)
+    rows = S.reshape(channels, taps, -1)
+    for c in range(channels):
+        R = ΩP[:, c].T @ left[:, c * taps : (c + 1) * taps]
+        step = torch.cholesky_solve(R.reshape(-1, 1), L[c]).reshape(rank, taps)
+        B[c] += step
+        left -= P[:, c] @ (step @ rows[c])
     return Factors("depthwise_first", B, P)
 
 
-def _sweep_pointwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None, ridge: float) -> Factors:
+def _sweep_pointwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None) -> Factors:
+    del weights  # every output has kernels of its own
     B = _unit_rows(factors.depthwise)
+    P = factors.pointwise * factors.depthwise.norm(dim=2)[:, None, :]
     outputs, rank, taps = B.shape
     channels = S.shape[0]
-    # P: one system an output, (Bₘ S Bₘᵀ) pₘ = Bₘ tₘ
-    SB = torch.einsum("ciej,mdj->mcied", S, B)
-    A = torch.einsum("mqi,mcied->mcqed", B, SB).reshape(outputs, channels * rank, channels * rank)
-    R = torch.einsum("mci,mdi->mcd", T, B).reshape(outputs, channels * rank, 1)
-    P = _solve(A, R, ridge).reshape(outputs, channels, rank)
-    # B: one system an output, of rank·K unknowns
+    flat = S.reshape(channels * taps, -1)
+    # The pointwise weights of one rank after the other, every output by itself: (b S bᵀ) Δp = what is left to explain.
+    left = T - (torch.einsum("mcd,mdk->mck", P, B).flatten(1) @ flat).view_as(T)
+    for d in range(rank):
+        b = B[:, d]
+        A = torch.einsum("mi,mcie->mce", b, torch.einsum("ciej,mj->mcie", S, b))
+        step = _solve(A, torch.einsum("mci,mi->mc", left, b)[..., None])
+        P[..., d] += step[..., 0]
+        left -= ((step * b[:, None, :]).flatten(1) @ flat).view_as(T)
+    # All depthwise kernels of an output at once: rank·K unknowns.
     SP = torch.einsum("ciej,meq->mciqj", S, P)
     A = torch.einsum("mcd,mciqj->mdiqj", P, SP).reshape(outputs, rank * taps, rank * taps)
     R = torch.einsum("mcd,mci->mdi", P, T).reshape(outputs, rank * taps, 1)
-    B = _solve(A, R, ridge).reshape(outputs, rank, taps)
-    return Factors("pointwise_first", B, P)
+    return Factors("pointwise_first", _solve(A, R).reshape(outputs, rank, taps), P)
 
 
 def _unit_rows(depthwise: Tensor) -> Tensor:
-    """Scale each depthwise kernel to norm 1 (the pointwise kernel is solved for next), which keeps the systems balanced."""
+    """Depthwise kernels of norm 1, which keeps the systems for the pointwise weights balanced."""
     return depthwise / depthwise.norm(dim=2, keepdim=True).clamp_min(1e-30)
 
 
-def _solve(A: Tensor, R: Tensor, ridge: float) -> Tensor:
-    """Solve the symmetric positive semi-definite ``A X = R`` (batched), slightly regularised."""
-    diagonal = A.diagonal(dim1=-2, dim2=-1)
-    level = diagonal.mean(dim=-1, keepdim=True).clamp_min(1e-300)
+def _solve(A: Tensor, R: Tensor) -> Tensor:
+    """Solve the symmetric positive semi-definite systems ``A X = R`` (batched)."""
+    return torch.cholesky_solve(R, _cholesky(A))
+
+
+def _cholesky(A: Tensor) -> Tensor:
+    """Cholesky factors of positive semi-definite matrices (batched), made definite by a trace of their diagonal.
+
+    The floor over the whole batch is for those that are zero: kernels that no output uses.
+    """
     A = A.clone()
-    A.diagonal(dim1=-2, dim2=-1).add_(ridge * level)
-    return torch.cholesky_solve(R, torch.linalg.cholesky(A))
+    diagonal = A.diagonal(dim1=-2, dim2=-1)
+    level = diagonal.mean(dim=-1, keepdim=True)
+    diagonal.add_(1e-9 * level + 1e-12 * level.mean() + 1e-300)
+    return torch.linalg.cholesky(A)

@@ -1,0 +1,33 @@
+"""Networks: MobileNets built of `torch_separable.nn`, and dense networks to convert.
+
+A network is a function that returns a module; `NETWORKS` is the table of them that the command line knows by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from torch_separable.models.mobilenet_v1 import MobileNetV1, conv_mobilenet, mobilenet_v1
+from torch_separable.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
+from torch_separable.models.resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    function.__name__: function
+    for function in (mobilenet_v1, conv_mobilenet, mobilenet_v2, resnet20, resnet32, resnet44, resnet56)
+}
+
+__all__ = [
+    "NETWORKS",
+    "CifarResNet",
+    "MobileNetV1",
+    "MobileNetV2",
+    "conv_mobilenet",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+]

@@ -1,0 +1,220 @@
+"""Carrying out a plan: dense convolutions are replaced by depthwise separable ones, fitted in the order of execution."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, LayerStatistics, Statistics, calibrate
+from torch_separable.convert.factorize import Factors, decouple
+from torch_separable.convert.layers import Conv, grouped_weight, survey
+from torch_separable.convert.plan import LayerPlan, Plan
+from torch_separable.convert.reconstruct import reconstruct
+from torch_separable.convert.record import Recording, record
+from torch_separable.errors import SeparableError
+from torch_separable.nn.separable import SEPARABLE
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    images: Images | Statistics | None = None,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    rectifier: bool = True,
+    residual: bool = True,
+    sequential: bool = True,
+    progress: bool = False,
+) -> nn.Module:
+    """Return a copy of ``model`` in which the planned layers are depthwise separable; ``model`` is not changed.
+
+    With images, a plan by least squares fits each layer in turn on the inputs that the converted layers before it
+    deliver, so that the network's own sums and rectified values come out right (see `reconstruct`). Without images, the
+    kernels are those of the SVD: right for a plan of method ``"svd"``, and otherwise a network of the right shape to
+    load weights into.
+
+    Args:
+        model: the dense network that was planned for.
+        plan: from `plan`, or ``Plan.load(path)``.
+        images: calibration images, or the `Statistics` that `calibrate` made of them.
+        memory: bytes that samples may take at a time, where images are given.
+        rectifier: whether fits mind the ReLU that follows a layer.
+        residual: whether fits correct the error of the residual branch that a layer is added to.
+        sequential: whether each layer sees the converted layers before it, or the dense network's inputs.
+        progress: whether a bar may appear on a terminal.
+
+    Raises:
+        SeparableError: the plan is for another network; the message names the first layer that differs.
+
+    Example:
+        >>> from torch_separable.convert import plan
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1))
+        >>> images = torch.randn(16, 3, 12, 12)
+        >>> statistics = calibrate(net, images)
+        >>> smaller = apply(net, plan(net, statistics, rank=2), statistics)
+        >>> type(smaller[2]).__name__, smaller[2].depth_multiplier
+        ('DepthwiseSeparableConv2d', 2)
+    """
+    found = survey(model).convertible
+    check_plan(model, plan, found)
+    student = copy.deepcopy(model)
+    if plan.method == "svd" or images is None:
+        for layer in plan.converted:
+            weight = grouped_weight(found[layer.name])
+            _replace(student, layer, _decoupled(weight, layer), bias=None)
+        return student
+
+    statistics = images if isinstance(images, Statistics) else calibrate(model, images, memory=memory)
+    order = [layer.name for layer in statistics.layers]
+    planned = {layer.name: layer for layer in plan.converted}
+    never_ran = [name for name in planned if name not in order]
+    if never_ran:
+        raise SeparableError(f"layer {never_ran[0]} of the plan never ran on the calibration images: keep it, or give images that reach it")
+    names = [name for name in order if name in planned]
+    # No record needs to be kept of what has been fitted, so runs of layers share one pass of the dense network.
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task("fitting layers", total=len(names))
+        for group in _runs(names, statistics):
+            dense = record(model, statistics.batches, {n: found[n] for n in group}, _pixels(statistics), patches=not sequential)
+            for name in group:
+                layer = statistics[name]
+                converted = dense[name]
+                if sequential:
+                    converted = _record_student(student, name, statistics, layer)
+                weight = grouped_weight(found[name])
+                entry = planned[name]
+                assert entry.order is not None
+                factors, bias = reconstruct(
+                    layer, weight, dense[name], converted, entry.order, entry.rank, rectifier=rectifier, residual=residual and sequential
+                )
+                _replace(student, entry, factors, bias)
+                bar.advance(task)
+    return student
+
+
+def _record_student(student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics) -> Recording:
+    conv = student.get_submodule(name)
+    recordings = record(
+        student, statistics.batches, {name: conv}, {name: layer.pixels}, patches=True, stop_early=layer.calls == 1
+    )
+    return recordings[name]
+
+
+def _runs(names: list[str], statistics: Statistics) -> list[list[str]]:
+    """Cut the layers into runs whose outputs and residual values fit in a quarter of the memory."""
+    runs: list[list[str]] = [[]]
+    held = 0
+    for name in names:
+        layer = statistics[name]
+        size = 2 * 4 * layer.pixels * layer.spec.out_channels
+        if runs[-1] and held + size > statistics.memory // 4:
+            runs.append([])
+            held = 0
+        runs[-1].append(name)
+        held += size
+    return runs
+
+
+def _pixels(statistics: Statistics) -> dict[str, int]:
+    return {layer.name: layer.pixels for layer in statistics.layers}
+
+
+def check_plan(model: nn.Module, plan: Plan, found: Mapping[str, Conv]) -> None:
+    """Require that each planned layer is a convolution of ``model`` that can be converted, of the planned shape.
+
+    Raises:
+        SeparableError: naming the first layer that differs.
+    """
+    network = type(model).__name__
+    for layer in plan.layers:
+        try:
+            module = model.get_submodule(layer.name)
+        except AttributeError:
+            module = None
+        shape = getattr(module, "weight", None)
+        actual = tuple(shape.shape) if isinstance(shape, Tensor) else None
+        if actual != layer.weight_shape:
+            is_what = "has no such layer" if module is None else f"has {actual or type(module).__name__} there"
+            raise SeparableError(
+                f"the plan is for another network: its layer {layer.name} has a kernel of shape {layer.weight_shape}, "
+                f"and {network} {is_what}. Give the network that was planned for"
+            )
+        if layer.order is not None:
+            if layer.name not in found:
+                raise SeparableError(f"layer {layer.name} of the plan cannot be converted: {survey(model).kept.get(layer.name, 'it is no convolution')}")
+            most = math.prod(layer.weight_shape[2:])
+            if layer.rank > most:
+                raise SeparableError(f"layer {layer.name} of the plan has rank={layer.rank}: its kernel has {most} entries, so at most {most}")
+
+
+def _decoupled(weight: Tensor, layer: LayerPlan) -> tuple[Factors, ...]:
+    assert layer.order is not None
+    return tuple(decouple(w, layer.order, layer.rank) for w in weight)
+
+
+def _replace(student: nn.Module, layer: LayerPlan, factors: tuple[Factors, ...], bias: Tensor | None) -> None:
+    """Put a factorised layer in the place, or all the places, of a dense one."""
+    conv = student.get_submodule(layer.name)
+    separable = separable_of(conv, factors, bias)
+    for parent in list(student.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is conv:
+                setattr(parent, key, separable)
+
+
+def separable_of(conv: Any, factors: tuple[Factors, ...], bias: Tensor | None) -> nn.Module:
+    """Build the layer that replaces ``conv``: same window, place, dtype, hooks, and whether it is trained.
+
+    Args:
+        conv: the dense convolution.
+        factors: one entry a group.
+        bias: (M,); ``None`` for the dense layer's own.
+    """
+    order, rank = factors[0].order, factors[0].rank
+    own = conv.bias
+    layer = SEPARABLE[len(conv.kernel_size)](
+        conv.in_channels,
+        conv.out_channels,
+        tuple(conv.kernel_size),
+        stride=tuple(conv.stride),
+        padding=conv.padding if isinstance(conv.padding, str) else tuple(conv.padding),
+        dilation=tuple(conv.dilation),
+        depth_multiplier=rank,
+        bias=bias is not None or own is not None,
+        padding_mode=conv.padding_mode,
+        order=order,
+        groups=conv.groups,
+        bias_between=False,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    depthwise = torch.cat([f.depthwise for f in factors])
+    pointwise = torch.cat([f.pointwise for f in factors])
+    with torch.no_grad():
+        if order == "depthwise_first":
+            layer.conv_dw.weight.copy_(depthwise.reshape(layer.conv_dw.weight.shape))
+            layer.conv_pw.weight.copy_(pointwise.reshape(layer.conv_pw.weight.shape))
+            last = layer.conv_pw
+        else:
+            layer.conv_pw.weight.copy_(pointwise.transpose(1, 2).reshape(layer.conv_pw.weight.shape))
+            layer.conv_dw.weight.copy_(depthwise.reshape(layer.conv_dw.weight.shape))
+            last = layer.conv_dw
+        if last.bias is not None:
+            value = bias if bias is not None else own
+            assert value is not None
+            last.bias.copy_(value)
+    layer.requires_grad_(conv.weight.requires_grad)
+    layer.train(conv.training)
+    for hooks in _HOOKS:
+        getattr(layer, hooks).update(getattr(conv, hooks))
+    return layer

@@ -1,0 +1,314 @@
+"""Calibration: what the fit has to know about a network and its inputs, from unlabelled images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from torch_separable.convert.factorize import Moments, dense_moments
+from torch_separable.convert.layers import Conv, grouped_weight, spec_of, survey
+from torch_separable.convert.record import Batch, Flow, Recording, evaluating, record, run
+from torch_separable.cost import analyze
+from torch_separable.cost.formulas import ConvSpec
+from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.outputs import logits_of
+
+Images = Tensor | Iterable[Batch]
+
+DEFAULT_MEMORY = 2 * 1024**3
+_BATCH = 64
+_FEWEST_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One convertible convolution, and its input over the calibration images.
+
+    Attributes:
+        name: its module name.
+        spec: its shape.
+        input_size: spatial size of its input.
+        macs: its multiply-accumulates for each image (over all its calls).
+        calls: how often the network calls it.
+        flow: what becomes of its output.
+        scale: factor of each output channel in the batch norm that follows (ones without), shape (M,), float64.
+        shift: the batch norm's other term, shape (M,), float64.
+        pixels: how many output pixels are sampled.
+        moments: second moments of the sampled patches with the dense output as target, one entry a group; ``None``
+            where they do not fit in the memory given to `calibrate`: `moments_of` computes them when they are needed.
+    """
+
+    name: str
+    spec: ConvSpec
+    input_size: tuple[int, ...]
+    macs: int
+    calls: int
+    flow: Flow
+    scale: Tensor
+    shift: Tensor
+    pixels: int
+    moments: tuple[Moments, ...] | None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration found; `plan` chooses by it.
+
+    Attributes:
+        layers: the convertible convolutions that ran, in the order in which they run.
+        kept: why other convolutions stay, by module name.
+        batches: the calibration images.
+        outputs: the dense network's outputs for them, flat for each image, shape (N, ...).
+        macs: multiply-accumulates of the whole dense network for each image.
+        parameters: of the whole dense network.
+        memory: bytes that recording may take.
+    """
+
+    layers: tuple[LayerStatistics, ...]
+    kept: Mapping[str, str]
+    batches: tuple[Batch, ...]
+    outputs: Tensor
+    macs: int
+    parameters: int
+    memory: int
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        return next(layer for layer in self.layers if layer.name == name)
+
+
+def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY) -> Statistics:
+    """Gather second moments of each convertible convolution's input patches, ``E[x xᵀ]``, from unlabelled images.
+
+    The network runs in evaluation mode and is not changed. A few thousand output pixels of each layer are sampled over
+    all images; 256 to 1,024 images suffice. Under ``torch.distributed`` (``accelerate launch``) the moments are
+    averaged over the processes, each of which gives its own images.
+
+    Args:
+        model: the trained dense network.
+        images: a tensor (N, C, H, W), prepared as in training, or an iterable of batches: tensors, or mappings that the
+            network takes as keyword arguments.
+        memory: bytes that samples and moments may take at a time.
+
+    Raises:
+        SeparableError: there is nothing to convert, too few images, or images that the network cannot take; NaN or
+            infinity in the images, the weights, or (naming the layer) in an activation.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        >>> statistics = calibrate(net, torch.randn(16, 3, 12, 12))
+        >>> [(layer.name, layer.macs, layer.flow.rectified) for layer in statistics.layers]
+        [('0', 31104, True), ('2', 82944, False)]
+    """
+    batches = batches_of(images)
+    check_weights(model)
+    found = survey(model)
+    if not found.convertible:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.kept.items())[:3])
+        raise SeparableError(f"{type(model).__name__} has no convolution to convert ({reasons or 'none at all'})")
+    pixels = {name: pixels_for(conv, memory) for name, conv in found.convertible.items()}
+    kept = dict(found.kept)
+
+    seen: dict[str, Recording] = {}
+    moments: dict[str, tuple[Moments, ...]] = {}
+    held = 0
+    groups = _groups(found.convertible, pixels, memory)
+    for group in groups:
+        recordings = record(model, batches, group, pixels, patches=True)
+        for name, recording in recordings.items():
+            conv = group[name]
+            size = _moment_bytes(conv)
+            if held + size <= memory // 2:
+                moments[name] = _dense_moments(conv, recording)
+                held += size
+            seen[name] = replace(recording, patches=None)
+    order = _execution_order(model, batches, found.convertible) if len(groups) > 1 else list(seen)
+    for name in found.convertible:
+        if name not in seen:
+            kept[name] = "never ran on the calibration images"
+
+    example = batches[0]
+    total = analyze(model, _one(example))
+    layers = []
+    for name in order:
+        conv, recording = found.convertible[name], seen[name]
+        scale, shift = norm_affine(model, recording.flow.norm, conv.out_channels)
+        layers.append(
+            LayerStatistics(
+                name=name,
+                spec=spec_of(conv),
+                input_size=recording.input_size,
+                macs=recording.macs,
+                calls=recording.calls,
+                flow=recording.flow,
+                scale=scale,
+                shift=shift,
+                pixels=pixels[name],
+                moments=moments.get(name),
+            )
+        )
+    return Statistics(
+        layers=tuple(layers),
+        kept=kept,
+        batches=batches,
+        outputs=network_outputs(model, batches),
+        macs=total.macs,
+        parameters=sum(p.numel() for p in model.parameters()),
+        memory=memory,
+    )
+
+
+def moments_of(model: nn.Module, statistics: Statistics, name: str) -> tuple[Moments, ...]:
+    """Return the moments of one layer, gathered anew where `calibrate` had no room to keep them."""
+    layer = statistics[name]
+    if layer.moments is not None:
+        return layer.moments
+    conv = survey(model).convertible[name]
+    once = layer.calls == 1
+    recording = record(model, statistics.batches, {name: conv}, {name: layer.pixels}, patches=True, stop_early=once)
+    return _dense_moments(conv, recording[name])
+
+
+def sample_moments(patches: Tensor, target: Tensor, groups: int) -> tuple[Moments, ...]:
+    """Compute centred second moments of samples, in float64, one entry a group.
+
+    Args:
+        patches: (P, C·K).
+        target: (P, M).
+        groups: of the convolution.
+    """
+    result = []
+    for x, t in zip(patches.chunk(groups, dim=1), target.chunk(groups, dim=1), strict=True):
+        count, sum_x, sum_t = _over_processes(torch.tensor(float(len(x)), dtype=torch.float64), x.double().sum(0), t.double().sum(0))
+        mean_x, mean_t = sum_x / count, sum_t / count
+        # Centred before the product, in single precision: the rounding is far below the noise of sampling.
+        xc, tc = x - mean_x.to(x), t - mean_t.to(t)
+        S, T, v = _over_processes((xc.T @ xc).double(), (tc.T @ xc).double(), tc.double().square().sum(0))
+        result.append(Moments(S / count, T / count, mean_x, mean_t, v / count, int(count)))
+    return tuple(result)
+
+
+def _over_processes(*sums: Tensor) -> tuple[Tensor, ...]:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in sums:
+            dist.all_reduce(tensor)
+    return sums
+
+
+def _dense_moments(conv: Conv, recording: Recording) -> tuple[Moments, ...]:
+    assert recording.patches is not None
+    gathered = sample_moments(recording.patches, recording.outputs, conv.groups)
+    weights = grouped_weight(conv)
+    biases = [None] * conv.groups if conv.bias is None else list(conv.bias.detach().double().chunk(conv.groups))
+    return tuple(
+        dense_moments(w, b, m.patches, m.patch_mean, m.count) for w, b, m in zip(weights, biases, gathered, strict=True)
+    )
+
+
+def batches_of(images: Images) -> tuple[Batch, ...]:
+    """Check images and cut them into batches.
+
+    Raises:
+        SeparableError: none, too few, or NaN or infinity among them.
+    """
+    if isinstance(images, Tensor):
+        if images.dim() < 3:
+            raise SeparableValueError(f"images have shape {tuple(images.shape)}: expected (N, C, H, W)")
+        batches: tuple[Batch, ...] = tuple(images.split(_BATCH)) if len(images) else ()
+    else:
+        batches = tuple(images)
+    count = 0
+    for i, batch in enumerate(batches):
+        tensors = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+        if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise SeparableValueError(
+                f"batch {i} of the calibration images is a {type(batch).__name__}: expected a tensor (N, C, H, W), or a "
+                "mapping of tensors; leave labels away"
+            )
+        for tensor in tensors:
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise SeparableError(f"batch {i} of the calibration images holds NaN or infinity: leave these images out")
+        count += len(tensors[0])
+        images_ = tensors[0]
+        if not images_.is_floating_point():
+            raise SeparableValueError(
+                f"batch {i} of the calibration images is of {images_.dtype}: expected floating point, scaled and "
+                "normalised as in training"
+            )
+        if i == 0 and float(images_.abs().max()) > 32:
+            warnings.warn(
+                f"calibration images reach {float(images_.abs().max()):.0f}: they look unnormalised. "
+                "Prepare them as in training, or the fit is for the wrong inputs",
+                stacklevel=3,
+            )
+    if count < _FEWEST_IMAGES:
+        raise SeparableError(
+            f"{count} calibration images: at least {_FEWEST_IMAGES} are needed, and 256 to 1,024 recommended"
+        )
+    return batches
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise a SeparableError that names the first parameter or buffer holding NaN or infinity."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise SeparableError(f"weights {name} hold NaN or infinity: load the weights of a finished training")
+
+
+def network_outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+    """Run the network in evaluation mode; return its outputs, flat for each image, in float32."""
+    with evaluating(model), torch.inference_mode():
+        return torch.cat([logits_of(run(model, batch)).float().flatten(1).cpu() for batch in batches])
+
+
+def norm_affine(model: nn.Module, name: str | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Return scale and shift that a batch norm applies in evaluation mode, (M,) each; 1 and 0 without one."""
+    scale, shift = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    if name is None:
+        return scale, shift
+    norm = model.get_submodule(name)
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    if norm.running_mean is None or norm.running_var is None:
+        return scale, shift
+    scale = (norm.running_var.double() + norm.eps).rsqrt().cpu()
+    if norm.affine:
+        scale = scale * norm.weight.detach().double().cpu()
+        shift = norm.bias.detach().double().cpu()
+    return scale, shift - scale * norm.running_mean.double().cpu()
+
+
+def pixels_for(conv: Conv, memory: int) -> int:
+    """How many output pixels to sample: sixteen for each unknown of a patch, within limits and a share of the memory."""
+    entries = conv.weight[0].numel() * conv.groups
+    fitting = memory // 4 // (4 * (entries + 2 * conv.out_channels))
+    return max(1024, min(max(8192, 16 * entries // conv.groups), 32768, fitting))
+
+
+def _moment_bytes(conv: Conv) -> int:
+    return 8 * conv.groups * conv.weight[0].numel() ** 2
+
+
+def _groups(layers: Mapping[str, Conv], pixels: Mapping[str, int], memory: int) -> list[dict[str, Conv]]:
+    """Cut the layers into runs whose recordings fit in half the memory, at least one layer each."""
+    groups: list[dict[str, Conv]] = [{}]
+    held = 0
+    for name, conv in layers.items():
+        size = 4 * pixels[name] * (conv.weight[0].numel() * conv.groups + 2 * conv.out_channels)
+        if groups[-1] and held + size > memory // 2:
+            groups.append({})
+            held = 0
+        groups[-1][name] = conv
+        held += size
+    return groups
+
+
+def _execution_order(model: nn.Module, batches: Sequence[Batch], layers: Mapping[str, Conv]) -> list[str]:
+    return list(record(model, [_one(batches[0])], layers, dict.fromkeys(layers, 1)))
+
+
+def _one(batch: Batch) -> Batch:
+    return {name: value[:1] for name, value in batch.items()} if isinstance(batch, Mapping) else batch[:1]

@@ -1,0 +1,121 @@
+"""Which convolutions of a network can be converted, and the view of their input that conversion works on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_separable.cost.formulas import ConvSpec
+
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BASES: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The convolutions of a network: those that a factorisation can replace, and why the others stay.
+
+    Attributes:
+        convertible: convolutions by module name, in the order of ``model.named_modules()``.
+        kept: reason by module name.
+    """
+
+    convertible: dict[str, Conv]
+    kept: dict[str, str]
+
+
+def survey(model: nn.Module) -> Survey:
+    """Sort the convolutions of ``model``; nothing is run or changed.
+
+    A module that stands at several places is listed once, under its first name.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1))
+        >>> found = survey(net)
+        >>> list(found.convertible)
+        ['0']
+        >>> found.kept
+        {'1': 'depthwise already', '2': '1x1: there is no kernel to separate'}
+    """
+    convertible: dict[str, Conv] = {}
+    kept: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _TRANSPOSED):
+            kept[name] = "transposed convolution: its factorisations are not implemented"
+        elif isinstance(module, tuple(_BASES)):
+            reason = _reason_to_keep(module)
+            if reason is None:
+                convertible[name] = module
+            else:
+                kept[name] = reason
+    return Survey(convertible, kept)
+
+
+def _reason_to_keep(conv: Conv) -> str | None:
+    if math.prod(conv.kernel_size) == 1:
+        return "1x1: there is no kernel to separate"
+    if conv.groups == conv.in_channels and conv.groups > 1:
+        return "depthwise already"
+    base = next(base for base in _BASES if isinstance(conv, base))
+    changed = [f for f in ("forward", "_conv_forward") if getattr(type(conv), f) is not getattr(base, f)]
+    if changed:
+        return f"{type(conv).__name__} computes something else than {base.__name__}: it overrides {changed[0]}"
+    if conv.weight.is_complex():
+        return "complex weights"
+    return None
+
+
+def spec_of(conv: Conv) -> ConvSpec:
+    """Return the shape of a convolution; ``padding="same"`` is given as the smaller side of it."""
+    return ConvSpec(
+        conv.in_channels,
+        conv.out_channels,
+        kernel_size=tuple(conv.kernel_size),
+        stride=tuple(conv.stride),
+        padding=tuple(before for before, _ in paddings(conv)),
+        dilation=tuple(conv.dilation),
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
+
+
+def paddings(conv: Conv) -> list[tuple[int, int]]:
+    """Return what is padded before and after each spatial dimension."""
+    if conv.padding == "valid":
+        return [(0, 0)] * len(conv.kernel_size)
+    if conv.padding == "same":
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [(n // 2, n - n // 2) for n in total]
+    assert not isinstance(conv.padding, str)
+    return [(n, n) for n in conv.padding]
+
+
+def patches_of(conv: Conv, inputs: Tensor) -> Tensor:
+    """View the patches that ``conv`` sees, without copying them.
+
+    Args:
+        conv: the convolution.
+        inputs: its input, (N, C, *size).
+
+    Returns:
+        Shape (N, *output size, C, *kernel size): entry ``[n, p]`` times the kernel is output pixel ``p`` of image ``n``.
+    """
+    pad = [n for pair in reversed(paddings(conv)) for n in pair]
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    view = F.pad(inputs, pad, mode=mode) if any(pad) else inputs
+    dimensions = len(conv.kernel_size)
+    for i, (k, s, d) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
+        view = view.unfold(2 + i, d * (k - 1) + 1, s)
+    view = view[(..., *(slice(None, None, d) for d in conv.dilation))]
+    return view.movedim(1, 1 + dimensions)
+
+
+def grouped_weight(conv: Conv) -> Tensor:
+    """Return the kernel in float64 by group, shape (groups, M/groups, C/groups, K)."""
+    weight = conv.weight.detach().to(torch.float64).flatten(2)
+    return weight.unflatten(0, (conv.groups, -1))

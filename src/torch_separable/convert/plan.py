@@ -1,0 +1,195 @@
+"""The plan of a conversion: for each convolution, whether to keep it, or which factorisation of which rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch_separable.convert.factorize import Order
+from torch_separable.cost.formulas import ConvSpec
+from torch_separable.errors import SeparableError
+from torch_separable.files import read_json, write_json
+
+SCHEMA = 1
+Method = Literal["least_squares", "svd"]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one convolution.
+
+    Attributes:
+        name: its module name in the dense network.
+        weight_shape: of its dense kernel: (M, C/groups, *kernel size).
+        order: ``"depthwise_first"``, ``"pointwise_first"``, or ``None`` to keep it as it is.
+        rank: depth multiplier, or rank, of the factorisation; 0 where the layer is kept.
+        reason: why it is kept, or what spoke for the choice.
+        macs: multiply-accumulates for each image (dense, planned).
+        parameters: (dense, planned).
+        error: share of the output's variance that a fit to this layer alone loses on the calibration images.
+    """
+
+    name: str
+    weight_shape: tuple[int, ...]
+    order: Order | None
+    rank: int = 0
+    reason: str = ""
+    macs: tuple[int, int] = (0, 0)
+    parameters: tuple[int, int] = (0, 0)
+    error: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"layer {self.name!r} of the plan"
+        if not isinstance(self.name, str) or not self.name:
+            raise SeparableError(f"a layer of the plan has the name {self.name!r}: expected a module's name")
+        for name in ("weight_shape", "macs", "parameters"):
+            value = getattr(self, name)
+            whole = isinstance(value, list | tuple) and all(type(n) is int and n >= 0 for n in value)
+            if not whole or (name != "weight_shape" and len(value) != 2):
+                raise SeparableError(f"{where} has {name}={value!r}: expected whole numbers")
+            object.__setattr__(self, name, tuple(value))
+        if self.order is not None and self.order not in get_args(Order):
+            raise SeparableError(
+                f"{where} has order={self.order!r}: expected one of {', '.join(get_args(Order))}, or null to keep it"
+            )
+        if type(self.rank) is not int or (self.rank < 1) != (self.order is None):
+            raise SeparableError(f"{where} has rank={self.rank!r} with order={self.order!r}: expected 1 or more, or 0 for a kept layer")
+        if not isinstance(self.error, int | float) or not isinstance(self.reason, str):
+            raise SeparableError(f"{where} has error={self.error!r}, reason={self.reason!r}: expected a number and words")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion, layer by layer: plain data that can be read, edited and applied again.
+
+    Attributes:
+        method: how kernels are found: by least squares on the outputs, or by the SVD of the weights alone.
+        layers: in the order in which they run; convolutions that cannot be converted stand with the reason.
+        macs: of the whole network for each image (dense, planned).
+        parameters: of the whole network (dense, planned).
+        version: of this layout.
+
+    Example:
+        >>> layer = LayerPlan("conv1", (8, 4, 3, 3), "depthwise_first", rank=1)
+        >>> plan = Plan("svd", (layer,))
+        >>> Plan.from_dict(plan.to_dict()) == plan
+        True
+    """
+
+    method: Method
+    layers: tuple[LayerPlan, ...]
+    macs: tuple[int, int] = (0, 0)
+    parameters: tuple[int, int] = (0, 0)
+    version: int = SCHEMA
+
+    @property
+    def converted(self) -> tuple[LayerPlan, ...]:
+        """The layers that are replaced."""
+        return tuple(layer for layer in self.layers if layer.order is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: object) -> Plan:
+        """Build a plan from plain values.
+
+        Raises:
+            SeparableError: something is missing, unknown or of another kind; the message names it.
+        """
+        if not isinstance(document, dict):
+            raise SeparableError(f"a plan is a JSON object, not a {type(document).__name__}")
+        if document.get("version") != SCHEMA:
+            raise SeparableError(
+                f"the plan has version {document.get('version')!r}; this release reads version {SCHEMA}: plan again"
+            )
+        _check_names(cls, document, "the plan", required={"method", "layers"})
+        if document["method"] not in get_args(Method):
+            raise SeparableError(f"the plan has method={document['method']!r}: expected one of {', '.join(get_args(Method))}")
+        if not isinstance(document["layers"], list | tuple):
+            raise SeparableError("the plan's layers are not a list")
+        layers = []
+        for i, entry in enumerate(document["layers"]):
+            if not isinstance(entry, dict):
+                raise SeparableError(f"layer {i} of the plan is not a JSON object")
+            _check_names(LayerPlan, entry, f"layer {i} of the plan", required={"name", "weight_shape", "order"})
+            layers.append(LayerPlan(**entry))
+        repeated = [name for name, n in Counter(layer.name for layer in layers).items() if n > 1]
+        if repeated:
+            raise SeparableError(f"layer {repeated[0]!r} stands twice in the plan")
+        totals: dict[str, tuple[int, int]] = {}
+        for name in ("macs", "parameters"):
+            value = document.get(name, (0, 0))
+            if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value)):
+                raise SeparableError(f"the plan has {name}={value!r}: expected two whole numbers, dense and planned")
+            totals[name] = (value[0], value[1])
+        return cls(method=document["method"], layers=tuple(layers), **totals)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote, or that was edited since.
+
+        Raises:
+            SeparableError: the file is absent, is not JSON, or is not a plan.
+        """
+        document = read_json(path, "a plan")
+        try:
+            return cls.from_dict(document)
+        except SeparableError as error:
+            raise SeparableError(f"{path}: {error}") from error
+
+    def __str__(self) -> str:
+        rows = [(x.name, f"{x.order} {x.rank}" if x.order else "keep", f"{x.macs[0]:,}", f"{x.macs[1]:,}", x.reason) for x in self.layers]
+        heads = ("layer", "becomes", "MACs", "planned", "")
+        widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(4)]
+        lines = [
+            "  ".join([r[0].ljust(widths[0]), r[1].ljust(widths[1]), r[2].rjust(widths[2]), r[3].rjust(widths[3]), r[4]]).rstrip()
+            for r in (heads, *rows)
+        ]
+        dense, planned = self.macs
+        lines.append(f"whole network: {dense:,} -> {planned:,} MACs ({dense / max(planned, 1):.2f}x fewer)")
+        return "\n".join(lines)
+
+
+def _check_names(kind: type, document: dict[str, Any], where: str, required: set[str]) -> None:
+    known = {field.name for field in fields(kind)}
+    missing, unknown = sorted(required - set(document)), sorted(set(document) - known)
+    if missing:
+        raise SeparableError(f"{where} lacks {missing[0]!r}")
+    if unknown:
+        raise SeparableError(f"{where} has {unknown[0]!r}, which no plan has: known are {', '.join(sorted(known))}")
+
+
+def separable_specs(spec: ConvSpec, order: Order, rank: int) -> tuple[ConvSpec, ConvSpec]:
+    """Return the two convolutions that replace ``spec``, in the order in which they run."""
+    ones = (1,) * len(spec.kernel_size)
+    channels = spec.in_channels if order == "depthwise_first" else spec.out_channels
+    inner = channels * rank
+    window = {"kernel_size": spec.kernel_size, "stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation}
+    if order == "depthwise_first":
+        return (
+            ConvSpec(spec.in_channels, inner, **window, groups=channels, bias=False),
+            ConvSpec(inner, spec.out_channels, ones, groups=spec.groups),
+        )
+    return (
+        ConvSpec(spec.in_channels, inner, ones, groups=spec.groups, bias=False),
+        ConvSpec(inner, spec.out_channels, **window, groups=channels),
+    )
+
+
+def separable_macs(spec: ConvSpec, order: Order, rank: int, input_size: tuple[int, ...], dense_macs: int) -> int:
+    """Multiply-accumulates of the factorised layer for each image, given the dense layer's (over all its calls).
+
+    arXiv 1704.04861, section 3.1, with a multiplier: depthwise first ``D·C·(k² + M)`` for each output pixel; pointwise
+    first ``D·M·k²`` for each output pixel and ``D·M·C`` for each *input* pixel.
+    """
+    first, second = separable_specs(spec, order, rank)
+    once = first.macs(input_size) + second.macs(first.output_size(input_size))
+    return round(once * dense_macs / spec.macs(input_size))

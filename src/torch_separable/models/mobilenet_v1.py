@@ -1,0 +1,104 @@
+"""MobileNet (Howard et al., arXiv 1704.04861), and the dense network of the same shape that its table 4 compares with."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from torch_separable.errors import SeparableValueError
+from torch_separable.nn import DepthwiseSeparableConv2d
+from torch_separable.nn._arguments import flag, whole
+
+# (output channels, stride) of the blocks after the stem: table 1 of the paper.
+_BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+# Table 5's shallow network leaves away the five blocks of 14x14x512.
+_SHALLOW = [*_BLOCKS[:6], *_BLOCKS[11:]]
+
+
+class MobileNetV1(nn.Module):
+    """A stem 3x3, thirteen blocks, global average pooling and a classifier.
+
+    Args:
+        width_multiplier: ``α``, the share of each layer's channels.
+        resolution: ``224·ρ``, the size of the images that it is meant for; kept as an attribute, since the network pools
+            globally and takes any size.
+        num_classes: outputs.
+        in_channels: channels of the images.
+        shallow: leave away the five blocks of 512 channels at 14x14.
+        separable: whether blocks are depthwise separable, or dense 3x3 convolutions ("Conv MobileNet").
+    """
+
+    def __init__(
+        self,
+        width_multiplier: float = 1.0,
+        resolution: int = 224,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        *,
+        shallow: bool = False,
+        separable: bool = True,
+    ) -> None:
+        super().__init__()
+        check_width(width_multiplier)
+        for name, value in (("resolution", resolution), ("num_classes", num_classes), ("in_channels", in_channels)):
+            whole(name, value)
+        flag("shallow", shallow)
+        flag("separable", separable)
+        self.resolution = resolution
+        channels = max(8, int(32 * width_multiplier))
+        self.stem = _conv_bn_relu(in_channels, channels, stride=2)
+        blocks: list[nn.Module] = []
+        for out_channels, stride in _SHALLOW if shallow else _BLOCKS:
+            out_channels = max(8, int(out_channels * width_multiplier))
+            if separable:
+                block: nn.Module = DepthwiseSeparableConv2d(
+                    channels, out_channels, 3, stride=stride, padding=1, bias=False,
+                    norm_layer=nn.BatchNorm2d, act_layer=nn.ReLU,
+                )  # fmt: skip
+            else:
+                block = _conv_bn_relu(channels, out_channels, stride)
+            blocks.append(block)
+            channels = out_channels
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, num_classes)."""
+        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def check_width(width_multiplier: float) -> None:
+    """Require a positive, finite width multiplier."""
+    number = isinstance(width_multiplier, int | float) and not isinstance(width_multiplier, bool)
+    if not number or not 0 < width_multiplier < float("inf"):
+        raise SeparableValueError(f"width_multiplier={width_multiplier!r}: must be a number above 0")
+
+
+def mobilenet_v1(
+    width_multiplier: float = 1.0,
+    resolution: int = 224,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    shallow: bool = False,
+) -> MobileNetV1:
+    """MobileNet: see `MobileNetV1`.
+
+    Example:
+        >>> import torch
+        >>> net = mobilenet_v1(0.25, resolution=128, num_classes=10).eval()
+        >>> net(torch.zeros(1, 3, 128, 128)).shape
+        torch.Size([1, 10])
+    """
+    return MobileNetV1(width_multiplier, resolution, num_classes, in_channels, shallow=shallow)
+
+
+def conv_mobilenet(
+    width_multiplier: float = 1.0, resolution: int = 224, num_classes: int = 1000, in_channels: int = 3
+) -> MobileNetV1:
+    """Build MobileNet's dense twin: every separable block a dense 3x3 convolution ("Conv MobileNet", table 4)."""
+    return MobileNetV1(width_multiplier, resolution, num_classes, in_channels, separable=False)

@@ -1,0 +1,77 @@
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from torch_separable.models.mobilenet_v1 import check_width
+from torch_separable.nn import InvertedResidual
+from torch_separable.nn._arguments import whole
+
+# (expansion, output channels, repeats, stride): table 2 of the paper.
+_STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+
+
+class MobileNetV2(nn.Module):
+    """A stem 3x3, seventeen inverted residuals, a 1x1 head, global average pooling and a classifier.
+
+    Args:
+        width_multiplier: share of each layer's channels, rounded to multiples of 8; the head stays 1280 below 1.
+        resolution: size of the images that it is meant for; kept as an attribute.
+        num_classes: outputs.
+        in_channels: channels of the images.
+        dropout: probability before the classifier, in training.
+    """
+
+    def __init__(
+        self,
+        width_multiplier: float = 1.0,
+        resolution: int = 224,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        check_width(width_multiplier)
+        for name, value in (("resolution", resolution), ("num_classes", num_classes), ("in_channels", in_channels)):
+            whole(name, value)
+        self.resolution = resolution
+        channels = _round_channels(32 * width_multiplier)
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU6()
+        )
+        blocks: list[nn.Module] = []
+        for expand_ratio, width, repeats, first_stride in _STAGES:
+            out_channels = _round_channels(width * width_multiplier)
+            for i in range(repeats):
+                stride = first_stride if i == 0 else 1
+                blocks.append(InvertedResidual(channels, out_channels, stride=stride, expand_ratio=expand_ratio))
+                channels = out_channels
+        self.blocks = nn.Sequential(*blocks)
+        head = _round_channels(1280 * max(1.0, width_multiplier))
+        self.head = nn.Sequential(nn.Conv2d(channels, head, 1, bias=False), nn.BatchNorm2d(head), nn.ReLU6())
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(head, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, num_classes)."""
+        x = self.head(self.blocks(self.stem(x)))
+        return self.classifier(self.dropout(x.mean((2, 3))))  # type: ignore[no-any-return]
+
+
+def _round_channels(channels: float, multiple: int = 8) -> int:
+    """Round to a multiple of 8, at least 8, and never down by more than a tenth, as the authors' networks do."""
+    rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
+    return rounded + multiple if rounded < 0.9 * channels else rounded
+
+
+def mobilenet_v2(
+    width_multiplier: float = 1.0, resolution: int = 224, num_classes: int = 1000, in_channels: int = 3
+) -> MobileNetV2:
+    """MobileNetV2: see `MobileNetV2`.
+
+    Example:
+        >>> sum(p.numel() for p in mobilenet_v2().parameters())
+        3504872
+    """
+    return MobileNetV2(width_multiplier, resolution, num_classes, in_channels)

@@ -1,0 +1,35 @@
+"""The class that introductory articles write, under the name and the attributes that they give it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d
+
+
+class depthwise_separable_conv(nn.Module):  # noqa: N801 - the article's name
+    """Depthwise 3x3 and pointwise 1x1 convolution, both with bias: the unit of a MobileNet as tutorials write it.
+
+    `DepthwiseSeparableConv2d` does the same and more. Input (N, ch_in, H, W), output (N, ch_out, H, W).
+
+    Args:
+        ch_in: channels of the input.
+        ch_out: channels of the output.
+
+    Example:
+        >>> import torch
+        >>> conv = depthwise_separable_conv(4, 8)
+        >>> conv(torch.zeros(1, 4, 3, 3)).shape
+        torch.Size([1, 8, 3, 3])
+        >>> list(conv.state_dict())
+        ['depth_conv.weight', 'depth_conv.bias', 'point_conv.weight', 'point_conv.bias']
+    """
+
+    def __init__(self, ch_in: int, ch_out: int) -> None:
+        super().__init__()
+        self.depth_conv = DepthwiseConv2d(ch_in, kernel_size=3, padding=1)
+        self.point_conv = PointwiseConv2d(ch_in, ch_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the depthwise, then the pointwise convolution."""
+        return self.point_conv(self.depth_conv(x))  # type: ignore[no-any-return]

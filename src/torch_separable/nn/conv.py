@@ -1,0 +1,213 @@
+"""The two convolutions that a depthwise separable one is made of, each an ordinary ``torch.nn`` convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_separable.nn._arguments import divides, flag, whole, window
+
+Size = int | tuple[int, ...]
+
+
+def _depthwise_arguments(
+    dimensions: int, in_channels: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
+    depth_multiplier: Any, bias: Any, padding_mode: Any,
+) -> dict[str, Any]:  # fmt: skip
+    whole("in_channels", in_channels)
+    whole("depth_multiplier", depth_multiplier)
+    flag("bias", bias)
+    return {
+        "in_channels": in_channels,
+        "out_channels": in_channels * depth_multiplier,
+        "groups": in_channels,
+        "bias": bias,
+        **window(dimensions, kernel_size, stride, padding, dilation, padding_mode),
+    }
+
+
+def _pointwise_arguments(
+    in_channels: Any, out_channels: Any, stride: Any, groups: Any, bias: Any, dimensions: int
+) -> dict[str, Any]:
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+        whole(name, value)
+    divides("groups", groups, "in_channels", in_channels)
+    divides("groups", groups, "out_channels", out_channels)
+    flag("bias", bias)
+    step = window(dimensions, 1, stride, 0, 1, "zeros")["stride"]
+    return {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "kernel_size": 1,
+        "stride": step,
+        "groups": groups,
+        "bias": bias,
+    }
+
+
+class DepthwiseConv1d(nn.Conv1d):
+    """Depthwise convolution over a sequence; see `DepthwiseConv2d`. Input (N, C, L), output (N, C·D, L')."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        depth_multiplier: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments = _depthwise_arguments(
+            1, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode
+        )
+        super().__init__(**arguments, device=device, dtype=dtype)
+        self.depth_multiplier = depth_multiplier
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Convolution in which every input channel has kernels of its own: ``groups=in_channels``.
+
+    Channel ``c`` gives the outputs ``c·D … c·D + D − 1``. Arguments are ``torch.nn.Conv2d``'s, and Keras'
+    ``depth_multiplier``. Input (N, C, H, W), output (N, C·D, H', W').
+
+    Args:
+        in_channels: ``C``.
+        kernel_size: extent of the kernels.
+        stride: step of the output grid.
+        padding: on both sides of each dimension, or ``"same"`` (stride 1).
+        dilation: distance between taps.
+        depth_multiplier: ``D``, kernels for each channel.
+        bias: whether each output adds a bias.
+        padding_mode: as ``torch.nn.Conv2d``.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        SeparableValueError: an argument breaks its rule.
+
+    Example:
+        >>> import torch
+        >>> conv = DepthwiseConv2d(4, 3, padding=1, depth_multiplier=2)
+        >>> conv(torch.zeros(1, 4, 3, 3)).shape, conv.weight.shape
+        (torch.Size([1, 8, 3, 3]), torch.Size([8, 1, 3, 3]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        depth_multiplier: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments = _depthwise_arguments(
+            2, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode
+        )
+        super().__init__(**arguments, device=device, dtype=dtype)
+        self.depth_multiplier = depth_multiplier
+
+
+class DepthwiseConv3d(nn.Conv3d):
+    """Depthwise convolution over a volume; see `DepthwiseConv2d`. Input (N, C, D, H, W)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        depth_multiplier: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments = _depthwise_arguments(
+            3, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode
+        )
+        super().__init__(**arguments, device=device, dtype=dtype)
+        self.depth_multiplier = depth_multiplier
+
+
+class PointwiseConv1d(nn.Conv1d):
+    """Pointwise convolution over a sequence; see `PointwiseConv2d`. Input (N, C, L), output (N, M, L')."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments = _pointwise_arguments(in_channels, out_channels, stride, groups, bias, 1)
+        super().__init__(**arguments, device=device, dtype=dtype)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """Convolution with a 1x1 kernel, which mixes channels and not pixels. Input (N, C, H, W), output (N, M, H', W').
+
+    Args:
+        in_channels: ``C``.
+        out_channels: ``M``.
+        stride: step of the output grid.
+        groups: both channel counts must be multiples of it.
+        bias: whether each output adds a bias.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        SeparableValueError: an argument breaks its rule.
+
+    Example:
+        >>> PointwiseConv2d(4, 8).weight.shape
+        torch.Size([8, 4, 1, 1])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments = _pointwise_arguments(in_channels, out_channels, stride, groups, bias, 2)
+        super().__init__(**arguments, device=device, dtype=dtype)
+
+
+class PointwiseConv3d(nn.Conv3d):
+    """Pointwise convolution over a volume; see `PointwiseConv2d`. Input (N, C, D, H, W)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments = _pointwise_arguments(in_channels, out_channels, stride, groups, bias, 3)
+        super().__init__(**arguments, device=device, dtype=dtype)
+
+
+DEPTHWISE: dict[int, Any] = {1: DepthwiseConv1d, 2: DepthwiseConv2d, 3: DepthwiseConv3d}
+POINTWISE: dict[int, Any] = {1: PointwiseConv1d, 2: PointwiseConv2d, 3: PointwiseConv3d}

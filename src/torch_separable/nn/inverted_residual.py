@@ -1,0 +1,88 @@
+"""The inverted residual of MobileNetV2 (Sandler et al., arXiv 1801.04381, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from torch_separable.nn._arguments import callable_or_none, per_dimension, whole
+from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d, Size
+
+
+class InvertedResidual(nn.Module):
+    """Expand by a pointwise convolution, filter depthwise, project back; added to the input where the shapes allow it.
+
+    Children carry timm's names: ``conv_pw``, ``bn1``, ``act1`` (absent where ``expand_ratio`` is 1), ``conv_dw``,
+    ``bn2``, ``act2``, ``conv_pwl``, ``bn3``. There is no activation after the projection ("linear bottleneck").
+    Input (N, C, H, W), output (N, M, H', W').
+
+    Args:
+        in_channels: ``C``.
+        out_channels: ``M``.
+        kernel_size: of the depthwise convolution, odd; padding keeps the size at stride 1.
+        stride: of the depthwise convolution.
+        expand_ratio: ``t``, channels inside for each input channel.
+        dilation: of the depthwise convolution.
+        norm_layer: builds a norm from a number of channels.
+        act_layer: builds an activation.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        SeparableValueError: an argument breaks its rule.
+
+    Example:
+        >>> block = InvertedResidual(16, 16, expand_ratio=6)
+        >>> block(torch.zeros(1, 16, 8, 8)).shape, block.has_residual
+        (torch.Size([1, 16, 8, 8]), True)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        expand_ratio: int = 6,
+        dilation: Size = 1,
+        norm_layer: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+        act_layer: Callable[[], nn.Module] | None = nn.ReLU6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("expand_ratio", expand_ratio)):
+            whole(name, value)
+        callable_or_none("norm_layer", norm_layer)
+        callable_or_none("act_layer", act_layer)
+        kernel = per_dimension("kernel_size", kernel_size, 2)
+        steps = per_dimension("stride", stride, 2)
+        spread = per_dimension("dilation", dilation, 2)
+        padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, spread, strict=True))
+        inner = in_channels * expand_ratio
+        self.has_residual = in_channels == out_channels and steps == (1, 1) and all(k % 2 for k in kernel)
+        bias = norm_layer is None
+        placed = {"device": device, "dtype": dtype}
+
+        def follow(norm: str, act: str | None, channels: int) -> None:
+            if norm_layer is not None:
+                self.add_module(norm, norm_layer(channels).to(device, dtype))
+            if act is not None and act_layer is not None:
+                self.add_module(act, act_layer())
+
+        if expand_ratio > 1:
+            self.conv_pw = PointwiseConv2d(in_channels, inner, bias=bias, **placed)  # type: ignore[arg-type]
+            follow("bn1", "act1", inner)
+        self.conv_dw = DepthwiseConv2d(inner, kernel, steps, padding, spread, bias=bias, **placed)  # type: ignore[arg-type]
+        follow("bn2", "act2", inner)
+        self.conv_pwl = PointwiseConv2d(inner, out_channels, bias=bias, **placed)  # type: ignore[arg-type]
+        follow("bn3", None, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers in the order in which they stand, and add the input where that was decided."""
+        y = x
+        for layer in self.children():
+            y = layer(y)
+        return x + y if self.has_residual else y

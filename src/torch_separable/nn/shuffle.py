@@ -1,0 +1,117 @@
+"""Channel shuffle, and the unit that needs it (Zhang et al., "ShuffleNet", arXiv 1707.01083)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_separable.errors import SeparableValueError
+from torch_separable.nn._arguments import divides, per_dimension, whole
+from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d, Size
+
+
+class ChannelShuffle(nn.Module):
+    """Interleave the channels of the groups, so that the next grouped convolution sees some of each (section 3.1).
+
+    Channels of ``g`` groups of ``n`` are read as (g, n), transposed, and read out as (n, g). Works on (N, C, *size),
+    any number of spatial dimensions.
+
+    Args:
+        groups: ``g``; must divide the channels of the input.
+
+    Raises:
+        SeparableValueError: ``groups`` is no whole number, or does not divide the input's channels.
+
+    Example:
+        >>> ChannelShuffle(2)(torch.arange(6.0).view(1, 6, 1, 1)).flatten().tolist()
+        [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = whole("groups", groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, *size) to the same shape."""
+        divides("groups", self.groups, "the input's channels", x.shape[1])
+        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """Say the number of groups."""
+        return f"groups={self.groups}"
+
+
+class ShuffleUnit(nn.Module):
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, beside the input (section 3.2 and figure 2b, 2c).
+
+    With stride 1 the result is added to the input; with stride 2 it is concatenated to the average-pooled input, so
+    that only ``out_channels − in_channels`` channels have to be computed. Input (N, C, H, W), output (N, M, H', W').
+
+    Args:
+        in_channels: ``C``.
+        out_channels: ``M``; equal to ``C`` with stride 1, larger with stride 2.
+        groups: of the pointwise convolutions; must divide ``C``, ``M`` and the bottleneck's channels.
+        stride: 1 or 2.
+        kernel_size: of the depthwise convolution, odd.
+        bottleneck_ratio: the bottleneck has ``M / bottleneck_ratio`` channels.
+
+    Raises:
+        SeparableValueError: an argument breaks its rule.
+
+    Example:
+        >>> ShuffleUnit(24, 48, groups=3, stride=2)(torch.zeros(1, 24, 8, 8)).shape
+        torch.Size([1, 48, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int = 3,
+        stride: int = 1,
+        kernel_size: Size = 3,
+        bottleneck_ratio: int = 4,
+    ) -> None:
+        super().__init__()
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
+        for name, value in (*sizes.items(), ("bottleneck_ratio", bottleneck_ratio)):
+            whole(name, value)
+        kernel = per_dimension("kernel_size", kernel_size, 2)
+        if any(k % 2 == 0 for k in kernel):
+            raise SeparableValueError(f"kernel_size={kernel_size!r}: must be odd, so that padding keeps the size")
+        if stride not in (1, 2) or isinstance(stride, bool):
+            raise SeparableValueError(f"stride={stride!r}: must be 1 or 2")
+        if stride == 1 and in_channels != out_channels:
+            raise SeparableValueError(
+                f"out_channels={out_channels} with stride=1: must equal in_channels={in_channels}, which it is added to"
+            )
+        if stride == 2 and out_channels <= in_channels:
+            raise SeparableValueError(
+                f"out_channels={out_channels} with stride=2: must exceed in_channels={in_channels}, "
+                "which are concatenated to it"
+            )
+        computed = out_channels if stride == 1 else out_channels - in_channels
+        divides("bottleneck_ratio", bottleneck_ratio, "out_channels", out_channels)
+        inner = out_channels // bottleneck_ratio
+        divides("groups", groups, "in_channels", in_channels)
+        divides("groups", groups, "out_channels / bottleneck_ratio", inner)
+        divides("groups", groups, "the computed channels", computed)
+        self.stride = stride
+        self.conv_pw = PointwiseConv2d(in_channels, inner, groups=groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.shuffle = ChannelShuffle(groups)
+        padding = tuple(k // 2 for k in kernel)
+        self.conv_dw = DepthwiseConv2d(inner, kernel, stride=stride, padding=padding, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv_pwl = PointwiseConv2d(inner, computed, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(computed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, M, H/stride, W/stride)."""
+        y = F.relu(self.bn1(self.conv_pw(x)))
+        y = self.bn2(self.conv_dw(self.shuffle(y)))
+        y = self.bn3(self.conv_pwl(y))
+        if self.stride == 1:
+            return F.relu(x + y)
+        return F.relu(torch.cat([F.avg_pool2d(x, 3, stride=2, padding=1), y], dim=1))

@@ -1,0 +1,36 @@
+"""What a network returned, seen as one tensor of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from torch_separable.errors import SeparableError
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits in a network's output: the tensor itself, or what ``.logits`` or ``["logits"]`` holds.
+
+    Models of ``transformers`` return an object with ``.logits``; torchvision's segmentation networks a mapping whose
+    entry is called ``out``.
+
+    Raises:
+        SeparableError: the output holds no such tensor.
+
+    Example:
+        >>> import torch
+        >>> logits_of({"logits": torch.zeros(2, 10), "boxes": torch.zeros(2, 4)}).shape
+        torch.Size([2, 10])
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, Mapping):
+        found = output.get("logits", output.get("out"))
+    if not isinstance(found, Tensor):
+        raise SeparableError(
+            f"the network returned {type(output).__name__}, which holds no logits: expected a tensor, or an object "
+            "with `.logits`; wrap the network in a module that returns the tensor"
+        )
+    return found

@@ -1,0 +1,142 @@
+"""The state of a recovery in one file, from which it goes on as if it had never stopped.
+
+The file is safetensors: tensors by name, and numbers as JSON in its header. Nothing in it is ever unpickled. It is
+written beside its place and renamed into it, so a kill at any moment leaves the previous one. There is no state of
+random generators in it, because everything random is drawn from (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torch_separable.errors import SeparableError
+from torch_separable.files import save_weights
+
+_SCHEMA = 1
+_HEADER = "torch_separable_recovery"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a recovery needs to go on.
+
+    Attributes:
+        identity: what the run is of (settings, data, networks); a checkpoint of another run is refused.
+        numbers: steps done, sums of the current epoch, best result so far, and the like.
+        tensors: by group (``student``, ``ema``, ``optimizer``) and name.
+    """
+
+    identity: Mapping[str, Any]
+    numbers: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]]
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            SeparableError: it cannot be written; what was there is untouched.
+        """
+        header = {"schema": _SCHEMA, "identity": self.identity, "numbers": self.numbers}
+        flat = {f"{group}/{name}": tensor for group, named in self.tensors.items() for name, tensor in named.items()}
+        save_weights(flat, path, metadata={_HEADER: json.dumps(header, allow_nan=False)})
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read the file, onto the CPU.
+
+        Raises:
+            SeparableError: it is damaged, is no checkpoint of a recovery, or of a newer version of the package.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors: dict[str, dict[str, Tensor]] = {}
+                if _HEADER in metadata:
+                    for key in file.keys():  # noqa: SIM118 - not a mapping
+                        group, _, name = key.partition("/")
+                        tensors.setdefault(group, {})[name] = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise SeparableError(
+                f"{path} is not a whole checkpoint: {error}; remove it to begin anew, or give another output_dir"
+            ) from error
+        if _HEADER not in metadata:
+            raise SeparableError(f"{path} is not the checkpoint of a recovery: give another output_dir")
+        try:
+            header = json.loads(metadata[_HEADER])
+            schema, identity, numbers = header["schema"], header["identity"], header["numbers"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SeparableError(f"{path} has a damaged header: remove it to begin anew") from error
+        if schema != _SCHEMA:
+            raise SeparableError(
+                f"{path} has schema {schema}; this version of torch-separable reads {_SCHEMA}: resume with the version "
+                "that wrote it, or give another output_dir"
+            )
+        return cls(identity, numbers, tensors)
+
+    def check(self, identity: Mapping[str, Any], path: Path) -> None:
+        """Refuse the checkpoint if it is of another run, naming the first difference."""
+        ours, written = _flat(identity), _flat(self.identity)
+        for key in {**ours, **written}:
+            mine, theirs = ours.get(key), written.get(key)
+            same = mine == theirs
+            if key.endswith(".norm") and mine is not None and theirs is not None:
+                # The weights to begin with: the same conversion done again may differ in the last digits.
+                same = abs(mine - theirs) <= 1e-4 * abs(mine)
+            if not same:
+                raise SeparableError(
+                    f"{path} belongs to another run: {key} is {theirs!r} there and {mine!r} here; give another "
+                    "output_dir, or resume=False to begin anew"
+                )
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors by ``parameter number/name``; its settings are not among them."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}/{name}": torch.as_tensor(value) for index, named in state.items() for name, value in named.items()
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors of ``optimizer_state`` back, laid out in memory as each parameter is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition("/")
+        parameter = parameters[int(index)]
+        # A step over tensors laid out alike takes the path, and so the rounding, of the uninterrupted run.
+        like = torch.empty_like(parameter if tensor.ndim and tensor.shape == parameter.shape else tensor)
+        state.setdefault(int(index), {})[name] = like.copy_(tensor)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def describe_network(model: nn.Module) -> dict[str, Any]:
+    """What tells a network from another: its type, number of tensors and of values, and the length of its weights."""
+    state = model.state_dict()
+    floating = [tensor.detach().cpu().double() for tensor in state.values() if tensor.is_floating_point()]
+    norm = float(torch.stack([tensor.norm() for tensor in floating]).norm()) if floating else 0.0
+    return {
+        "type": type(model).__name__,
+        "tensors": len(state),
+        "values": sum(tensor.numel() for tensor in state.values()),
+        "norm": norm,
+    }
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,65 @@
+"""What is tried before anything is trained, so that what does not fit is said at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.outputs import logits_of
+from torch_separable.recover.config import RecoverConfig
+from torch_separable.recover.data import ImageData
+from torch_separable.recover.evaluate import require_labels
+
+
+def check_data(data: ImageData, validation: ImageData | None, config: RecoverConfig) -> None:
+    """Refuse images that lack labels where labels are needed, or that differ in shape from those to validate on."""
+    if config.label_weight:
+        require_labels(data, f"label_weight={config.label_weight:g}")
+    if validation is None:
+        return
+    require_labels(validation, "validation")
+    if validation.image_shape != data.image_shape:
+        raise SeparableValueError(
+            f"validation images have shape {validation.image_shape}, those to train on "
+            f"{data.image_shape}: they must agree"
+        )
+
+
+def check_networks(
+    student: nn.Module, teacher: nn.Module | None, data: ImageData, config: RecoverConfig, device: torch.device
+) -> None:
+    """Try the networks, in evaluation mode, on two images."""
+    if teacher is None and config.needs_teacher:
+        raise SeparableValueError(
+            "teacher is None: distillation needs one; for training on labels alone set logits_weight=0, label_weight=1"
+        )
+    images = data.take(slice(0, 2))[0].to(device)
+    shapes = []
+    for name, network in (("student", student), ("teacher", teacher)):
+        if network is None:
+            continue
+        network.eval()
+        try:
+            with torch.no_grad():
+                logits = logits_of(network(images))
+        except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, SeparableError):
+                raise
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SeparableError(
+                f"the {name} cannot take images of shape {tuple(images.shape)} (N, C, H, W) of {data.name}: {first}"
+            ) from error
+        if not logits.isfinite().all():
+            raise SeparableError(f"the {name} gives NaN or infinite logits on {data.name}: check its weights")
+        shapes.append(tuple(logits.shape))
+    if shapes[0] != shapes[-1]:
+        raise SeparableError(
+            f"the student gives logits of shape {shapes[0]}, the teacher {shapes[-1]}: they must agree; is this the "
+            "network that the student was converted from?"
+        )
+    if config.label_weight and (len(shapes[0]) != 2 or shapes[0][1] < len(data.classes)):
+        raise SeparableError(
+            f"the network gives logits of shape {shapes[0]}; {data.name} has {len(data.classes)} classes: label_weight "
+            "needs logits (n, classes)"
+        )

@@ -1,0 +1,304 @@
+"""Images with or without labels, held in memory: the form in which calibration, recovery and evaluation take data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.recover import readers
+
+if TYPE_CHECKING:
+    from torch_separable.recover.readers import Raw
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+UNLABELLED = -1
+
+_SPECS = "digits, npz:PATH, folder:PATH, hf:NAME"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images of one size in memory, with the normalisation that the network expects.
+
+    The pixels stay as they came (uint8 where they came as uint8) and are normalised when they are taken, so that
+    50,000 CIFAR images cost 150 MB.
+
+    Attributes:
+        name: where the images come from, as ``load_data`` was told.
+        split: which part of them these are.
+        images: raw pixels (N, C, H, W), uint8, or float32 in 0..1.
+        labels: class of each image (N,), int64; ``None`` when unlabelled.
+        classes: names of the classes.
+        mean: value taken off each channel, of images in 0..1; empty for none.
+        std: value that each channel is then divided by; empty for none.
+
+    Raises:
+        SeparableValueError: shapes, types or ranges are not the above; a pixel is NaN; there is no image; a label names
+            no class.
+
+    Example:
+        >>> import torch
+        >>> data = ImageData("noise", "train", torch.rand(10, 3, 8, 8), torch.arange(10) % 2, ("cat", "dog"))
+        >>> len(data), data.image_shape, data.sample(4).shape
+        (10, (3, 8, 8), torch.Size([4, 3, 8, 8]))
+        >>> image, label = data.dataset[3]
+        >>> data.classes[label]
+        'dog'
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_images(self)
+        _check_labels(self)
+        channels = self.images.shape[1]
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            if values and len(values) != channels:
+                raise SeparableValueError(
+                    f"{field}={values} has {len(values)} entries; the images of {self.name} have {channels} channels: "
+                    "give one entry for each channel"
+                )
+        if any(not value > 0 for value in self.std):
+            raise SeparableValueError(f"std={self.std}: every entry must be above 0")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return self.labels is not None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def dataset(self) -> Dataset[tuple[Tensor, int]]:
+        """The images as a PyTorch dataset of (normalised image float32 (C, H, W), label or -1)."""
+        return _ImageDataset(self)
+
+    def describe(self) -> dict[str, object]:
+        """What tells these images from others, of types that JSON has."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "images": len(self),
+            "shape": list(self.image_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn raw pixels (n, C, H, W), uint8 or float in 0..1, into what the network takes, float32."""
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        images = images.to(torch.float32)
+        if not self.mean and not self.std:
+            return images / scale if scale != 1.0 else images
+        channels = images.shape[1]
+        mean = torch.tensor(self.mean or (0.0,) * channels, device=images.device) * scale
+        std = torch.tensor(self.std or (1.0,) * channels, device=images.device) * scale
+        return (images - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+    def take(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """The normalised images (n, C, H, W) and labels (n,) at ``indices``; labels are -1 where there are none."""
+        images = self.normalise(self.images[indices])
+        if self.labels is None:
+            return images, torch.full((len(images),), UNLABELLED)
+        return images, self.labels[indices]
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """``count`` distinct normalised images (count, C, H, W), the same ones for the same ``seed``.
+
+        Raises:
+            SeparableValueError: ``count`` is below 1 or above the number of images.
+        """
+        if not 1 <= count <= len(self):
+            raise SeparableValueError(
+                f"count={count}: {self.name} ({self.split}) has {len(self)} images to choose from"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.take(order[:count])[0]
+
+    def subset(self, indices: Sequence[int] | range | Tensor) -> ImageData:
+        """These images alone, in the order of ``indices``; a ``range`` of step 1 shares the memory.
+
+        Raises:
+            SeparableValueError: there is no index, or one is outside 0..len-1.
+        """
+        if len(indices) == 0:
+            raise SeparableValueError(f"indices is empty: a subset of {self.name} needs at least one image")
+        wanted = torch.as_tensor(indices)
+        least, most = int(wanted.min()), int(wanted.max())
+        if least < 0 or most >= len(self):
+            raise SeparableValueError(
+                f"indices reach from {least} to {most}; {self.name} ({self.split}) has images 0..{len(self) - 1}"
+            )
+        if isinstance(indices, range) and indices.step == 1:
+            chosen: Tensor | slice = slice(indices.start, indices.stop)
+        else:
+            chosen = wanted
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, images=self.images[chosen], labels=labels)
+
+    def batches(self, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (normalised images (n, C, H, W), labels (n,)); the last batch may be smaller.
+
+        Args:
+            batch_size: images in a batch.
+            shuffle: whether to go through the images in an order drawn from ``seed``.
+            seed: of the order.
+        """
+        if batch_size < 1:
+            raise SeparableValueError(f"batch_size={batch_size}: must be at least 1")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)) if shuffle else None
+        for start in range(0, len(self), batch_size):
+            here = slice(start, start + batch_size)
+            yield self.take(here if order is None else order[here])
+
+
+class _ImageDataset(Dataset[tuple[Tensor, int]]):
+    """``ImageData`` as ``torch.utils.data`` wants it; ``__getitems__`` lets a DataLoader take a batch at once."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index}: {self.data.name} has {len(self)} images")
+        return self.__getitems__([index % len(self)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        images, labels = self.data.take(torch.as_tensor(indices))
+        return list(zip(images, labels.tolist(), strict=True))
+
+
+def load_data(
+    spec: str,
+    split: str = "train",
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    broken: Literal["refuse", "skip"] = "refuse",
+) -> ImageData:
+    """Load images by a short description of where they are.
+
+    All of the split is decoded into memory: 3 KB an image at 32x32 pixels, 150 KB at 224x224.
+
+    Args:
+        spec: one of
+
+            - ``digits``: scikit-learn's 1,797 scans of handwritten digits, enlarged to 32x32, one channel, 0..1; 450
+              of them, in equal shares of the classes, are the split ``test``, the others ``train``;
+            - ``npz:PATH``: a NumPy archive with ``images`` (uint8, or float in 0..1; (N, H, W, C), (N, C, H, W) or
+              (N, H, W)) and optionally ``labels`` (N,) and ``classes``; or a folder of such archives, one a split,
+              named ``train.npz``, ``test.npz``, ...;
+            - ``folder:PATH``: an image folder, ``PATH/split/CLASS/image.png``, or ``PATH/split/image.png`` without
+              labels, read through the ``imagefolder`` builder of ``datasets``;
+            - ``hf:NAME``: a data set of the Hugging Face hub, or the path of one on disk, through ``datasets``.
+        split: which part, such as ``train`` or ``test``.
+        image_size: height and width (one number for both) that the images are brought to: scaled until they cover it,
+            then cropped at the centre. Needed where images differ in size.
+        mean: value taken off each channel (of images in 0..1); none by default. ``IMAGENET_MEAN`` is at hand.
+        std: value that each channel is then divided by; none by default. ``IMAGENET_STD`` is at hand.
+        broken: what to do about an image file that cannot be decoded: name it and ``refuse``, or name it in a warning
+            and ``skip`` it.
+
+    Raises:
+        SeparableError: the description, a file or its contents cannot be used; the message says which and why.
+        MissingExtraError: reading this needs a package that is not installed.
+
+    Example:
+        >>> train, test = load_data("digits"), load_data("digits", "test")
+        >>> len(train), len(test), train.image_shape
+        (1347, 450, (1, 32, 32))
+    """
+    kind, _, place = spec.partition(":")
+    size = _pair(image_size)
+    if broken not in ("refuse", "skip"):
+        raise SeparableValueError(f"broken={broken!r}: must be 'refuse' or 'skip'")
+    if kind in ("npz", "folder", "hf") and not place:
+        raise SeparableValueError(f"data {spec!r} names no place: write {kind}:{'NAME' if kind == 'hf' else 'PATH'}")
+    raw: Raw
+    match kind:
+        case "digits" if not place:
+            raw = readers.read_digits(split, size)
+        case "npz":
+            raw = readers.read_npz(place, split, size)
+        case "folder":
+            raw = readers.read_folder(place, split, size, skip_broken=broken == "skip")
+        case "hf":
+            raw = readers.read_hub(place, split, size, skip_broken=broken == "skip")
+        case _:
+            raise SeparableValueError(f"data {spec!r} is not one of {_SPECS}")
+    return ImageData(spec, split, raw.images, raw.labels, raw.classes, tuple(mean or ()), tuple(std or ()))
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise SeparableValueError(f"image_size={size}: give one number, or height and width, each at least 1")
+    return pair
+
+
+def _check_images(data: ImageData) -> None:
+    images, name = data.images, data.name
+    if images.ndim != 4:
+        raise SeparableValueError(f"images of {name} have shape {tuple(images.shape)}: must be (N, C, H, W)")
+    if images.numel() == 0:
+        raise SeparableError(f"{name} ({data.split}) is empty: its images have shape {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return
+    if images.dtype != torch.float32:
+        raise SeparableValueError(f"images of {name} are {images.dtype}: must be torch.uint8, or torch.float32 in 0..1")
+    least, most = (float(value) for value in images.aminmax())  # NaN anywhere makes both NaN
+    if not torch.isfinite(torch.tensor([least, most])).all():
+        first = int((~images.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise SeparableValueError(
+            f"image {first} of {name} ({data.split}) has NaN or infinite pixels: repair or drop it"
+        )
+    if least < 0 or most > 1:
+        raise SeparableValueError(
+            f"float images of {name} reach from {least:.4g} to {most:.4g}: must lie in 0..1; save them as uint8, "
+            "or divide by the largest value, and give the normalisation as mean and std"
+        )
+
+
+def _check_labels(data: ImageData) -> None:
+    labels = data.labels
+    if labels is None:
+        return
+    if labels.shape != (len(data.images),) or labels.dtype != torch.int64:
+        raise SeparableValueError(
+            f"labels of {data.name} are {labels.dtype} of shape {tuple(labels.shape)}: must be torch.int64 of shape "
+            f"({len(data.images)},), one for each image"
+        )
+    wrong = ((labels < 0) | (labels >= len(data.classes))).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise SeparableValueError(
+            f"label {int(labels[first])} of image {first} of {data.name} ({data.split}) is out of range: "
+            f"there are {len(data.classes)} classes, numbered from 0"
+        )

@@ -1,0 +1,30 @@
+"""The log of a run: one JSON document a line, in which each record carries the step after which it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch_separable.files import write_text
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; what a kill left of a last one is passed over."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def keep_records(path: Path, last_step: int) -> None:
+    """Drop the records of steps after ``last_step``, which a resumed run will make again."""
+    kept = [record for record in read_records(path) if record["step"] <= last_step]
+    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+
+from torch_separable.recover import progress
+from torch_separable.recover.progress import progress_bar
+
+
+def shown_text(capsys: pytest.CaptureFixture[str], *, shown: bool = True) -> str:
+    with progress_bar("training", 3, shown=shown) as advance:
+        for step in range(3):
+            advance(f"loss {step}")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_nothing_is_written_where_no_terminal_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_PATIENCE_S", -1.0)
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    assert shown_text(capsys) == ""
+
+
+def test_bar_appears_on_a_terminal_after_two_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert shown_text(capsys) == "", "quick work needs no bar"
+    monkeypatch.setattr(progress, "_PATIENCE_S", -1.0)
+    assert shown_text(capsys, shown=False) == ""
+    text = shown_text(capsys)
+    assert "training" in text
+    assert "3/3" in text
+    assert "loss 2" in text

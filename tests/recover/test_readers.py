@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torch_separable.errors import SeparableError
+from torch_separable.recover import load_data
+
+RNG = np.random.default_rng(0)
+COLOURED = RNG.integers(256, size=(6, 8, 10, 3), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def saved(path: Path, **arrays: Any) -> str:
+    np.savez(path, **arrays)
+    return f"npz:{path}"
+
+
+def test_npz_axes_are_recognised(tmp_path: Path) -> None:
+    last = load_data(saved(tmp_path / "a.npz", images=COLOURED))
+    first = load_data(saved(tmp_path / "b.npz", images=COLOURED.transpose(0, 3, 1, 2)))
+    grey = load_data(saved(tmp_path / "c.npz", images=COLOURED[..., 0]))
+    assert last.image_shape == first.image_shape == (3, 8, 10)
+    assert torch.equal(last.images, first.images)
+    assert torch.equal(last.images, torch.from_numpy(COLOURED).permute(0, 3, 1, 2))
+    assert torch.equal(grey.images, last.images[:, :1])
+    assert last.images.dtype == torch.uint8
+    assert not last.labelled
+
+
+def test_npz_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
+    saved(tmp_path / "train.npz", images=COLOURED, labels=LABELS, classes=np.array(["x", "y", "z"]))
+    saved(tmp_path / "test.npz", images=COLOURED[:2].astype(np.float64) / 255, labels=LABELS[:2].astype(np.uint8))
+    train, test = load_data(f"npz:{tmp_path}"), load_data(f"npz:{tmp_path}", "test")
+    assert (len(train), train.classes) == (6, ("x", "y", "z"))
+    assert (len(test), test.classes, test.images.dtype) == (2, ("0", "1"), torch.float32)
+    with pytest.raises(SeparableError, match=r"no valid.npz in .*: it has test.npz, train.npz"):
+        load_data(f"npz:{tmp_path}", "valid")
+
+
+def test_npz_images_are_scaled_to_cover_and_cropped(tmp_path: Path) -> None:
+    halves = np.zeros((1, 8, 16, 1), dtype=np.uint8)
+    halves[:, :, 8:] = 200
+    data = load_data(saved(tmp_path / "a.npz", images=halves), image_size=4)
+    assert data.image_shape == (1, 4, 4)
+    assert data.images.dtype == torch.uint8
+    assert data.images[0, 0, :, 0].tolist() == [0] * 4
+    assert data.images[0, 0, :, 3].tolist() == [200] * 4
+    assert load_data(f"npz:{tmp_path / 'a.npz'}", image_size=(8, 4)).image_shape == (1, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": COLOURED}, "no array `images`: it has pictures"),
+        ({"images": COLOURED[0, 0]}, r"shape \(10, 3\)"),
+        ({"images": COLOURED[:, :3, :, :3]}, "may be"),
+        ({"images": COLOURED.astype(np.int64)}, "`images` is int64"),
+        ({"images": COLOURED.astype(np.float32)}, "float images of .* must lie in 0..1"),
+        ({"images": COLOURED[:0]}, "empty"),
+        ({"images": COLOURED, "labels": LABELS / 2}, "`labels` is float64"),
+        ({"images": COLOURED, "labels": LABELS[:4]}, r"shape \(4,\)"),
+        ({"images": COLOURED, "labels": LABELS, "classes": np.array(["x", "y"])}, "label 2 of image 2"),
+        ({"images": COLOURED, "labels": LABELS - 5}, "label -5 of image 0"),
+        ({"images": COLOURED, "labels": LABELS, "classes": LABELS}, "`classes` is int64"),
+        ({"images": np.array([{}, []], dtype=object)}, "Python objects"),
+    ],
+)
+def test_wrong_archives_are_named(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(SeparableError, match=message) as caught:
+        load_data(saved(tmp_path / "wrong.npz", **arrays))
+    assert "wrong.npz" in str(caught.value)
+
+
+def test_files_that_are_no_archives_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SeparableError, match=r"no images at .*absent.npz"):
+        load_data(f"npz:{tmp_path / 'absent.npz'}")
+    text = tmp_path / "text.npz"
+    text.write_text("hello")
+    with pytest.raises(SeparableError, match=r"text\.npz is not a whole"):
+        load_data(f"npz:{text}")
+    single = tmp_path / "single.npy"
+    np.save(single, COLOURED)
+    with pytest.raises(SeparableError, match=r"single\.npy is not a whole"):
+        load_data(f"npz:{single}")
+    saved(tmp_path / "whole.npz", images=COLOURED)
+    torn = tmp_path / "torn.npz"
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for damaged in (whole[:300], whole[:300] + bytes(8) + whole[308:]):
+        torn.write_bytes(damaged)
+        with pytest.raises(SeparableError, match=r"torn\.npz is not a whole"):
+            load_data(f"npz:{torn}")
+
+
+def image_folder(root: Path, split: str, names: tuple[str, ...]) -> Path:
+    for index, name in enumerate(names):
+        folder = root / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(COLOURED[index]).save(folder / f"{index}.png")
+    return root
+
+
+def test_image_folder_is_read_with_its_classes(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", "train", ("cat", "dog", "train", "cat"))
+    image_folder(root, "test", ("train",))
+    train, test = load_data(f"folder:{root}"), load_data(f"folder:{root}", "test")
+    assert train.classes == test.classes == ("cat", "dog", "train")
+    assert train.labels is not None
+    pairs = {
+        bytes(image.permute(1, 2, 0).numpy().tobytes()): int(c)
+        for image, c in zip(train.images, train.labels, strict=True)
+    }
+    assert pairs == {COLOURED[i].tobytes(): c for i, c in enumerate((0, 1, 2, 0))}
+    assert test.labels is not None
+    assert test.labels.tolist() == [2], "a split without some class numbers its classes as training does"
+
+
+def test_image_folder_may_have_any_name_and_other_files(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "my set [1] *", "train", ("cat", "dog"))
+    (root / "train/cat/notes.txt").write_text("not an image")
+    (root / "train/.hidden").mkdir()
+    data = load_data(f"folder:{root}")
+    assert (len(data), data.classes) == (2, ("cat", "dog"))
+
+
+def test_image_folder_without_classes_is_unlabelled(tmp_path: Path) -> None:
+    data = load_data(f"folder:{image_folder(tmp_path / 'data', 'train', ('', '', ''))}")
+    assert (len(data), data.labelled) == (3, False)
+
+
+def test_broken_images_are_named_or_skipped(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", "train", ("cat", "dog", "cat"))
+    whole = (root / "train/cat/0.png").read_bytes()
+    (root / "train/cat/torn.png").write_bytes(whole[: len(whole) // 2])
+    (root / "train/dog/text.png").write_text("not an image")
+    with pytest.raises(SeparableError, match=r"(torn|text)\.png in .* cannot be decoded"):
+        load_data(f"folder:{root}")
+    with pytest.warns(UserWarning, match=r"2 broken images of .* skipped: .*\.png, .*\.png"):
+        data = load_data(f"folder:{root}", broken="skip")
+    assert data.labels is not None
+    assert (len(data), sorted(data.labels.tolist())) == (3, [0, 0, 1])
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", "train", ("cat", "dog"))
+    Image.new("L", (20, 16), 7).save(root / "train/cat/grey.png")
+    with pytest.raises(SeparableError, match=r"differ in size .*8x10, 16x20.*: give image_size"):
+        load_data(f"folder:{root}")
+    data = load_data(f"folder:{root}", image_size=8)
+    assert data.image_shape == (3, 8, 8)
+    assert (data.images == 7).flatten(1).all(1).sum() == 1
+
+
+def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", "train", ("cat",))
+    Image.fromarray(np.full((8, 10), 40_000, dtype=np.uint16)).save(root / "train/cat/deep.png")
+    with pytest.raises(SeparableError, match=r"deep.png .* more than 8 bits"):
+        load_data(f"folder:{root}")
+
+
+def test_wrong_image_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SeparableError, match=r"no image folder at .*absent"):
+        load_data(f"folder:{tmp_path / 'absent'}")
+    root = image_folder(tmp_path / "data", "train", ("cat",))
+    with pytest.raises(SeparableError, match=r"no folder test in .*: it has train"):
+        load_data(f"folder:{root}", "test")
+    image_folder(root, "test", ("cow",))
+    with pytest.raises(SeparableError, match=r"has the class cow, which .*train has not"):
+        load_data(f"folder:{root}", "test")
+    (root / "empty").mkdir()
+    with pytest.raises(SeparableError, match="empty"):
+        load_data(f"folder:{root}", "empty")
+
+
+def table(labels: Any, kind: Any) -> datasets.Dataset:
+    columns = {"picture": [Image.fromarray(image) for image in COLOURED], "label": labels}
+    return datasets.Dataset.from_dict(columns, datasets.Features({"picture": datasets.Image(), "label": kind}))
+
+
+def test_data_set_on_disk_is_read_in_both_forms(tmp_path: Path) -> None:
+    named = table(LABELS, datasets.ClassLabel(names=["x", "y", "z"]))
+    datasets.DatasetDict(train=named, test=named.select([5])).save_to_disk(tmp_path / "saved")
+    (tmp_path / "parquet").mkdir()
+    named.to_parquet(tmp_path / "parquet" / "train-00000.parquet")
+    for place in ("saved", "parquet"):
+        data = load_data(f"hf:{tmp_path / place}")
+        assert torch.equal(data.images, torch.from_numpy(COLOURED).permute(0, 3, 1, 2))
+        assert data.labels is not None
+        assert (data.labels.tolist(), data.classes) == (LABELS.tolist(), ("x", "y", "z"))
+    assert len(load_data(f"hf:{tmp_path / 'saved'}", "test")) == 1
+    with pytest.raises(SeparableError, match=r"no split valid in .*: it has train, test"):
+        load_data(f"hf:{tmp_path / 'saved'}", "valid")
+
+
+def test_data_set_labels_may_be_plain_or_withheld(tmp_path: Path) -> None:
+    table(LABELS, datasets.Value("int64")).save_to_disk(tmp_path / "plain")
+    table([-1] * 6, datasets.ClassLabel(names=["x"])).save_to_disk(tmp_path / "withheld")
+    assert load_data(f"hf:{tmp_path / 'plain'}").classes == ("0", "1", "2")
+    assert not load_data(f"hf:{tmp_path / 'withheld'}").labelled
+
+
+def test_data_set_without_images_is_named(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
+    with pytest.raises(SeparableError, match="no column of images: its columns are text"):
+        load_data(f"hf:{tmp_path / 'text'}")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(SeparableError, match=r"`datasets` cannot read hf:.*nothing"):
+        load_data(f"hf:{tmp_path / 'nothing'}")
