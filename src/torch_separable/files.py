@@ -175,6 +175,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     given = read_weights(path)
     expected = model.state_dict()
+    for name, counter in expected.items():
+        if name.endswith("num_batches_tracked"):  # a counter for training alone, which older checkpoints lack
+            given.setdefault(name, counter)
     complaints = []
     missing = [name for name in expected if name not in given]
     extra = [name for name in given if name not in expected]

@@ -78,14 +78,18 @@ def apply(
     planned = {layer.name: layer for layer in plan.converted}
     never_ran = [name for name in planned if name not in order]
     if never_ran:
-        raise SeparableError(f"layer {never_ran[0]} of the plan never ran on the calibration images: keep it, or give images that reach it")
+        raise SeparableError(
+            f"layer {never_ran[0]} of the plan never ran on the calibration images: keep it, or give images that reach it"
+        )
     names = [name for name in order if name in planned]
     # No record needs to be kept of what has been fitted, so runs of layers share one pass of the dense network.
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         task = bar.add_task("fitting layers", total=len(names))
         for group in _runs(names, statistics):
-            dense = record(model, statistics.batches, {n: found[n] for n in group}, _pixels(statistics), patches=not sequential)
+            dense = record(
+                model, statistics.batches, {n: found[n] for n in group}, _pixels(statistics), patches=not sequential
+            )
             for name in group:
                 layer = statistics[name]
                 converted = dense[name]
@@ -95,7 +99,14 @@ def apply(
                 entry = planned[name]
                 assert entry.order is not None
                 factors, bias = reconstruct(
-                    layer, weight, dense[name], converted, entry.order, entry.rank, rectifier=rectifier, residual=residual and sequential
+                    layer,
+                    weight,
+                    dense[name],
+                    converted,
+                    entry.order,
+                    entry.rank,
+                    rectifier=rectifier,
+                    residual=residual and sequential,
                 )
                 _replace(student, entry, factors, bias)
                 bar.advance(task)
@@ -151,10 +162,14 @@ def check_plan(model: nn.Module, plan: Plan, found: Mapping[str, Conv]) -> None:
             )
         if layer.order is not None:
             if layer.name not in found:
-                raise SeparableError(f"layer {layer.name} of the plan cannot be converted: {survey(model).kept.get(layer.name, 'it is no convolution')}")
+                raise SeparableError(
+                    f"layer {layer.name} of the plan cannot be converted: {survey(model).kept.get(layer.name, 'it is no convolution')}"
+                )
             most = math.prod(layer.weight_shape[2:])
             if layer.rank > most:
-                raise SeparableError(f"layer {layer.name} of the plan has rank={layer.rank}: its kernel has {most} entries, so at most {most}")
+                raise SeparableError(
+                    f"layer {layer.name} of the plan has rank={layer.rank}: its kernel has {most} entries, so at most {most}"
+                )
 
 
 def _decoupled(weight: Tensor, layer: LayerPlan) -> tuple[Factors, ...]:

@@ -183,7 +183,9 @@ def sample_moments(patches: Tensor, target: Tensor, groups: int) -> tuple[Moment
     """
     result = []
     for x, t in zip(patches.chunk(groups, dim=1), target.chunk(groups, dim=1), strict=True):
-        count, sum_x, sum_t = _over_processes(torch.tensor(float(len(x)), dtype=torch.float64), x.double().sum(0), t.double().sum(0))
+        count, sum_x, sum_t = _over_processes(
+            torch.tensor(float(len(x)), dtype=torch.float64), x.double().sum(0), t.double().sum(0)
+        )
         mean_x, mean_t = sum_x / count, sum_t / count
         # Centred before the product, in single precision: the rounding is far below the noise of sampling.
         xc, tc = x - mean_x.to(x), t - mean_t.to(t)
@@ -231,7 +233,9 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
             )
         for tensor in tensors:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise SeparableError(f"batch {i} of the calibration images holds NaN or infinity: leave these images out")
+                raise SeparableError(
+                    f"batch {i} of the calibration images holds NaN or infinity: leave these images out"
+                )
         count += len(tensors[0])
         images_ = tensors[0]
         if not images_.is_floating_point():

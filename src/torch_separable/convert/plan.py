@@ -55,9 +55,13 @@ class LayerPlan:
                 f"{where} has order={self.order!r}: expected one of {', '.join(get_args(Order))}, or null to keep it"
             )
         if type(self.rank) is not int or (self.rank < 1) != (self.order is None):
-            raise SeparableError(f"{where} has rank={self.rank!r} with order={self.order!r}: expected 1 or more, or 0 for a kept layer")
+            raise SeparableError(
+                f"{where} has rank={self.rank!r} with order={self.order!r}: expected 1 or more, or 0 for a kept layer"
+            )
         if not isinstance(self.error, int | float) or not isinstance(self.reason, str):
-            raise SeparableError(f"{where} has error={self.error!r}, reason={self.reason!r}: expected a number and words")
+            raise SeparableError(
+                f"{where} has error={self.error!r}, reason={self.reason!r}: expected a number and words"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ class Plan:
             )
         _check_names(cls, document, "the plan", required={"method", "layers"})
         if document["method"] not in get_args(Method):
-            raise SeparableError(f"the plan has method={document['method']!r}: expected one of {', '.join(get_args(Method))}")
+            raise SeparableError(
+                f"the plan has method={document['method']!r}: expected one of {', '.join(get_args(Method))}"
+            )
         if not isinstance(document["layers"], list | tuple):
             raise SeparableError("the plan's layers are not a list")
         layers = []
@@ -146,11 +152,16 @@ class Plan:
             raise SeparableError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
-        rows = [(x.name, f"{x.order} {x.rank}" if x.order else "keep", f"{x.macs[0]:,}", f"{x.macs[1]:,}", x.reason) for x in self.layers]
+        rows = [
+            (x.name, f"{x.order} {x.rank}" if x.order else "keep", f"{x.macs[0]:,}", f"{x.macs[1]:,}", x.reason)
+            for x in self.layers
+        ]
         heads = ("layer", "becomes", "MACs", "planned", "")
         widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(4)]
         lines = [
-            "  ".join([r[0].ljust(widths[0]), r[1].ljust(widths[1]), r[2].rjust(widths[2]), r[3].rjust(widths[3]), r[4]]).rstrip()
+            "  ".join(
+                [r[0].ljust(widths[0]), r[1].ljust(widths[1]), r[2].rjust(widths[2]), r[3].rjust(widths[3]), r[4]]
+            ).rstrip()
             for r in (heads, *rows)
         ]
         dense, planned = self.macs
@@ -172,7 +183,12 @@ def separable_specs(spec: ConvSpec, order: Order, rank: int) -> tuple[ConvSpec, 
     ones = (1,) * len(spec.kernel_size)
     channels = spec.in_channels if order == "depthwise_first" else spec.out_channels
     inner = channels * rank
-    window = {"kernel_size": spec.kernel_size, "stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation}
+    window = {
+        "kernel_size": spec.kernel_size,
+        "stride": spec.stride,
+        "padding": spec.padding,
+        "dilation": spec.dilation,
+    }
     if order == "depthwise_first":
         return (
             ConvSpec(spec.in_channels, inner, **window, groups=channels, bias=False),

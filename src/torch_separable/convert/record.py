@@ -239,9 +239,7 @@ class _Recorder(TorchDispatchMode):
     def _draw(self, name: str, call: int, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
         total = torch.Size(shape).numel()
         wanted = min(total, -(-self.pixels[name] // self.batches))
-        generator = torch.Generator().manual_seed(
-            zlib.crc32(f"{self.seed} {name} {self.batch} {call}".encode())
-        )
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name} {self.batch} {call}".encode()))
         # Drawn with replacement: as good, and it needs no permutation of millions of pixels.
         flat = torch.randint(total, (wanted,), generator=generator) if wanted < total else torch.arange(total)
         return torch.unravel_index(flat, shape)

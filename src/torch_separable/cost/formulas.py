@@ -149,3 +149,28 @@ def separable_cost_ratio(out_channels: int, kernel_size: Sequence[int], depth_mu
         0.2361
     """
     return depth_multiplier / out_channels + depth_multiplier / math.prod(kernel_size)
+
+
+def matmul_macs(rows: int, inner: int, columns: int, batch: int = 1) -> int:
+    """MACs of ``batch`` products of (rows × inner) and (inner × columns) matrices.
+
+    Example:
+        >>> matmul_macs(1, 64, 10)  # a linear layer from 64 to 10, one image
+        640
+    """
+    return batch * rows * inner * columns
+
+
+def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
+    """MACs of scaled dot-product attention: ``Q Kᵀ`` and the product with ``V``, in full even where a mask is causal.
+
+    Vaswani et al., "Attention Is All You Need" (arXiv 1706.03762), equation 1. With fewer heads in key and value
+    (grouped queries) each is used by several queries.
+
+    Args:
+        query: shape (..., heads, queries, width).
+        key: shape (..., heads, keys, width).
+        value: shape (..., heads, keys, value width).
+    """
+    *batch, queries, width = query
+    return math.prod(batch) * queries * key[-2] * (width + value[-1])

@@ -53,7 +53,11 @@ class InvertedResidual(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("expand_ratio", expand_ratio)):
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("expand_ratio", expand_ratio),
+        ):
             whole(name, value)
         callable_or_none("norm_layer", norm_layer)
         callable_or_none("act_layer", act_layer)

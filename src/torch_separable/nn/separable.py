@@ -129,7 +129,9 @@ class _DepthwiseSeparableConv(nn.Module):
 
     def extra_repr(self) -> str:
         """Say what the children do not."""
-        return f"{self.in_channels}, {self.out_channels}, depth_multiplier={self.depth_multiplier}, order={self.order!r}"
+        return (
+            f"{self.in_channels}, {self.out_channels}, depth_multiplier={self.depth_multiplier}, order={self.order!r}"
+        )
 
 
 class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):

@@ -1,0 +1,112 @@
+"""The whole conversion in one call."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from torch_separable.convert.apply import apply
+from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, calibrate, network_outputs
+from torch_separable.convert.factorize import Order
+from torch_separable.convert.plan import Method, Plan
+from torch_separable.convert.planner import Budget, plan
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the conversion did, measured on the calibration images.
+
+    Attributes:
+        macs: of the whole network for each image (dense, converted).
+        parameters: of the whole network (dense, converted).
+        output_error: mean squared change of the outputs over their variance.
+        agreement: share of images whose largest output is the same.
+        converted: layers that were replaced.
+        kept: reason by name for every convolution that was not.
+    """
+
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+    output_error: float
+    agreement: float
+    converted: tuple[str, ...]
+    kept: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        (dense_macs, macs), (dense_parameters, parameters) = self.macs, self.parameters
+        return "\n".join(
+            [
+                f"MACs        {dense_macs:,} -> {macs:,} ({dense_macs / macs:.2f}x fewer)",
+                f"parameters  {dense_parameters:,} -> {parameters:,} ({dense_parameters / parameters:.2f}x fewer)",
+                f"layers      {len(self.converted)} converted, {len(self.kept)} kept",
+                f"outputs     {100 * self.output_error:.3g} % of their variance changed; "
+                f"the same answer for {100 * self.agreement:.1f} % of the calibration images",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted network, how it was made, and how well it agrees with the dense one."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+
+
+def convert(
+    model: nn.Module,
+    images: Images,
+    *,
+    budget: Budget | None = None,
+    rank: int | None = None,
+    order: Order | None = None,
+    method: Method = "least_squares",
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = False,
+) -> Conversion:
+    """Turn a trained dense network into a depthwise separable one that computes nearly the same: no labels, no training.
+
+    `calibrate`, `plan` and `apply` in one call; ``model`` is not changed.
+
+    Args:
+        model: the trained network.
+        images: 256 to 1,024 unlabelled images, prepared as in training: (N, C, H, W), or an iterable of batches.
+        budget: what the converted network may cost, as ``Budget(macs=0.5)``.
+        rank: one rank for all layers, instead of a budget.
+        order: allow only this order.
+        method: ``"least_squares"``, or ``"svd"`` for the baseline that looks at weights alone.
+        memory: bytes that samples and moments may take at a time.
+        progress: whether bars may appear on a terminal.
+
+    Raises:
+        SeparableError: as `calibrate`, `plan` and `apply` say.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+        >>> conversion = convert(net, torch.randn(32, 3, 12, 12), budget=Budget(macs=0.5))
+        >>> conversion.report.macs[1] / conversion.report.macs[0] <= 0.5
+        True
+    """
+    statistics = calibrate(model, images, memory=memory)
+    chosen = plan(model, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress)
+    converted = apply(model, chosen, statistics, progress=progress)
+    outputs = network_outputs(converted, statistics.batches)
+    difference = (outputs - statistics.outputs).square().mean()
+    variance = statistics.outputs.var(dim=0, unbiased=False).mean().clamp_min(1e-30)
+    report = Report(
+        macs=chosen.macs,
+        parameters=chosen.parameters,
+        output_error=float(difference / variance),
+        agreement=float((outputs.argmax(1) == statistics.outputs.argmax(1)).float().mean()),
+        converted=tuple(layer.name for layer in chosen.converted),
+        kept={layer.name: layer.reason for layer in chosen.layers if layer.order is None},
+    )
+    return Conversion(converted, chosen, report)

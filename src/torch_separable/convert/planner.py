@@ -1,0 +1,277 @@
+"""Making a plan: one rank for all layers, or the choice that changes the outputs least within a budget."""
+
+from __future__ import annotations
+
+import math
+import statistics as middle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from torch_separable.convert.allocate import choose
+from torch_separable.convert.apply import separable_of
+from torch_separable.convert.calibrate import LayerStatistics, Statistics, moments_of
+from torch_separable.convert.factorize import Order, decouple
+from torch_separable.convert.layers import grouped_weight, survey
+from torch_separable.convert.plan import LayerPlan, Method, Plan, separable_macs, separable_specs
+from torch_separable.convert.record import evaluating, run
+from torch_separable.convert.sensitivity import Choice, Option, fit_options, measure
+from torch_separable.errors import SeparableError, SeparableValueError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the converted network may cost; exactly one is given.
+
+    Attributes:
+        macs: share of the dense network's multiply-accumulates, the whole network counted.
+        params: share of the dense network's parameters.
+        latency_ms: milliseconds for one image on this machine, by PyTorch, with its current number of threads.
+
+    Raises:
+        SeparableValueError: none or several are given, or one is out of range.
+
+    Example:
+        >>> Budget(macs=0.5)
+        Budget(macs=0.5, params=None, latency_ms=None)
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise SeparableValueError(f"Budget({given or ''}): give exactly one of macs, params, latency_ms")
+        (name, value), *_ = given.items()
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        most = math.inf if name == "latency_ms" else 1.0
+        if not number or not 0 < value <= most or math.isinf(value):
+            rule = (
+                "milliseconds above 0"
+                if name == "latency_ms"
+                else "a share of the dense network's, above 0 and at most 1"
+            )
+            raise SeparableValueError(f"Budget({name}={value!r}): must be {rule}")
+
+    @property
+    def kind(self) -> Literal["macs", "params", "latency_ms"]:
+        """Which one is given."""
+        return "macs" if self.macs is not None else "params" if self.params is not None else "latency_ms"
+
+
+def plan(
+    model: nn.Module,
+    statistics: Statistics,
+    *,
+    budget: Budget | None = None,
+    rank: int | None = None,
+    order: Order | None = None,
+    method: Method = "least_squares",
+    progress: bool = False,
+) -> Plan:
+    """Choose for each convolution whether to keep it, or its order and rank.
+
+    With ``rank``, every convertible layer gets this rank (at most its kernel's entries) and, without ``order``, the
+    order that loses less. With ``budget``, the sum over layers of the mean squared change of the network's *outputs* is
+    minimised within it, exactly (a multiple-choice knapsack): the optimum, as far as changes add up.
+
+    Args:
+        model: the dense network.
+        statistics: from `calibrate`.
+        budget: what the whole network may cost.
+        rank: one rank for all layers, instead of a budget.
+        order: allow only this order.
+        method: ``"least_squares"``, or ``"svd"`` for the baseline that looks at weights alone.
+        progress: whether a bar may appear on a terminal.
+
+    Raises:
+        SeparableError: the budget cannot be met; the message says the smallest that can.
+        SeparableValueError: an argument is of no use.
+
+    Example:
+        >>> from torch_separable.convert import calibrate
+        >>> net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+        >>> chosen = plan(net, calibrate(net, torch.randn(16, 3, 12, 12)), budget=Budget(macs=0.5))
+        >>> chosen.macs[1] <= 0.5 * chosen.macs[0]
+        True
+    """
+    _check(budget, rank, order, method)
+    orders = get_args(Order) if order is None else (order,)
+    found = survey(model).convertible
+    costs = _cost_of(model, statistics, budget)
+    choices: list[list[Choice]] = []
+    for layer in statistics.layers:
+        most = math.prod(layer.spec.kernel_size)
+        if rank is not None:
+            choices.append([(o, min(rank, most)) for o in orders])
+        else:
+            possible = [(o, r) for o in orders for r in range(1, most + 1)]
+            choices.append([c for c in possible if _macs(layer, c) < layer.macs])
+
+    options: list[list[Option]] = []
+    changes: list[list[float]] = []
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task("measuring layers", total=len(statistics.layers))
+        for layer, allowed in zip(statistics.layers, choices, strict=True):
+            conv = found[layer.name]
+            if not allowed:
+                options.append([])
+                changes.append([])
+                continue
+            moments = moments_of(model, statistics, layer.name)
+            fitted = fit_options(layer, conv, moments, allowed, method, every=rank is not None)
+            options.append(fitted)
+            if budget is not None:
+                changes.append(measure(model, statistics, layer, conv, moments, fitted, method))
+            bar.advance(task)
+
+    if budget is None:
+        chosen = [min(of, key=lambda o: o.error) for of in options]
+        return _plan(model, statistics, method, list(zip(statistics.layers, chosen, strict=True)), "")
+    return _within(model, budget, statistics, options, changes, costs, method)
+
+
+def _check(budget: Budget | None, rank: int | None, order: object, method: object) -> None:
+    if (budget is None) == (rank is None):
+        raise SeparableValueError(
+            "give either budget=Budget(...) or rank=..., not " + ("neither" if rank is None else "both")
+        )
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise SeparableValueError(f"rank={rank!r}: must be a whole number, at least 1")
+    if order is not None and order not in get_args(Order):
+        raise SeparableValueError(f"order={order!r}: must be one of {', '.join(get_args(Order))}, or None for either")
+    if method not in get_args(Method):
+        raise SeparableValueError(f"method={method!r}: must be one of {', '.join(get_args(Method))}")
+
+
+def _within(
+    model: nn.Module,
+    budget: Budget,
+    statistics: Statistics,
+    options: list[list[Option]],
+    changes: list[list[float]],
+    cost_of: Callable[[LayerStatistics, Option | None], float],
+    method: Method,
+) -> Plan:
+    layers = statistics.layers
+    sizes = [
+        [cost_of(layer, None), *(cost_of(layer, o) for o in of)] for layer, of in zip(layers, options, strict=True)
+    ]
+    costs = [[0.0, *change] for change in changes]
+    dense = {"macs": statistics.macs, "params": statistics.parameters, "latency_ms": 0.0}[budget.kind]
+    limit = getattr(budget, budget.kind)
+    if budget.kind == "latency_ms":
+        # What the convertible layers do not account for stays: the network's time less theirs.
+        rest = cost_of.rest  # type: ignore[attr-defined]
+        room = limit - rest
+    else:
+        rest = dense - sum(size[0] for size in sizes)
+        room = limit * dense - rest
+    smallest = rest + sum(min(size) for size in sizes)
+    if smallest > rest + room:
+        least = (
+            f"{smallest:.3g} ms" if budget.kind == "latency_ms" else f"{math.ceil(1000 * smallest / dense) / 1000:g}"
+        )
+        raise SeparableError(
+            f"Budget({budget.kind}={limit:g}) cannot be met: with every convertible layer at its smallest, "
+            f"{budget.kind}={least} is reached. Raise the budget"
+        )
+    picked = choose(costs, sizes, room)
+    chosen = [None if i == 0 else of[i - 1] for i, of in zip(picked, options, strict=True)]
+    return _plan(
+        model, statistics, method, list(zip(layers, chosen, strict=True)), "worth more dense, within the budget"
+    )
+
+
+def _plan(
+    model: nn.Module,
+    statistics: Statistics,
+    method: Method,
+    chosen: list[tuple[LayerStatistics, Option | None]],
+    reason_to_keep: str,
+) -> Plan:
+    entries, macs, parameters = [], statistics.macs, statistics.parameters
+    for layer, option in chosen:
+        shape = tuple(model.get_submodule(layer.name).weight.shape)
+        dense = (layer.macs, layer.spec.parameters)
+        if option is None:
+            entries.append(
+                LayerPlan(layer.name, shape, None, 0, reason_to_keep, (dense[0], dense[0]), (dense[1], dense[1]))
+            )
+            continue
+        planned = (_macs(layer, (option.order, option.rank)), _parameters(layer, option, method))
+        macs += planned[0] - dense[0]
+        parameters += planned[1] - dense[1]
+        entries.append(
+            LayerPlan(
+                layer.name, shape, option.order, option.rank, "",
+                (dense[0], planned[0]), (dense[1], planned[1]), option.error,
+            )
+        )  # fmt: skip
+    for name, reason in statistics.kept.items():
+        entries.append(LayerPlan(name, tuple(model.get_submodule(name).weight.shape), None, 0, reason))
+    return Plan(method, tuple(entries), (statistics.macs, macs), (statistics.parameters, parameters))
+
+
+def _macs(layer: LayerStatistics, choice: Choice) -> int:
+    return separable_macs(layer.spec, *choice, layer.input_size, layer.macs)
+
+
+def _parameters(layer: LayerStatistics, option: Option, method: Method) -> int:
+    first, second = separable_specs(layer.spec, option.order, option.rank)
+    biased = method == "least_squares" or layer.spec.bias
+    return first.weights + second.weights + (layer.spec.out_channels if biased else 0)
+
+
+def _cost_of(model: nn.Module, statistics: Statistics, budget: Budget | None) -> Any:
+    """Return a function that gives the cost of a layer dense (option ``None``) or factorised, in the budget's unit."""
+    if budget is None or budget.kind == "macs":
+        return lambda layer, o: layer.macs if o is None else _macs(layer, (o.order, o.rank))
+    if budget.kind == "params":
+        return lambda layer, o: layer.spec.parameters if o is None else _parameters(layer, o, "least_squares")
+    return _Latency(model, statistics)
+
+
+class _Latency:
+    """Milliseconds of layers on this machine, measured once for each shape."""
+
+    def __init__(self, model: nn.Module, statistics: Statistics) -> None:
+        self.convs = survey(model).convertible
+        self.known: dict[Any, float] = {}
+        first = statistics.batches[0]
+        one: Any = first[:1] if isinstance(first, torch.Tensor) else {k: v[:1] for k, v in first.items()}
+        with evaluating(model), torch.inference_mode():
+            whole = _milliseconds(lambda: run(model, one))
+        self.rest = max(whole - sum(self(layer, None) for layer in statistics.layers), 0.0)
+
+    def __call__(self, layer: LayerStatistics, option: Option | None) -> float:
+        key = (layer.spec, layer.input_size, None if option is None else (option.order, option.rank))
+        if key not in self.known:
+            conv = self.convs[layer.name]
+            module: Any = conv
+            if option is not None:
+                weight = grouped_weight(conv)
+                module = separable_of(conv, tuple(decouple(w, option.order, option.rank) for w in weight), None)
+            image = torch.rand(1, layer.spec.in_channels, *layer.input_size).to(conv.weight)
+            with torch.inference_mode():
+                self.known[key] = _milliseconds(lambda: module(image))
+        return self.known[key] * layer.calls
+
+
+def _milliseconds(call: Callable[[], object], repeats: int = 15) -> float:
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return middle.median(times)

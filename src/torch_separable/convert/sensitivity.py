@@ -1,0 +1,185 @@
+"""How much the network's output changes when one layer alone is converted.
+
+The change is measured where it matters, at the network's output on calibration images, and only at a few options of each
+layer. Between them it follows the layer's own error closely as a power law, ``change ≈ α · error^β``: the error is cheap
+to know for every option, a forward pass is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_separable.convert.calibrate import LayerStatistics, Statistics
+from torch_separable.convert.factorize import Factors, Moments, Order, decouple, output_error
+from torch_separable.convert.layers import Conv, grouped_weight
+from torch_separable.convert.plan import Method
+from torch_separable.convert.reconstruct import biases, fit_groups, importance_of
+from torch_separable.convert.record import Batch, evaluating, run
+from torch_separable.outputs import logits_of
+
+Choice = tuple[Order, int]
+
+# Ranks that are fitted; the error of others is interpolated, for its logarithm falls almost evenly with the rank.
+_FITTED_RANKS = (1, 2, 3, 5, 8, 13, 21, 34)
+# Errors near which the network's output is measured.
+_PROBES = (0.3, 0.03)
+_PROBE_IMAGES = 128
+_LEAST = 1e-9
+
+
+@dataclass(frozen=True)
+class Option:
+    """A factorisation of one layer, fitted to that layer alone.
+
+    Attributes:
+        order: which factor runs first.
+        rank: multiplier or rank.
+        error: share of the output's variance that is lost.
+        factors: one entry a group; ``None`` where the error is interpolated.
+    """
+
+    order: Order
+    rank: int
+    error: float
+    factors: tuple[Factors, ...] | None = None
+
+
+def fit_options(
+    layer: LayerStatistics,
+    conv: Conv,
+    moments: tuple[Moments, ...],
+    choices: Sequence[Choice],
+    method: Method,
+    *,
+    every: bool = False,
+    sweeps: int = 3,
+) -> list[Option]:
+    """Return the error of each choice of order and rank for one layer.
+
+    Args:
+        layer: its statistics.
+        conv: the dense convolution.
+        moments: one entry a group.
+        choices: orders and ranks.
+        method: of fitting.
+        every: whether to fit all choices, and interpolate none.
+        sweeps: of each fit: few suffice to compare.
+    """
+    weight, importance = grouped_weight(conv), importance_of(layer)
+    options: list[Option] = []
+    for order in dict.fromkeys(order for order, _ in choices):
+        ranks = sorted({rank for o, rank in choices if o == order})
+        fitted: dict[int, Option] = {}
+        for rank in ranks:
+            if every or rank in _FITTED_RANKS or rank == ranks[-1] or rank == ranks[0]:
+                if method == "svd":
+                    factors = tuple(decouple(w, order, rank) for w in weight)
+                else:
+                    factors = fit_groups(moments, weight, order, rank, importance, sweeps=sweeps)
+                fitted[rank] = Option(order, rank, layer_error(factors, moments, importance), factors)
+        known = sorted(fitted)
+        logs = [np.log(max(fitted[rank].error, _LEAST)) for rank in known]
+        for rank in ranks:
+            error = float(np.exp(np.interp(rank, known, logs)))
+            options.append(fitted.get(rank) or Option(order, rank, error))
+    return options
+
+
+def layer_error(factors: tuple[Factors, ...], moments: tuple[Moments, ...], importance: Tensor) -> float:
+    """Return the weighted share of the output's variance that the factors of all groups lose."""
+    shares = importance.chunk(len(moments))
+    lost = total = 0.0
+    for f, m, i in zip(factors, moments, shares, strict=True):
+        variance = float((m.target_variance * i).sum())
+        lost += output_error(f.kernel(), m, i) * variance
+        total += variance
+    return lost / max(total, 1e-300)
+
+
+def measure(
+    model: nn.Module,
+    statistics: Statistics,
+    layer: LayerStatistics,
+    conv: Conv,
+    moments: tuple[Moments, ...],
+    options: Sequence[Option],
+    method: Method,
+) -> list[float]:
+    """Return for each option the mean squared change of the network's outputs when this layer alone takes it."""
+    fitted = [option for option in options if option.factors is not None]
+    probes: dict[tuple[str, int], float] = {}
+    batches = _some(statistics.batches, _PROBE_IMAGES)
+    reference = statistics.outputs[: sum(_length(batch) for batch in batches)]
+    for target in _PROBES:
+        option = min(fitted, key=lambda o: abs(np.log(max(o.error, _LEAST) / target)))
+        if (option.order, option.rank) not in probes:
+            change = _change(model, batches, reference, conv, option, moments, method)
+            probes[option.order, option.rank] = max(change, 0.0)
+    points = sorted(
+        (max(option.error, _LEAST), max(probes[option.order, option.rank], 1e-30))
+        for option in fitted
+        if (option.order, option.rank) in probes
+    )
+    (low, low_change), (high, high_change) = points[0], points[-1]
+    slope = 1.0
+    if high > 1.5 * low:
+        slope = float(np.clip(np.log(high_change / low_change) / np.log(high / low), 0.5, 2.0))
+    changes = []
+    for option in options:
+        error = max(option.error, _LEAST)
+        near, change = min(points, key=lambda p: abs(np.log(p[0] / error)))
+        changes.append(change * (error / near) ** slope)
+    return changes
+
+
+def _change(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    reference: Tensor,
+    conv: Conv,
+    option: Option,
+    moments: tuple[Moments, ...],
+    method: Method,
+) -> float:
+    """Run the network with one kernel exchanged for what its factors amount to."""
+    assert option.factors is not None
+    kernel = torch.cat([f.kernel() for f in option.factors]).reshape(conv.weight.shape)
+    bias = None if method == "svd" else biases(option.factors, moments)
+    if bias is not None and conv.bias is not None:
+        bias = bias - conv.bias.detach().double().cpu()
+
+    def exchanged(module: Conv, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        result = module._conv_forward(args[0], kernel.to(module.weight), module.bias)  # type: ignore[arg-type]
+        if bias is None:
+            return result
+        return result + bias.to(result).view(-1, *[1] * len(module.kernel_size))
+
+    handle = conv.register_forward_hook(exchanged)
+    try:
+        with evaluating(model), torch.inference_mode():
+            outputs = [logits_of(run(model, batch)).float().flatten(1).cpu() for batch in batches]
+    finally:
+        handle.remove()
+    return float((torch.cat(outputs) - reference).square().mean())
+
+
+def _length(batch: Batch) -> int:
+    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
+
+
+def _some(batches: Sequence[Batch], images: int) -> list[Batch]:
+    """Return the first batches, with at least ``images`` images or all there are."""
+    chosen: list[Batch] = []
+    count = 0
+    for batch in batches:
+        if count >= images:
+            break
+        chosen.append(batch)
+        count += _length(batch)
+    return chosen

@@ -1,0 +1,147 @@
+"""What one call of an operator costs: a rule for each operator that multiplies and accumulates.
+
+`RULES` maps an operator (an ``OpOverloadPacket`` such as ``torch.ops.aten.mm``) to a function of its arguments and its
+result that returns the multiply-accumulates. It is open: an operator of one's own is counted after
+``RULES[torch.ops.mine.op] = rule``. Operators that have no rule are either free by convention (`is_free`), or listed in
+the summary as not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_separable.cost.formulas import ConvSpec, attention_macs, matmul_macs
+
+aten = torch.ops.aten
+Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
+
+
+def conv_of(args: tuple[Any, ...]) -> ConvSpec:
+    """Return the shape of the convolution that ``aten.convolution`` was called with."""
+    _, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args[:9]
+    kernel = tuple(weight.shape[2:])
+
+    def each(values: list[int]) -> tuple[int, ...]:
+        return tuple(values) if len(values) == len(kernel) else tuple(values) * len(kernel)
+
+    channels = (weight.shape[0], weight.shape[1] * groups)
+    in_channels, out_channels = channels if transposed else (weight.shape[1] * groups, weight.shape[0])
+    return ConvSpec(
+        in_channels,
+        out_channels,
+        kernel,
+        stride=each(stride),
+        padding=each(padding),
+        dilation=each(dilation),
+        groups=groups,
+        bias=bias is not None,
+        transposed=transposed,
+        output_padding=each(output_padding) if transposed else (),
+    )
+
+
+def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    inputs, weight, transposed = args[0], args[1], args[6]
+    pixels = inputs if transposed else out
+    return int(weight.numel() * math.prod(pixels.shape[2:]) * pixels.shape[0])
+
+
+def _mm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    a, b = args[0], args[1]
+    return matmul_macs(a.shape[0], a.shape[1], b.shape[1])
+
+
+def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    return _mm(args[1:], kwargs, out)
+
+
+def _bmm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    a, b = args[0], args[1]
+    return matmul_macs(a.shape[1], a.shape[2], b.shape[2], batch=a.shape[0])
+
+
+def _baddbmm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    return _bmm(args[1:], kwargs, out)
+
+
+def _mv(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    return int(args[0].numel())
+
+
+def _addmv(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    return int(args[1].numel())
+
+
+def _linear(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    return int(out.numel() * args[1].shape[1])
+
+
+def _matmul(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    return int(out.numel() * args[0].shape[-1])
+
+
+def _bilinear(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    return int(out.numel() * (args[1].shape[-1] + args[0].shape[-1] * args[1].shape[-1]))
+
+
+def _attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    return attention_macs(args[0].shape, args[1].shape, args[2].shape)
+
+
+RULES: dict[Any, Rule] = {
+    aten.convolution: _convolution,
+    aten._convolution: _convolution,
+    aten.mm: _mm,
+    aten.addmm: _addmm,
+    aten._addmm_activation: _addmm,
+    aten.bmm: _bmm,
+    aten.baddbmm: _baddbmm,
+    aten.mv: _mv,
+    aten.addmv: _addmv,
+    aten.dot: _mv,
+    aten.linear: _linear,
+    aten.matmul: _matmul,
+    aten._trilinear: _bilinear,
+    aten.scaled_dot_product_attention: _attention,
+    aten._scaled_dot_product_flash_attention: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_efficient_attention: _attention,
+    aten._scaled_dot_product_cudnn_attention: _attention,
+    aten._scaled_dot_product_fused_attention_overrideable: _attention,
+}
+
+# Free by convention, as in every count of this field: they add, compare, move, pool or normalise, and their time is
+# that of their bytes. Elementwise operators and views are recognised by PyTorch's own tags.
+_FREE = set(
+    """
+    _adaptive_avg_pool2d _adaptive_avg_pool3d _fused_rms_norm _local_scalar_dense _log_softmax _native_batch_norm_legit
+    _native_batch_norm_legit_no_training _reshape_alias _safe_softmax _softmax _to_copy _unsafe_index _unsafe_view
+    adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d all amax amin any arange argmax argmin avg_pool2d
+    avg_pool3d batch_norm_elemt bernoulli cat channel_shuffle clone constant_pad_nd copy copy_ count_nonzero cudnn_batch_norm
+    cumsum detach embedding empty empty_like empty_permuted empty_strided eye fill fill_ flip full full_like gather glu
+    group_norm index index_add index_copy index_put index_put_ index_select lift_fresh lift_fresh_copy linspace
+    log_softmax logsumexp masked_fill masked_fill_ masked_select max max_pool2d_with_indices max_pool3d_with_indices
+    mean median min native_batch_norm native_channel_shuffle native_dropout native_group_norm native_layer_norm new_empty
+    new_empty_strided new_full new_ones new_zeros nonzero norm ones ones_like pixel_shuffle pixel_unshuffle prod rand
+    rand_like randint randn randn_like randperm reflection_pad1d reflection_pad2d reflection_pad3d repeat
+    repeat_interleave replication_pad1d replication_pad2d replication_pad3d rms_norm roll rot90 scalar_tensor scatter
+    scatter_add select_backward slice_scatter select_scatter softmax sort split_with_sizes_copy stack std sum
+    topk tril tril_indices triu triu_indices unfold_copy unique_consecutive upsample_bicubic2d upsample_bilinear2d
+    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view_copy
+    zero_ zeros zeros_like _is_all_true is_pinned is_same_size resize_ set_ im2col col2im equal bucketize searchsorted
+    _assert_async _assert_tensor_metadata
+    """.split()
+)
+
+
+def is_free(func: Any) -> bool:
+    """Whether an operator counts as no multiply-accumulate by convention."""
+    if func.namespace != "aten":
+        return bool(func.namespace == "prim")
+    pointwise = torch.Tag.pointwise in func.tags
+    return pointwise or func.is_view or func.overloadpacket.__name__ in _FREE

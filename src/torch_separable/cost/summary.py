@@ -1,0 +1,429 @@
+"""The summary of a network: what each layer and the whole cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from torch_separable.cost.formulas import ConvSpec
+from torch_separable.cost.render import Column, as_columns, render_csv, render_html, render_text
+from torch_separable.cost.trace import Trace, execute
+from torch_separable.errors import SeparableError, SeparableValueError
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One row: a module, with what it executes itself (below ``depth``: with all that is in it).
+
+    Attributes:
+        name: the module's name; empty for the network itself.
+        type: its class.
+        depth: how many modules it stands in.
+        calls: how often it ran.
+        kernel: kernel size of its convolution, where it executes one.
+        stride: the convolution's.
+        groups: the convolution's.
+        output_shape: of what it returned, with the batch; the first, where there are several.
+        parameters: its own, each counted where it stands first.
+        trainable: those of them that gradients are computed for.
+        macs: multiply-accumulates of its own operators, over all calls.
+        bytes: operands and results of its own operators, each moved once.
+        dense: the dense convolution that it stands for, in words; empty where it is none.
+        dense_macs: that convolution's multiply-accumulates.
+        saving: ``dense_macs`` over the module's (with everything in it); ``None`` without ``dense``.
+        formula: the count of its weights with its numbers.
+    """
+
+    name: str
+    type: str
+    depth: int
+    calls: int = 0
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    groups: int = 0
+    output_shape: tuple[int, ...] = ()
+    parameters: int = 0
+    trainable: int = 0
+    macs: int = 0
+    bytes: int = 0
+    dense: str = ""
+    dense_macs: int = 0
+    saving: float | None = None
+    formula: str = ""
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two for each multiply-accumulate."""
+        return 2 * self.macs
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: FLOPs for each byte moved."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a network costs: a row for each module, and totals, which are the sums of the rows.
+
+    ``str`` is the table; ``to_dict``, ``to_json`` and ``to_csv`` give the numbers, and notebooks show it as HTML.
+
+    Attributes:
+        network: the network's class.
+        input_shapes: of the tensors that it was given, with the batch.
+        layers: in the order of ``model.named_modules()``.
+        weight_bytes: of parameters and buffers.
+        input_bytes: of the tensors that it was given.
+        uncounted: operators that nothing is known of, and how often each ran: the counts lack them.
+        uncalled: modules with parameters that never ran.
+        columns: what ``str`` shows; ``None`` for as much as fits.
+    """
+
+    network: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    layers: tuple[LayerCost, ...]
+    weight_bytes: int
+    input_bytes: int
+    uncounted: Mapping[str, int]
+    uncalled: tuple[str, ...]
+    columns: tuple[Column, ...] | None = None
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, each counted once."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that gradients are computed for."""
+        return sum(layer.trainable for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for the input that was given."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two for each multiply-accumulate."""
+        return 2 * self.macs
+
+    @property
+    def bytes(self) -> int:
+        """Operands and results of all operators, each moved once."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity of the whole: FLOPs for each byte moved."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+    def __str__(self) -> str:
+        return render_text(self)
+
+    def _repr_html_(self) -> str:
+        return render_html(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values: totals and rows."""
+        return {
+            "network": self.network,
+            "input_shapes": [list(shape) for shape in self.input_shapes],
+            "parameters": self.parameters,
+            "trainable": self.trainable,
+            "macs": self.macs,
+            "flops": self.flops,
+            "bytes": self.bytes,
+            "intensity": self.intensity,
+            "weight_bytes": self.weight_bytes,
+            "input_bytes": self.input_bytes,
+            "uncounted": dict(self.uncounted),
+            "uncalled": list(self.uncalled),
+            "layers": [{**asdict(layer), "flops": layer.flops, "intensity": layer.intensity} for layer in self.layers],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return `to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+    def to_csv(self) -> str:
+        """Return the rows as comma-separated values with a head line."""
+        return render_csv(self)
+
+
+Size = Sequence[int]
+Inputs = Tensor | Size | Sequence[Tensor] | Sequence[Size] | Mapping[str, Tensor | Size]
+
+
+def summary(
+    model: nn.Module,
+    input_size: Inputs,
+    batch_size: int = 1,
+    *,
+    device: torch.device | str | None = None,
+    dtypes: torch.dtype | Sequence[torch.dtype] | None = None,
+    depth: int | None = None,
+    columns: Sequence[Column | str] | None = None,
+    verbose: bool = True,
+) -> Summary:
+    """Print and return what a network costs, layer by layer.
+
+    Args:
+        model: the network; it runs once, in evaluation mode, and is not changed.
+        input_size: shape of one input *without* the batch, as ``(4, 3, 3)``; a list of shapes for several inputs; a
+            mapping for inputs by name; or real tensors (with the batch) in place of shapes.
+        batch_size: how many inputs to count for, where shapes are given.
+        device: where to create inputs; ``None`` for where the model is.
+        dtypes: of the created inputs: one, or one for each; ``None`` for the model's own.
+        depth: show modules down to this depth, each with all that is in it; ``None`` for all.
+        columns: which to show, of `Column`; ``None`` for as many as fit.
+        verbose: whether to print the table.
+
+    Raises:
+        SeparableError: the network cannot run on the input; the message names the layer and the shapes.
+        SeparableValueError: an argument is of no use; the message says what is expected.
+
+    Example:
+        >>> net = nn.Conv2d(4, 8, kernel_size=3, padding=1, groups=2)
+        >>> counted = summary(net, (4, 3, 3), columns=["layer", "output", "parameters", "macs"])
+         Layer    Output         Params    MACs
+        ────────────────────────────────────────
+         Conv2d   (1, 8, 3, 3)      152   1,296
+        ────────────────────────────────────────
+                                    152   1,296
+        Total params: 152
+        Trainable params: 152
+        Non-trainable params: 0
+        MACs: 1,296 (FLOPs, two for each: 2,592)
+        Bytes moved: 1,040 (2.49 FLOP/byte); weights: 608
+        >>> counted.parameters, counted.macs
+        (152, 1296)
+    """
+    chosen = as_columns(columns)
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 0):
+        raise SeparableValueError(f"depth={depth!r}: must be a whole number, at least 0, or None for all")
+    model = _checked(model)
+    args, kwargs = _inputs(model, input_size, batch_size, device, dtypes)
+    counted = _analyze(model, args, kwargs, depth)
+    counted = replace(counted, columns=chosen)
+    if verbose:
+        print(counted)
+    return counted
+
+
+def analyze(model: nn.Module, *inputs: Any, **named: Any) -> Summary:
+    """Count what ``model(*inputs, **named)`` costs, and print nothing.
+
+    Args:
+        model: the network; it runs once, in evaluation mode, and is not changed.
+        *inputs: as the network takes them; one mapping alone is taken for inputs by name.
+        **named: inputs by name.
+
+    Raises:
+        SeparableError: the network cannot run on the inputs.
+
+    Example:
+        >>> analyze(nn.Linear(64, 10), torch.zeros(1, 64)).macs
+        640
+    """
+    if len(inputs) == 1 and not named and isinstance(inputs[0], Mapping):
+        inputs, named = (), dict(inputs[0])
+    return _analyze(_checked(model), inputs, named, None)
+
+
+def _analyze(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], depth: int | None) -> Summary:
+    traces = execute(model, args, kwargs)
+    tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    rows = _rows(model, traces.modules)
+    called = {name for name, trace in traces.modules.items() if trace.calls}
+    uncalled = tuple(
+        name
+        for name, module in model.named_modules()
+        if name not in called and any(True for _ in module.parameters(recurse=False))
+    )
+    return Summary(
+        network=type(model).__name__,
+        input_shapes=tuple(tuple(tensor.shape) for tensor in tensors),
+        layers=tuple(_folded(rows, depth)),
+        weight_bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
+        input_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        uncounted=traces.uncounted,
+        uncalled=uncalled,
+    )
+
+
+def _rows(model: nn.Module, traces: Mapping[str, Trace]) -> list[LayerCost]:
+    rows = []
+    counted: set[int] = set()
+    totals = _totals(model, traces)
+    for name, module in model.named_modules():
+        trace = traces.get(name, Trace())
+        own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted.update(id(p) for p in own)
+        conv = trace.convs[0] if len(set(trace.convs)) == 1 else None
+        dense, dense_macs = _dense(module, trace, traces, name)
+        if name == "" and len(traces) > 1 and not own and not trace.macs and not trace.bytes and not dense:
+            continue
+        total = totals[name]
+        rows.append(
+            LayerCost(
+                name=name,
+                type=type(module).__name__,
+                depth=name.count(".") + 1 if name else 0,
+                calls=trace.calls,
+                kernel=conv.kernel_size if conv else (),
+                stride=conv.stride if conv else (),
+                groups=conv.groups if conv else 0,
+                output_shape=trace.output_shapes[0] if trace.output_shapes else (),
+                parameters=sum(p.numel() for p in own),
+                trainable=sum(p.numel() for p in own if p.requires_grad),
+                macs=trace.macs,
+                bytes=trace.bytes,
+                dense=dense.formula() if dense else "",
+                dense_macs=dense_macs,
+                saving=dense_macs / total if dense and total else None,
+                formula=_formula(trace),
+            )
+        )
+    return rows
+
+
+def _totals(model: nn.Module, traces: Mapping[str, Trace]) -> dict[str, int]:
+    """Multiply-accumulates of each module with everything in it."""
+    totals = {name: 0 for name, _ in model.named_modules()}
+    for name, trace in traces.items():
+        parts = name.split(".") if name else []
+        for i in range(len(parts) + 1):
+            totals[".".join(parts[:i])] += trace.macs
+    return totals
+
+
+# Children of the units that stand for one dense convolution: ours (and timm's), and the introductory article's.
+_SEPARABLE = (("conv_dw", "conv_pw"), ("depth_conv", "point_conv"))
+
+
+def _dense(module: nn.Module, trace: Trace, traces: Mapping[str, Trace], name: str) -> tuple[ConvSpec | None, int]:
+    """Return the dense convolution that a module stands for, and its cost at the module's output size."""
+    if len(set(trace.convs)) == 1 and trace.convs[0].groups > 1:
+        conv = trace.convs[0]
+        return conv.dense(), trace.macs * conv.groups
+    children = dict(module.named_children())
+    for depthwise, pointwise in _SEPARABLE:
+        if depthwise in children and pointwise in children and "conv_pwl" not in children:
+            prefix = f"{name}." if name else ""
+            first = traces.get(prefix + depthwise, Trace())
+            second = traces.get(prefix + pointwise, Trace())
+            if len(first.convs) != 1 or len(second.convs) != 1 or second.convs[0].groups > 1:
+                return None, 0
+            window, mix = first.convs[0], second.convs[0]
+            depthwise_first = mix.in_channels == window.out_channels and window.groups == window.in_channels
+            dense = replace(
+                window,
+                in_channels=window.in_channels if depthwise_first else mix.in_channels,
+                out_channels=mix.out_channels if depthwise_first else window.out_channels,
+                groups=1,
+                bias=mix.bias if depthwise_first else window.bias,
+            )
+            pixels = first.macs // window.weights
+            return dense, dense.weights * pixels
+    return None, 0
+
+
+def _formula(trace: Trace) -> str:
+    if len(set(trace.convs)) == 1:
+        return trace.convs[0].formula()
+    if len(set(trace.products)) == 1 and not trace.convs:
+        inner, columns = trace.products[0]
+        return f"{inner}·{columns} = {inner * columns}"
+    return ""
+
+
+def _folded(rows: list[LayerCost], depth: int | None) -> list[LayerCost]:
+    """Add rows below ``depth`` to the one that they stand in."""
+    if depth is None:
+        return rows
+    folded: list[LayerCost] = []
+    for row in rows:
+        if row.depth <= depth or not folded:
+            folded.append(row)
+            continue
+        top = folded[-1]
+        folded[-1] = replace(
+            top,
+            parameters=top.parameters + row.parameters,
+            trainable=top.trainable + row.trainable,
+            macs=top.macs + row.macs,
+            bytes=top.bytes + row.bytes,
+        )
+    return folded
+
+
+def _checked(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise SeparableValueError(f"model is a {type(model).__name__}: expected an nn.Module")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    assert isinstance(model, nn.Module)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SeparableValueError(
+            "the model is scripted, which hides its layers: give the module before torch.jit.script"
+        )
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            raise SeparableError(f"parameter {name} has no shape yet (a lazy module): run the model once, then count")
+    return model
+
+
+def _inputs(
+    model: nn.Module, given: Inputs, batch_size: int, device: torch.device | str | None, dtypes: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Make the arguments of the forward pass of shapes or tensors."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise SeparableValueError(f"batch_size={batch_size!r}: must be a whole number, at least 1")
+    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
+    place = torch.device(device) if device is not None else (reference.device if reference is not None else "cpu")
+    default = reference.dtype if reference is not None else torch.float32
+
+    def make(value: Any, dtype: torch.dtype | None, where: str) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.to(place)
+        if not _is_size(value):
+            raise SeparableValueError(
+                f"{where}={value!r}: expected the shape of one input without the batch, such as (3, 224, 224), or a tensor"
+            )
+        dtype = dtype or default
+        shape = (batch_size, *value)
+        if dtype.is_floating_point:
+            return torch.rand(shape, device=place).to(dtype)
+        return torch.zeros(shape, device=place, dtype=dtype)
+
+    if isinstance(given, Mapping):
+        wanted = _dtypes(dtypes, len(given))
+        named = {name: make(v, d, f"input_size[{name!r}]") for (name, v), d in zip(given.items(), wanted, strict=True)}
+        return (), named
+    if isinstance(given, Tensor) or _is_size(given):
+        return (make(given, _dtypes(dtypes, 1)[0], "input_size"),), {}
+    if not isinstance(given, list | tuple) or not given:
+        raise SeparableValueError(
+            f"input_size={given!r}: expected a shape without the batch, a tensor, a list of these, or a mapping"
+        )
+    wanted = _dtypes(dtypes, len(given))
+    return tuple(make(v, d, f"input_size[{i}]") for i, (v, d) in enumerate(zip(given, wanted, strict=True))), {}
+
+
+def _is_size(value: object) -> bool:
+    sequence = isinstance(value, list | tuple | torch.Size)
+    return sequence and len(value) > 0 and all(type(n) is int and n > 0 for n in value)  # type: ignore[arg-type, attr-defined]
+
+
+def _dtypes(dtypes: Any, count: int) -> list[torch.dtype | None]:
+    if dtypes is None or isinstance(dtypes, torch.dtype):
+        return [dtypes] * count
+    if len(dtypes) != count:
+        raise SeparableValueError(f"dtypes has {len(dtypes)} entries for {count} inputs: give one, or one for each")
+    return list(dtypes)

@@ -1,0 +1,178 @@
+"""What a network really executes: every operator that reaches the dispatcher, under the module that called it.
+
+Counting below the modules makes functional calls, shared weights and tensor products right without knowing any class,
+as ``torch.utils.flop_counter`` does; module hooks say whose call it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from torch_separable.cost.formulas import ConvSpec
+from torch_separable.cost.rules import RULES, conv_of, is_free
+from torch_separable.errors import SeparableError
+
+
+@dataclass
+class Trace:
+    """What was executed directly under one module, over all its calls.
+
+    Attributes:
+        calls: how often the module ran.
+        macs: multiply-accumulates.
+        bytes: of all operands and results, each moved once for each operator.
+        convs: the convolutions among the operators.
+        products: matrix products, (rows, inner, columns) of two-dimensional ones.
+        output_shapes: of the tensors that its last call returned.
+    """
+
+    calls: int = 0
+    macs: int = 0
+    bytes: int = 0
+    convs: list[ConvSpec] = field(default_factory=list)
+    products: list[tuple[int, int]] = field(default_factory=list)
+    output_shapes: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One forward pass.
+
+    Attributes:
+        modules: what each module executed, by the name under which it stands first.
+        uncounted: operators without a rule that are not free by convention, and how often they ran.
+    """
+
+    modules: Mapping[str, Trace]
+    uncounted: Mapping[str, int]
+
+
+def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Execution:
+    """Run ``model`` once in evaluation mode, without gradients, and count.
+
+    Modes, buffers, random state and hooks are as before afterwards, also after an exception.
+
+    Raises:
+        SeparableError: the forward pass fails; the message names the layer and the shapes that it was given.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    counter = _Counter(names)
+    with unchanged(model), torch.no_grad(), counter.attached(model):
+        try:
+            with counter:
+                model(*args, **kwargs)
+        except SeparableError:
+            raise
+        except Exception as error:
+            shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            where, given = counter.deepest or ("", shapes)
+            layer = (
+                f"layer {where!r} ({type(model.get_submodule(where)).__name__}) was given {given}"
+                if where
+                else "forward"
+            )
+            raise SeparableError(
+                f"{type(model).__name__} cannot run on input of shape {', '.join(map(str, shapes))}: {layer}: {first}"
+            ) from error
+    return Execution(counter.traces, dict(counter.uncounted))
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Run the block in evaluation mode, and put training modes, buffers and random states back as they were."""
+    training = [module for module in model.modules() if module.training]
+    # Attention's fused inference path would hide its products in one operator; without it they are the same ones.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            for module in training:
+                module.training = True
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    if not buffer.is_meta:
+                        buffer.copy_(before)
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.stack: list[str] = []
+        self.traces: dict[str, Trace] = {}
+        self.uncounted: Counter[str] = Counter()
+        self.deepest: tuple[str, list[tuple[int, ...]]] | None = None
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        with ExitStack() as hooks:
+            for module in model.modules():
+                for handle in (
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_hook(self._leave, always_call=True),
+                ):
+                    hooks.callback(handle.remove)
+            yield
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = self.names[id(module)]
+        self.stack.append(name)
+        self.traces.setdefault(name, Trace()).calls += 1
+        self.deepest = (name, [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        name = self.stack.pop()
+        shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(_plain(output)) if isinstance(leaf, Tensor))
+        self.traces[name].output_shapes = shapes
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        trace = self.traces.setdefault(self.stack[-1] if self.stack else "", Trace())
+        packet = func.overloadpacket
+        rule = RULES.get(packet)
+        if rule is not None:
+            trace.macs += rule(args, kwargs, out)
+            if packet in (torch.ops.aten.convolution, torch.ops.aten._convolution):
+                trace.convs.append(conv_of(args))
+            elif packet in _TWO_DIMENSIONAL:
+                trace.products.append(_TWO_DIMENSIONAL[packet](args))
+        elif not is_free(func):
+            self.uncounted[str(packet)] += 1
+        if not func.is_view:
+            trace.bytes += sum(
+                leaf.numel() * leaf.element_size()
+                for leaf in tree_leaves((args, kwargs, out))
+                if isinstance(leaf, Tensor)
+            )
+        return out
+
+
+_TWO_DIMENSIONAL: dict[Any, Any] = {
+    torch.ops.aten.mm: lambda args: (args[0].shape[1], args[1].shape[1]),
+    torch.ops.aten.addmm: lambda args: (args[1].shape[1], args[2].shape[1]),
+    torch.ops.aten.linear: lambda args: (args[1].shape[1], args[1].shape[0]),
+}
+
+
+def _plain(output: Any) -> Any:
+    """Open outputs that are mappings of their own class, as those of ``transformers``."""
+    return dict(output) if isinstance(output, Mapping) else output
