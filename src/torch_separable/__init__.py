@@ -1,11 +1,11 @@
 """Depthwise separable convolution made practical: count, explain, convert, recover.
 
-    import torch_separable as ts
+import torch_separable as ts
 
-    ts.summary(model, (3, 224, 224))                                  # what it costs, layer by layer
-    ts.explain(nn.Conv2d(4, 8, 3, padding=1, groups=2), (3, 3))       # the arithmetic of one convolution
-    ts.convert(model, images, budget=ts.Budget(macs=0.5)).model       # depthwise separable, weights kept
-    ts.recover(student, teacher, data)                                # the rest of the accuracy, by distillation
+ts.summary(model, (3, 224, 224))                                  # what it costs, layer by layer
+ts.explain(nn.Conv2d(4, 8, 3, padding=1, groups=2), (3, 3))       # the arithmetic of one convolution
+ts.convert(model, images, budget=ts.Budget(macs=0.5)).model       # depthwise separable, weights kept
+ts.recover(student, teacher, data)                                # the rest of the accuracy, by distillation
 """
 
 from torch_separable import models, nn

@@ -1,10 +1,11 @@
-"""What a network returned, seen as one tensor of logits."""
+"""Running a network to see what it gives: its evaluation mode, and its output as one tensor of logits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
 
@@ -34,3 +35,15 @@ def logits_of(output: object) -> Tensor:
             "with `.logits`; wrap the network in a module that returns the tensor"
         )
     return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode for the block, and back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

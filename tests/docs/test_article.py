@@ -19,7 +19,8 @@ def python_blocks(article: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("article", ARTICLES, ids=lambda path: path.name)
-def test_the_code_runs_and_prints_what_the_article_says(article: Path) -> None:
+def test_the_code_runs_and_prints_what_the_article_says(article: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     code = "\n".join(python_blocks(article))
     test = doctest.DocTestParser().get_doctest(code, {}, article.name, str(article), 0)
     complaints: list[str] = []

@@ -14,8 +14,8 @@ from torch_separable.errors import SeparableError
 def choose(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[float]], budget: float) -> list[int]:
     """Choose one option a layer so that the sizes stay within ``budget`` and the sum of the costs is least.
 
-    The multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, chapter 11), solved
-    to optimality as a mixed-integer program by HiGHS.
+    The multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, chapter 11),
+    solved to optimality as a mixed-integer program by HiGHS.
 
     Args:
         costs: for each layer the cost of each of its options (any unit; they are added).

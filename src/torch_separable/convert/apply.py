@@ -1,4 +1,4 @@
-"""Carrying out a plan: dense convolutions are replaced by depthwise separable ones, fitted in the order of execution."""
+"""Carrying out a plan: dense convolutions become depthwise separable ones, fitted in the order of execution."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, LayerStatistics, Statistics, calibrate
@@ -20,6 +18,7 @@ from torch_separable.convert.reconstruct import reconstruct
 from torch_separable.convert.record import Recording, record
 from torch_separable.errors import SeparableError
 from torch_separable.nn.separable import SEPARABLE
+from torch_separable.progress import progress_bar
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -68,9 +67,12 @@ def apply(
     check_plan(model, plan, found)
     student = copy.deepcopy(model)
     if plan.method == "svd" or images is None:
-        for layer in plan.converted:
-            weight = grouped_weight(found[layer.name])
-            _replace(student, layer, _decoupled(weight, layer), bias=None)
+        for entry in plan.converted:
+            conv = found[entry.name]
+            # A fitted layer has a bias, so one whose weights are still to be loaded needs the place for it.
+            fitted = plan.method == "least_squares" and conv.bias is None
+            bias = torch.zeros(conv.out_channels) if fitted else None
+            _replace(student, entry, _decoupled(grouped_weight(conv), entry), bias)
         return student
 
     statistics = images if isinstance(images, Statistics) else calibrate(model, images, memory=memory)
@@ -79,13 +81,12 @@ def apply(
     never_ran = [name for name in planned if name not in order]
     if never_ran:
         raise SeparableError(
-            f"layer {never_ran[0]} of the plan never ran on the calibration images: keep it, or give images that reach it"
+            f"layer {never_ran[0]} of the plan never ran on the calibration images: keep it, or "
+            "give images that reach it"
         )
     names = [name for name in order if name in planned]
     # No record needs to be kept of what has been fitted, so runs of layers share one pass of the dense network.
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task("fitting layers", total=len(names))
+    with progress_bar("fitting layers", len(names), shown=progress) as advance:
         for group in _runs(names, statistics):
             dense = record(
                 model, statistics.batches, {n: found[n] for n in group}, _pixels(statistics), patches=not sequential
@@ -109,12 +110,12 @@ def apply(
                     residual=residual and sequential,
                 )
                 _replace(student, entry, factors, bias)
-                bar.advance(task)
+                advance(name)
     return student
 
 
 def _record_student(student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics) -> Recording:
-    conv = student.get_submodule(name)
+    conv: Any = student.get_submodule(name)
     recordings = record(
         student, statistics.batches, {name: conv}, {name: layer.pixels}, patches=True, stop_early=layer.calls == 1
     )
@@ -162,13 +163,13 @@ def check_plan(model: nn.Module, plan: Plan, found: Mapping[str, Conv]) -> None:
             )
         if layer.order is not None:
             if layer.name not in found:
-                raise SeparableError(
-                    f"layer {layer.name} of the plan cannot be converted: {survey(model).kept.get(layer.name, 'it is no convolution')}"
-                )
+                reason = survey(model).kept.get(layer.name, "it is no convolution")
+                raise SeparableError(f"layer {layer.name} of the plan cannot be converted: {reason}")
             most = math.prod(layer.weight_shape[2:])
             if layer.rank > most:
                 raise SeparableError(
-                    f"layer {layer.name} of the plan has rank={layer.rank}: its kernel has {most} entries, so at most {most}"
+                    f"layer {layer.name} of the plan has rank={layer.rank}: its kernel has {most} entries, "
+                    f"so at most {most}"
                 )
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from torch_separable.convert.factorize import Moments, dense_moments
 from torch_separable.convert.layers import Conv, grouped_weight, spec_of, survey
-from torch_separable.convert.record import Batch, Flow, Recording, evaluating, record, run
+from torch_separable.convert.record import Batch, Flow, Recording, record, run
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.outputs import logits_of
+from torch_separable.outputs import evaluating, logits_of
 
 Images = Tensor | Iterable[Batch]
 
@@ -228,8 +228,8 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
         tensors = list(batch.values()) if isinstance(batch, Mapping) else [batch]
         if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise SeparableValueError(
-                f"batch {i} of the calibration images is a {type(batch).__name__}: expected a tensor (N, C, H, W), or a "
-                "mapping of tensors; leave labels away"
+                f"batch {i} of the calibration images is a {type(batch).__name__}: expected a tensor (N, C, H, W), or "
+                "a mapping of tensors; leave labels away"
             )
         for tensor in tensors:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -286,7 +286,7 @@ def norm_affine(model: nn.Module, name: str | None, channels: int) -> tuple[Tens
 
 
 def pixels_for(conv: Conv, memory: int) -> int:
-    """How many output pixels to sample: sixteen for each unknown of a patch, within limits and a share of the memory."""
+    """How many output pixels to sample: sixteen for each entry of a patch, within limits and a share of the memory."""
     entries = conv.weight[0].numel() * conv.groups
     fitting = memory // 4 // (4 * (entries + 2 * conv.out_channels))
     return max(1024, min(max(8192, 16 * entries // conv.groups), 32768, fitting))

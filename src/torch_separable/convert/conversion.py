@@ -71,7 +71,7 @@ def convert(
     memory: int = DEFAULT_MEMORY,
     progress: bool = False,
 ) -> Conversion:
-    """Turn a trained dense network into a depthwise separable one that computes nearly the same: no labels, no training.
+    """Turn a trained dense network into a depthwise separable one that computes nearly the same, without training.
 
     `calibrate`, `plan` and `apply` in one call; ``model`` is not changed.
 

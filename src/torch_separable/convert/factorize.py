@@ -270,7 +270,8 @@ def _sweep_pointwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tens
 
 def _unit_rows(depthwise: Tensor) -> Tensor:
     """Depthwise kernels of norm 1, which keeps the systems for the pointwise weights balanced."""
-    return depthwise / depthwise.norm(dim=2, keepdim=True).clamp_min(1e-30)
+    norms: Tensor = depthwise.norm(dim=2, keepdim=True)
+    return depthwise / norms.clamp_min(1e-30)
 
 
 def _solve(A: Tensor, R: Tensor) -> Tensor:
@@ -287,4 +288,5 @@ def _cholesky(A: Tensor) -> Tensor:
     diagonal = A.diagonal(dim1=-2, dim2=-1)
     level = diagonal.mean(dim=-1, keepdim=True)
     diagonal.add_(1e-9 * level + 1e-12 * level.mean() + 1e-300)
-    return torch.linalg.cholesky(A)
+    factors: Tensor = torch.linalg.cholesky(A)
+    return factors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch_separable.cost.formulas import ConvSpec
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BASES: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_BASES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def survey(model: nn.Module) -> Survey:
     for name, module in model.named_modules():
         if isinstance(module, _TRANSPOSED):
             kept[name] = "transposed convolution: its factorisations are not implemented"
-        elif isinstance(module, tuple(_BASES)):
+        elif isinstance(module, _BASES):
             reason = _reason_to_keep(module)
             if reason is None:
                 convertible[name] = module
@@ -103,7 +104,8 @@ def patches_of(conv: Conv, inputs: Tensor) -> Tensor:
         inputs: its input, (N, C, *size).
 
     Returns:
-        Shape (N, *output size, C, *kernel size): entry ``[n, p]`` times the kernel is output pixel ``p`` of image ``n``.
+        Shape (N, *output size, C, *kernel size): entry ``[n, p]`` times the kernel is output pixel ``p`` of image
+        ``n``.
     """
     pad = [n for pair in reversed(paddings(conv)) for n in pair]
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
@@ -111,11 +113,12 @@ def patches_of(conv: Conv, inputs: Tensor) -> Tensor:
     dimensions = len(conv.kernel_size)
     for i, (k, s, d) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
         view = view.unfold(2 + i, d * (k - 1) + 1, s)
-    view = view[(..., *(slice(None, None, d) for d in conv.dilation))]
+    every: tuple[Any, ...] = tuple(slice(None, None, d) for d in conv.dilation)
+    view = view[(..., *every)]
     return view.movedim(1, 1 + dimensions)
 
 
 def grouped_weight(conv: Conv) -> Tensor:
     """Return the kernel in float64 by group, shape (groups, M/groups, C/groups, K)."""
-    weight = conv.weight.detach().to(torch.float64).flatten(2)
-    return weight.unflatten(0, (conv.groups, -1))
+    weight = conv.weight.detach().to(torch.float64)
+    return weight.view(conv.groups, conv.out_channels // conv.groups, conv.in_channels // conv.groups, -1)

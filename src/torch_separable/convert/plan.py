@@ -126,13 +126,7 @@ class Plan:
         repeated = [name for name, n in Counter(layer.name for layer in layers).items() if n > 1]
         if repeated:
             raise SeparableError(f"layer {repeated[0]!r} stands twice in the plan")
-        totals: dict[str, tuple[int, int]] = {}
-        for name in ("macs", "parameters"):
-            value = document.get(name, (0, 0))
-            if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value)):
-                raise SeparableError(f"the plan has {name}={value!r}: expected two whole numbers, dense and planned")
-            totals[name] = (value[0], value[1])
-        return cls(method=document["method"], layers=tuple(layers), **totals)
+        return cls(document["method"], tuple(layers), _total(document, "macs"), _total(document, "parameters"))
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all."""
@@ -169,6 +163,13 @@ class Plan:
         return "\n".join(lines)
 
 
+def _total(document: dict[str, Any], name: str) -> tuple[int, int]:
+    value = document.get(name, (0, 0))
+    if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int and n >= 0 for n in value)):
+        raise SeparableError(f"the plan has {name}={value!r}: expected two whole numbers, dense and planned")
+    return value[0], value[1]
+
+
 def _check_names(kind: type, document: dict[str, Any], where: str, required: set[str]) -> None:
     known = {field.name for field in fields(kind)}
     missing, unknown = sorted(required - set(document)), sorted(set(document) - known)
@@ -183,7 +184,7 @@ def separable_specs(spec: ConvSpec, order: Order, rank: int) -> tuple[ConvSpec, 
     ones = (1,) * len(spec.kernel_size)
     channels = spec.in_channels if order == "depthwise_first" else spec.out_channels
     inner = channels * rank
-    window = {
+    window: dict[str, Any] = {
         "kernel_size": spec.kernel_size,
         "stride": spec.stride,
         "padding": spec.padding,

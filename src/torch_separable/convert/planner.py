@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from torch_separable.convert.allocate import choose
@@ -20,9 +18,11 @@ from torch_separable.convert.calibrate import LayerStatistics, Statistics, momen
 from torch_separable.convert.factorize import Order, decouple
 from torch_separable.convert.layers import grouped_weight, survey
 from torch_separable.convert.plan import LayerPlan, Method, Plan, separable_macs, separable_specs
-from torch_separable.convert.record import evaluating, run
+from torch_separable.convert.record import run
 from torch_separable.convert.sensitivity import Choice, Option, fit_options, measure
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.outputs import evaluating
+from torch_separable.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def plan(
 
     options: list[list[Option]] = []
     changes: list[list[float]] = []
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task("measuring layers", total=len(statistics.layers))
+    with progress_bar("measuring layers", len(statistics.layers), shown=progress) as advance:
         for layer, allowed in zip(statistics.layers, choices, strict=True):
             conv = found[layer.name]
             if not allowed:
@@ -132,7 +130,7 @@ def plan(
             options.append(fitted)
             if budget is not None:
                 changes.append(measure(model, statistics, layer, conv, moments, fitted, method))
-            bar.advance(task)
+            advance(layer.name)
 
     if budget is None:
         chosen = [min(of, key=lambda o: o.error) for of in options]
@@ -201,7 +199,7 @@ def _plan(
 ) -> Plan:
     entries, macs, parameters = [], statistics.macs, statistics.parameters
     for layer, option in chosen:
-        shape = tuple(model.get_submodule(layer.name).weight.shape)
+        shape = _shape(model, layer.name)
         dense = (layer.macs, layer.spec.parameters)
         if option is None:
             entries.append(
@@ -218,8 +216,14 @@ def _plan(
             )
         )  # fmt: skip
     for name, reason in statistics.kept.items():
-        entries.append(LayerPlan(name, tuple(model.get_submodule(name).weight.shape), None, 0, reason))
+        entries.append(LayerPlan(name, _shape(model, name), None, 0, reason))
     return Plan(method, tuple(entries), (statistics.macs, macs), (statistics.parameters, parameters))
+
+
+def _shape(model: nn.Module, name: str) -> tuple[int, ...]:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, torch.Tensor)
+    return tuple(weight.shape)
 
 
 def _macs(layer: LayerStatistics, choice: Choice) -> int:

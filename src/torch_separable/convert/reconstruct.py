@@ -3,7 +3,7 @@
 A layer that is converted gets its input from layers that were converted before, and hands its output to a batch norm,
 perhaps a residual sum, perhaps a ReLU. So it is fitted on the inputs that the converted network delivers, and not to
 the dense layer's own output but to what makes the *sum* right: ``t = y + (r − r') / a``, with ``y`` the dense output,
-``r`` and ``r'`` the residual branch's values in the dense and in the converted network and ``a`` the batch norm's scale.
+``r`` and ``r'`` the residual branch's values in the dense and the converted network, ``a`` the batch norm's scale.
 
 Where a ReLU follows, what happens below zero does not matter. Following Zhang et al., "Accelerating Very Deep
 Convolutional Networks" (arXiv 1505.06798, section 3.2), an auxiliary target ``z`` is alternated with the fit:

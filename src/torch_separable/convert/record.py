@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_separable.convert.layers import Conv, patches_of
 from torch_separable.errors import SeparableError
+from torch_separable.outputs import evaluating
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -74,7 +75,7 @@ def record(
     stop_early: bool = False,
     seed: int = 0,
 ) -> dict[str, Recording]:
-    """Run ``model`` over ``batches`` in evaluation mode and record the ``layers``, in the order in which they first run.
+    """Run ``model`` over ``batches`` in evaluation mode and record the ``layers``, in the order in which they run.
 
     The pixels are drawn from ``seed``, the layer's name, the batch and the call alone, so that the dense network and
     its converted copy are recorded at the same ones.
@@ -129,18 +130,6 @@ def run(model: nn.Module, batch: Batch) -> Any:
         ) from error
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode for the block, and each back as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 class _Recorded(Exception):  # noqa: N818 - it says that all is done, not that something failed
     """Everything that was asked for has been seen in this forward pass."""
 
@@ -181,7 +170,7 @@ class _Recorder(TorchDispatchMode):
         stop_early: bool,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.layers, self.pixels = model, layers, pixels
         self.batches, self.wants_patches, self.stop_early, self.seed = batches, patches, stop_early, seed
         self.seen: dict[str, _Seen] = {}
@@ -310,5 +299,5 @@ _NORMS = {
 
 def _at(tensor: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     """Values of (N, M, *size) at pixels, (P, M)."""
-    first, *rest = index
-    return tensor[(first, slice(None), *rest)].float()
+    where: tuple[Any, ...] = (index[0], slice(None), *index[1:])
+    return tensor[where].float()

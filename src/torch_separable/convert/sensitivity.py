@@ -1,8 +1,8 @@
 """How much the network's output changes when one layer alone is converted.
 
-The change is measured where it matters, at the network's output on calibration images, and only at a few options of each
-layer. Between them it follows the layer's own error closely as a power law, ``change ≈ α · error^β``: the error is cheap
-to know for every option, a forward pass is not.
+The change is measured where it matters, at the network's output on calibration images, and only at a few options of
+each layer. Between them it follows the layer's own error closely as a power law, ``change ≈ α · error^β``: the error is
+cheap to know for every option, a forward pass is not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch_separable.convert.factorize import Factors, Moments, Order, decouple,
 from torch_separable.convert.layers import Conv, grouped_weight
 from torch_separable.convert.plan import Method
 from torch_separable.convert.reconstruct import biases, fit_groups, importance_of
-from torch_separable.convert.record import Batch, evaluating, run
-from torch_separable.outputs import logits_of
+from torch_separable.convert.record import Batch, run
+from torch_separable.outputs import evaluating, logits_of
 
 Choice = tuple[Order, int]
 
@@ -155,7 +155,7 @@ def _change(
         bias = bias - conv.bias.detach().double().cpu()
 
     def exchanged(module: Conv, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        result = module._conv_forward(args[0], kernel.to(module.weight), module.bias)  # type: ignore[arg-type]
+        result: Tensor = module._conv_forward(args[0], kernel.to(module.weight), module.bias)
         if bias is None:
             return result
         return result + bias.to(result).view(-1, *[1] * len(module.kernel_size))

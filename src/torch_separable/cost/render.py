@@ -99,7 +99,7 @@ def render_text(summary: Summary, width: int | None = None) -> str:
     if summary.columns is not None:
         table = _table(summary, summary.columns)
     else:
-        columns = _ALWAYS
+        columns: tuple[Column, ...] = _ALWAYS
         table = _table(summary, columns)
         for more in _ROOM:
             wider = tuple(column for column in Column if column in (*columns, more))

@@ -119,22 +119,23 @@ RULES: dict[Any, Rule] = {
 # that of their bytes. Elementwise operators and views are recognised by PyTorch's own tags.
 _FREE = set(
     """
-    _adaptive_avg_pool2d _adaptive_avg_pool3d _fused_rms_norm _local_scalar_dense _log_softmax _native_batch_norm_legit
-    _native_batch_norm_legit_no_training _reshape_alias _safe_softmax _softmax _to_copy _unsafe_index _unsafe_view
-    adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d all amax amin any arange argmax argmin avg_pool2d
-    avg_pool3d batch_norm_elemt bernoulli cat channel_shuffle clone constant_pad_nd copy copy_ count_nonzero cudnn_batch_norm
-    cumsum detach embedding empty empty_like empty_permuted empty_strided eye fill fill_ flip full full_like gather glu
-    group_norm index index_add index_copy index_put index_put_ index_select lift_fresh lift_fresh_copy linspace
-    log_softmax logsumexp masked_fill masked_fill_ masked_select max max_pool2d_with_indices max_pool3d_with_indices
-    mean median min native_batch_norm native_channel_shuffle native_dropout native_group_norm native_layer_norm new_empty
-    new_empty_strided new_full new_ones new_zeros nonzero norm ones ones_like pixel_shuffle pixel_unshuffle prod rand
-    rand_like randint randn randn_like randperm reflection_pad1d reflection_pad2d reflection_pad3d repeat
-    repeat_interleave replication_pad1d replication_pad2d replication_pad3d rms_norm roll rot90 scalar_tensor scatter
-    scatter_add select_backward slice_scatter select_scatter softmax sort split_with_sizes_copy stack std sum
-    topk tril tril_indices triu triu_indices unfold_copy unique_consecutive upsample_bicubic2d upsample_bilinear2d
-    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view_copy
-    zero_ zeros zeros_like _is_all_true is_pinned is_same_size resize_ set_ im2col col2im equal bucketize searchsorted
-    _assert_async _assert_tensor_metadata
+    _adaptive_avg_pool2d _adaptive_avg_pool3d _fused_rms_norm _local_scalar_dense _log_softmax
+    _native_batch_norm_legit _native_batch_norm_legit_no_training _reshape_alias _safe_softmax _softmax _to_copy
+    _unsafe_index _unsafe_view adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d all amax amin any arange
+    argmax argmin avg_pool2d avg_pool3d batch_norm_elemt bernoulli cat channel_shuffle clone constant_pad_nd copy
+    copy_ count_nonzero cudnn_batch_norm cumsum detach embedding empty empty_like empty_permuted empty_strided eye
+    fill fill_ flip full full_like gather glu group_norm index index_add index_copy index_put index_put_
+    index_select lift_fresh lift_fresh_copy linspace log_softmax logsumexp masked_fill masked_fill_ masked_select
+    max max_pool2d_with_indices max_pool3d_with_indices mean median min native_batch_norm native_channel_shuffle
+    native_dropout native_group_norm native_layer_norm new_empty new_empty_strided new_full new_ones new_zeros
+    nonzero norm ones ones_like pixel_shuffle pixel_unshuffle prod rand rand_like randint randn randn_like randperm
+    reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d
+    replication_pad3d rms_norm roll rot90 scalar_tensor scatter scatter_add select_backward slice_scatter
+    select_scatter softmax sort split_with_sizes_copy stack std sum topk tril tril_indices triu triu_indices
+    unfold_copy unique_consecutive upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view_copy zero_ zeros zeros_like
+    _is_all_true is_pinned is_same_size resize_ set_ im2col col2im equal bucketize searchsorted _assert_async
+    _assert_tensor_metadata
     """.split()
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from torch_separable.cost.formulas import ConvSpec
@@ -232,8 +233,9 @@ def analyze(model: nn.Module, *inputs: Any, **named: Any) -> Summary:
         >>> analyze(nn.Linear(64, 10), torch.zeros(1, 64)).macs
         640
     """
-    if len(inputs) == 1 and not named and isinstance(inputs[0], Mapping):
-        inputs, named = (), dict(inputs[0])
+    match inputs:
+        case [Mapping() as by_name] if not named:
+            return _analyze(_checked(model), (), by_name, None)
     return _analyze(_checked(model), inputs, named, None)
 
 
@@ -374,7 +376,7 @@ def _checked(model: object) -> nn.Module:
             "the model is scripted, which hides its layers: give the module before torch.jit.script"
         )
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(parameter):
             raise SeparableError(f"parameter {name} has no shape yet (a lazy module): run the model once, then count")
     return model
 
@@ -394,7 +396,8 @@ def _inputs(
             return value.to(place)
         if not _is_size(value):
             raise SeparableValueError(
-                f"{where}={value!r}: expected the shape of one input without the batch, such as (3, 224, 224), or a tensor"
+                f"{where}={value!r}: expected the shape of one input without the batch, such as (3, 224, 224), "
+                "or a tensor"
             )
         dtype = dtype or default
         shape = (batch_size, *value)

@@ -112,7 +112,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 class _Counter(TorchDispatchMode):
     def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
         self.stack: list[str] = []
         self.traces: dict[str, Trace] = {}

@@ -1,4 +1,4 @@
-"""MobileNet (Howard et al., arXiv 1704.04861), and the dense network of the same shape that its table 4 compares with."""
+"""MobileNet (Howard et al., arXiv 1704.04861), and the dense network of its shape that table 4 compares with."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class MobileNetV1(nn.Module):
 
     Args:
         width_multiplier: ``α``, the share of each layer's channels.
-        resolution: ``224·ρ``, the size of the images that it is meant for; kept as an attribute, since the network pools
-            globally and takes any size.
+        resolution: ``224·ρ``, the size of the images that it is meant for; kept as an attribute, since the network
+            pools globally and takes any size.
         num_classes: outputs.
         in_channels: channels of the images.
         shallow: leave away the five blocks of 512 channels at 14x14.
@@ -47,8 +47,8 @@ class MobileNetV1(nn.Module):
         channels = max(8, int(32 * width_multiplier))
         self.stem = _conv_bn_relu(in_channels, channels, stride=2)
         blocks: list[nn.Module] = []
-        for out_channels, stride in _SHALLOW if shallow else _BLOCKS:
-            out_channels = max(8, int(out_channels * width_multiplier))
+        for full_width, stride in _SHALLOW if shallow else _BLOCKS:
+            out_channels = max(8, int(full_width * width_multiplier))
             if separable:
                 block: nn.Module = DepthwiseSeparableConv2d(
                     channels, out_channels, 3, stride=stride, padding=1, bias=False,

@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR (He et al., "Deep Residual Learning", arXiv 1512.03385, section 4.2): dense, to convert."""
+"""Residual networks for CIFAR (He et al., "Deep Residual Learning", arXiv 1512.03385, section 4.2): to convert."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch_separable.nn._arguments import whole
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters (option A): every second pixel, zeros for new channels."""
+    """Two 3x3 convolutions beside a shortcut without parameters (option A: every second pixel, zero channels)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

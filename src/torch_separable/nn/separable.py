@@ -104,8 +104,9 @@ class _DepthwiseSeparableConv(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all parameters anew, each layer in its own way."""
         for layer in self.children():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+            reset: Any = getattr(layer, "reset_parameters", None)
+            if reset is not None:
+                reset()
 
     def merged_weight(self) -> Tensor:
         """Return the dense kernel that the two amount to, (M, C/groups, *kernel_size).
@@ -125,7 +126,7 @@ class _DepthwiseSeparableConv(nn.Module):
         else:
             depth = taps.view(self.out_channels, rank, -1)
             merged = torch.einsum("mdc,mdk->mck", point.view(self.out_channels, rank, -1), depth)
-        return merged.unflatten(2, self.kernel_size)
+        return merged.reshape(*merged.shape[:2], *self.kernel_size)
 
     def extra_repr(self) -> str:
         """Say what the children do not."""
@@ -145,8 +146,8 @@ class DepthwiseSeparableConv2d(_DepthwiseSeparableConv):
 
     ``order="depthwise_first"``: each of the ``C`` input channels gets ``D`` kernels of its own, then a 1x1 convolution
     mixes the ``C·D`` channels to ``M``: ``C·D·k² + C·D·M`` weights. ``order="pointwise_first"`` (blueprint separable,
-    BSConv, CVPR 2020): a 1x1 convolution gives ``M·D`` channels, then each output sums ``D`` of them, each filtered by a
-    kernel of its own: ``C·M·D + M·D·k²`` weights. With ``D = k²`` either can equal any dense convolution.
+    BSConv, CVPR 2020): a 1x1 convolution gives ``M·D`` channels, then each output sums ``D`` of them, each filtered by
+    a kernel of its own: ``C·M·D + M·D·k²`` weights. With ``D = k²`` either can equal any dense convolution.
 
     Children carry timm's names: ``conv_dw``, ``conv_pw``; ``bn1``, ``act1`` between them and ``bn2``, ``act2`` after,
     where asked for. Input (N, C, H, W), output (N, M, H', W').

@@ -35,7 +35,8 @@ class ChannelShuffle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *size) to the same shape."""
         divides("groups", self.groups, "the input's channels", x.shape[1])
-        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+        grouped: Tensor = x.unflatten(1, (self.groups, -1))
+        return grouped.transpose(1, 2).flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Say the number of groups."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.outputs import logits_of
+from torch_separable.outputs import evaluating, logits_of
+from torch_separable.progress import progress_bar
 from torch_separable.recover.data import ImageData
-from torch_separable.recover.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,3 @@ def device_of(model: nn.Module) -> torch.device:
     """Where the network's first parameter is; the CPU for a network without any."""
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

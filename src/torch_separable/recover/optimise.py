@@ -71,7 +71,7 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
 
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
         done = int(updates)
-        update = get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))  # type: ignore[no-untyped-call]
+        update = get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))
         update(averaged, current, done)
 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch_separable.errors import SeparableError
-from torch_separable.recover.extras import optional
+from torch_separable.extras import optional
 
 
 def start_accelerator() -> Any:

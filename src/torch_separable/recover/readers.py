@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_separable.errors import SeparableError
-from torch_separable.recover.extras import optional
-from torch_separable.recover.progress import progress_bar
+from torch_separable.extras import optional
+from torch_separable.progress import progress_bar
 
 _HELD_OUT_DIGITS = 450
 _DIGITS_SIZE = (32, 32)

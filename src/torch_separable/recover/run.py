@@ -19,6 +19,7 @@ from torch_separable._version import __version__
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.files import load_weights, save_weights, write_json
 from torch_separable.outputs import logits_of
+from torch_separable.progress import Advance, progress_bar
 from torch_separable.recover.augment import Augmentation, derive_seed
 from torch_separable.recover.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
 from torch_separable.recover.checks import check_networks
@@ -29,7 +30,6 @@ from torch_separable.recover.journal import append_record, keep_records
 from torch_separable.recover.losses import feature_distance, logits_divergence, matched_features, watching
 from torch_separable.recover.optimise import make_average, make_optimizer, make_scheduler
 from torch_separable.recover.processes import start_accelerator
-from torch_separable.recover.progress import Advance, progress_bar
 
 CHECKPOINT, BEST, LOG, CONFIG = "checkpoint.safetensors", "best.safetensors", "log.jsonl", "config.json"
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from torch_separable.recover import progress
-from torch_separable.recover.progress import progress_bar
+from torch_separable import progress
+from torch_separable.progress import progress_bar
 
 
 def shown_text(capsys: pytest.CaptureFixture[str], *, shown: bool = True) -> str:

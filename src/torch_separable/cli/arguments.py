@@ -1,0 +1,96 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from torch_separable.errors import SeparableValueError
+
+if TYPE_CHECKING:
+    from torch_separable.convert import Budget
+
+Model: TypeAlias = Annotated[
+    str, typer.Argument(help="package.module:function that returns the network, or a name: resnet20, mobilenet_v1, ...")
+]
+ModelArgs: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--model-arg", metavar="K=V", help="An argument of the function; repeat for more.")
+]
+Weights: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Weights: .safetensors, or .pth of plain tensors (nothing is unpickled).")
+]
+Data: TypeAlias = Annotated[str, typer.Option(help="Images: digits, npz:PATH, folder:PATH or hf:NAME.")]
+Mean: TypeAlias = Annotated[
+    str | None, typer.Option(help="Subtracted from each channel, as .485,.456,.406; or imagenet.")
+]
+Std: TypeAlias = Annotated[
+    str | None, typer.Option(help="Each channel is divided by it, as .229,.224,.225; or imagenet.")
+]
+ImageSize: TypeAlias = Annotated[int | None, typer.Option(help="Pixels that images are scaled and cropped to.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """Read ``3,224,224`` (``x`` separates, too)."""
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise SeparableValueError(f"{name} {text}: expected whole numbers separated by commas, as 3,224,224")
+    return tuple(int(part) for part in parts)
+
+
+def channel_values(name: str, text: str | None) -> tuple[float, ...] | None:
+    """Read ``.485,.456,.406``, or the word ``imagenet``."""
+    if text is None:
+        return None
+    if text == "imagenet":
+        from torch_separable.recover import IMAGENET_MEAN, IMAGENET_STD
+
+        return tuple(IMAGENET_MEAN if name == "--mean" else IMAGENET_STD)
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SeparableValueError(f"{name} {text}: expected numbers separated by commas, or imagenet") from None
+
+
+def keyword_arguments(option: str, texts: Iterable[str] | None) -> dict[str, Any]:
+    """Read ``k=v`` pairs; values are Python literals where they look like one, else text.
+
+    Example:
+        >>> keyword_arguments("--model-arg", ["width_multiplier=0.5", "order=depthwise_first"])
+        {'width_multiplier': 0.5, 'order': 'depthwise_first'}
+    """
+    arguments: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise SeparableValueError(f"{option} {text}: expected name=value")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            arguments[key] = value
+    return arguments
+
+
+def read_budget(text: str) -> Budget:
+    """Read ``macs=0.5``, ``params=0.3`` or ``latency_ms=4``."""
+    from torch_separable.convert import Budget
+
+    kind, _, value = text.partition("=")
+    try:
+        return Budget(**{kind: float(value)})
+    except (TypeError, ValueError) as error:
+        reason = f": {error}" if isinstance(error, SeparableValueError) else ""
+        raise SeparableValueError(
+            f"--budget {text}: expected macs=SHARE, params=SHARE or latency_ms=NUMBER{reason}"
+        ) from error
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,0 +1,59 @@
+"""``separable evaluate``: the accuracy of a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torch_separable.cli.arguments import (
+    Data,
+    ImageSize,
+    Json,
+    Mean,
+    ModelArgs,
+    Quiet,
+    Std,
+    Weights,
+    channel_values,
+    keyword_arguments,
+    print_json,
+)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder that convert wrote, or a network as for convert.")],
+    data: Data,
+    model_arg: ModelArgs = None,
+    weights: Weights = None,
+    split: Annotated[str, typer.Option(help="Split that is evaluated.")] = "test",
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: Annotated[int, typer.Option()] = 256,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Classify labelled images and count the right answers.
+
+    Example: **separable evaluate runs/half --data npz:cifar10/ --mean imagenet --std imagenet**
+    """
+    from torch_separable.cli.networks import build_network
+    from torch_separable.cli.recover import converted_network
+    from torch_separable.recover import evaluate as evaluate_network
+    from torch_separable.recover import load_data
+
+    arguments = keyword_arguments("--model-arg", model_arg)
+    if Path(model).is_dir():
+        network = converted_network(Path(model), None, arguments, weights)[0]
+    else:
+        network = build_network(model, arguments, weights)
+    source = load_data(
+        data, split, image_size=image_size, mean=channel_values("--mean", mean), std=channel_values("--std", std)
+    )
+    result = evaluate_network(network, source, batch_size, progress=not (quiet or json))
+    if json:
+        print_json(result.to_dict())
+    else:
+        print(result)

@@ -1,0 +1,61 @@
+"""``separable explain``: the arithmetic of one convolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torch_separable.cli.arguments import Json, print_json, whole_numbers
+
+
+def explain(
+    in_channels: Annotated[int, typer.Option("--in", help="Channels of the input.")],
+    out_channels: Annotated[int, typer.Option("--out", help="Channels of the output.")],
+    kernel: Annotated[str, typer.Option(help="Kernel size: 3, or 3,5 for each dimension.")] = "3",
+    size: Annotated[str | None, typer.Option("--input", help="Spatial size of the input, as 32,32.")] = None,
+    groups: Annotated[int, typer.Option(help="Groups; both channel counts must be multiples of it.")] = 1,
+    stride: Annotated[int, typer.Option()] = 1,
+    padding: Annotated[int | None, typer.Option(help="By default what keeps the size at stride 1.")] = None,
+    dilation: Annotated[int, typer.Option()] = 1,
+    order: Annotated[str | None, typer.Option(help="Depthwise separable: depthwise_first or pointwise_first.")] = None,
+    depth_multiplier: Annotated[int, typer.Option(help="Multiplier, or rank, of a depthwise separable layer.")] = 1,
+    bias: Annotated[bool, typer.Option(help="Whether outputs have a bias.")] = True,
+    figure: Annotated[Path | None, typer.Option(help="Draw it: a .svg, .png or .pdf file.")] = None,
+    json: Json = False,
+) -> None:
+    """Work out what one convolution costs, and what grouping or separating it would save.
+
+    Example: **separable explain --in 4 --out 8 --kernel 3 --groups 2 --input 3,3 --figure groups.svg**
+    """
+    from torch_separable.explain import explain as work_out
+
+    numbers = whole_numbers("--kernel", kernel)
+    kernel_size = numbers[0] if len(numbers) == 1 else numbers
+    if padding is None:
+        chosen = tuple(dilation * (n - 1) // 2 for n in numbers)
+        padding_size = chosen[0] if len(chosen) == 1 else chosen
+    else:
+        padding_size = padding
+    separable = {} if order is None else {"order": order, "depth_multiplier": depth_multiplier}
+    explanation = work_out(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding_size,
+        dilation=dilation,
+        groups=groups,
+        bias=bias,
+        input_size=None if size is None else whole_numbers("--input", size),
+        **separable,  # type: ignore[arg-type]
+    )
+    if figure is not None:
+        explanation.save(figure)
+    if json:
+        print_json(explanation.to_dict())
+    else:
+        print(explanation)
+        if figure is not None:
+            print(f"\nfigure: {figure}")

@@ -1,0 +1,102 @@
+"""The command's entry point, its commands, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from torch_separable._version import __version__
+from torch_separable.cli.convert import convert
+from torch_separable.cli.demo import demo
+from torch_separable.cli.evaluate import evaluate
+from torch_separable.cli.explain import explain
+from torch_separable.cli.recover import recover
+from torch_separable.cli.summary import summary
+from torch_separable.errors import SeparableError
+
+BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
+
+
+class _Boundary(TyperGroup):
+    """Turns exceptions of any command into one line on standard error; with ``--debug`` they pass."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            _say("interrupted; nothing half-written is left behind", *getattr(interrupt, "__notes__", ()))
+            raise typer.Exit(INTERRUPTED) from interrupt
+        except SeparableError as error:
+            if ctx.params.get("debug"):
+                raise
+            _say(f"error: {error}")
+            raise typer.Exit(BAD_INPUT) from error
+        except BrokenPipeError as error:
+            # The reader (as `head`) has seen enough. Nothing is left to flush at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from error
+        except (
+            RuntimeError,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            ImportError,
+            MemoryError,
+        ) as error:
+            if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
+                raise
+            _say(
+                f"unexpected {type(error).__name__}: {error}",
+                "run it again with --debug before the command for the traceback",
+            )
+            raise typer.Exit(BUG) from error
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(f"separable: {line}", file=sys.stderr)
+
+
+app = typer.Typer(
+    cls=_Boundary,
+    name="separable",
+    help="Count, explain, convert to, and recover depthwise separable convolutions in PyTorch networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"separable {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Count, explain, convert to, and recover depthwise separable convolutions in PyTorch networks."""
+
+
+for command in (demo, summary, explain, convert, recover, evaluate):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows another, and goes on
+    app()

@@ -1,0 +1,59 @@
+"""What the figures of a run amount to: ratios, and the sentences that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Before and after, as factors.
+
+    Attributes:
+        macs: how many times fewer multiply-accumulates.
+        parameters: how many times fewer.
+        bytes: how many times smaller the weights' file is.
+        points_lost: percentage points of accuracy lost.
+        speed: how many times faster; ``None`` where no times were taken.
+        promise_kept: ``speed`` over ``macs``.
+    """
+
+    macs: float
+    parameters: float
+    bytes: float
+    points_lost: float
+    speed: float | None
+    promise_kept: float | None
+
+
+def facts_of(results: dict[str, Any]) -> Facts:
+    """Compare the first step of a run, the dense network, with its last."""
+    dense, last = results["steps"][0], results["steps"][-1]
+    times = results.get("milliseconds")
+    macs = dense["macs"] / last["macs"]
+    speed = times["dense"] / times["separable"] if times else None
+    return Facts(
+        macs=macs,
+        parameters=dense["parameters"] / last["parameters"],
+        bytes=dense["bytes"] / last["bytes"],
+        points_lost=100 * (dense["accuracy"] - last["accuracy"]),
+        speed=speed,
+        promise_kept=None if speed is None else speed / macs,
+    )
+
+
+def promise_sentence(facts: Facts) -> str:
+    """Say whether the clock follows the arithmetic."""
+    if facts.speed is None:
+        return "No times were taken."
+    if facts.speed >= facts.macs:
+        return f"The clock follows the arithmetic: {facts.macs:.1f}x fewer MACs run {facts.speed:.1f}x as fast."
+    if facts.speed < 1:
+        what = f"but the separable network takes {1 / facts.speed:.1f}x as long"
+    else:
+        what = f"but the separable network runs only {facts.speed:.1f}x as fast"
+    return (
+        f"The clock does not follow the arithmetic: {facts.macs:.1f}x fewer MACs, {what}. PyTorch runs a depthwise and "
+        "a pointwise convolution one after the other, each limited by memory and by the overhead of a call."
+    )
