@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def _cannot_write(path: Path, error: OSError) -> SeparableError:
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        # A file's name that is not UTF-8 may stand in the text; in JSON, its escape reads back as the same name.
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, document: object) -> None:
@@ -114,7 +116,7 @@ def save_weights(
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read tensors by name from a safetensors file, or from a ``.pth`` file with ``weights_only=True``.
+    """Read tensors by name from a file of safetensors, or of ``torch.save`` with ``weights_only=True``.
 
     Checkpoints that wrap their weights in ``state_dict``, ``model`` or ``model_state_dict`` are unwrapped, and the
     ``module.`` prefix that ``nn.DataParallel`` adds to every name is removed.
@@ -125,7 +127,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise SeparableError(f"no weights at {path}: " + ("it is a folder" if path.is_dir() else "no such file"))
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state = _read_tensors(path)
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -138,24 +140,45 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _read_tensors(path: Path) -> object:
+    """Read the file as what its first bytes say that it is; names mislead (``.bin`` and ``.pt`` hold either)."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise SeparableError(f"cannot read weights from {path}: {error.strerror or error}") from error
+    if head[8:] == b"{":  # after eight bytes of its length, the header of safetensors
+        return _read_safetensors(path)
+    if head.startswith((b"PK", b"\x80")):  # a zip archive of torch.save, or the bare pickle that it wrote until 1.6
+        return _read_torch(path)
+    raise SeparableError(
+        f"{path} is not a whole file of weights, neither of safetensors nor of torch.save: give the file that "
+        "`model.state_dict()` was saved to"
+    )
+
+
 def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise SeparableError(f"{path} is not a whole safetensors file: {error}") from error
+        raise SeparableError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
 
 
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Given the name, torch would judge by the suffix. What its warnings are about is refused below.
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SeparableError(
-            f"{path} is not plain weights: reading it would mean running code that it contains, which is refused. "
+            f"{path} is not plain weights: it is a pickle that could run code when it is read, which is refused. "
             "Save `model.state_dict()` with safetensors, or with torch.save, and give that file"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SeparableError(f"{path} is not a weights file that PyTorch can read: {first}") from error
+    except Exception as error:  # whatever the reader of a damaged file stumbles over: struct.error, AssertionError, ...
+        first = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise SeparableError(
+            f"{path} is damaged, or is no file of weights ({first}): fetch or save `model.state_dict()` again"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -194,12 +217,19 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{path} are not the weights of this network ({type(model).__name__}): {', '.join(complaints)}. "
             "Check the model function and its arguments"
         )
-    broken = [name for name, tensor in given.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    broken = [name for name, tensor in given.items() if not _finite(tensor)]
     if broken:
         raise SeparableError(
             f"{path} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
         )
     model.load_state_dict(given)
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    wide = tensor.float() if tensor.itemsize == 1 else tensor  # not every 8-bit type can be asked
+    return bool(wide.isfinite().all())
 
 
 def _some(names: list[str], separator: str = ", ", most: int = 3) -> str:

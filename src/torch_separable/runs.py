@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
@@ -52,6 +53,19 @@ class Network:
 
     model: str
     arguments: dict[str, Any]
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that could not be written in the end, before anything is computed.
+
+    Raises:
+        SeparableError: something else has its name, or writing there is not allowed.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise SeparableError(f"{folder} cannot be a run's folder: {there} is not a folder. Choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SeparableError(f"{folder} cannot be a run's folder: {there} is read-only. Choose another")
 
 
 def write_run(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Iterable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeAlias
 
 import typer
 
@@ -21,6 +23,9 @@ Model: TypeAlias = Annotated[
 ModelArgs: TypeAlias = Annotated[
     list[str] | None, typer.Option("--model-arg", metavar="K=V", help="An argument of the function; repeat for more.")
 ]
+DenseModel: TypeAlias = Annotated[
+    str | None, typer.Option("--model", help="The dense network, where the folder names one that is not built in.")
+]
 Weights: TypeAlias = Annotated[
     Path | None, typer.Option(help="Weights: .safetensors, or .pth of plain tensors (nothing is unpickled).")
 ]
@@ -32,15 +37,31 @@ Std: TypeAlias = Annotated[
     str | None, typer.Option(help="Each channel is divided by it, as .229,.224,.225; or imagenet.")
 ]
 ImageSize: TypeAlias = Annotated[int | None, typer.Option(help="Pixels that images are scaled and cropped to.")]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+_answers: ContextVar[TextIO] = ContextVar("_answers")
+
+
+def _keep_for_json(wanted: bool) -> bool:
+    """Send what anything but `print_json` prints, such as a network's own code, to standard error."""
+    if wanted:
+        _answers.set(sys.stdout)
+        sys.stdout = sys.stderr  # until the command ends: cli.main puts it back
+    return wanted
+
+
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", callback=_keep_for_json, help="Print one JSON document and nothing else.")
+]
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    """Read ``3,224,224`` (``x`` separates, too)."""
+    """Read ``3,224,224`` (``x`` separates, too); each number is at least 1."""
     parts = text.replace("x", ",").split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise SeparableValueError(f"{name} {text}: expected whole numbers separated by commas, as 3,224,224")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise SeparableValueError(
+            f"{name} {text or 'is empty'}: expected whole numbers of at least 1, separated by commas, as 3,224,224"
+        )
     return tuple(int(part) for part in parts)
 
 
@@ -92,5 +113,5 @@ def read_budget(text: str) -> Budget:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    """Print one JSON document, the only thing on standard output, in ASCII so that no terminal spoils it."""
+    print(json.dumps(document, indent=2), file=_answers.get(sys.stdout))

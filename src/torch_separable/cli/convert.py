@@ -22,7 +22,7 @@ from torch_separable.cli.arguments import (
     print_json,
     read_budget,
 )
-from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 
 
 def convert(
@@ -39,7 +39,9 @@ def convert(
     method: Annotated[
         str, typer.Option(help="least_squares, or svd: the baseline that sees no data.")
     ] = "least_squares",
-    images: Annotated[int, typer.Option(help="Calibration images; 256 to 1,024 suffice. No labels are used.")] = 512,
+    images: Annotated[
+        int, typer.Option(min=1, help="Calibration images; 256 to 1,024 suffice. No labels are used.")
+    ] = 512,
     split: Annotated[str, typer.Option(help="Split that they are drawn from.")] = "train",
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     image_size: ImageSize = None,
@@ -63,6 +65,9 @@ def convert(
 
     if (output / runs.WEIGHTS).exists() and not force:
         raise SeparableError(f"{output} already holds a converted network: choose another folder, or give --force")
+    runs.check_place(output)
+    if budget is not None and rank is not None:
+        raise SeparableValueError(f"--budget {budget} and --rank {rank} are both given: give one of them")
     if budget is None and rank is None:
         budget = "macs=0.5"
     arguments = keyword_arguments("--model-arg", model_arg)
@@ -97,13 +102,15 @@ def convert(
         "conversion": conversion.report.to_dict(),
     }
     runs.write_run(output, conversion.model, conversion.plan, runs.Network(model, arguments), settings, results)
-    page = write_report(output)
     if json:
         print_json({"output": str(output), **conversion.report.to_dict()})
     else:
         print(conversion.plan)
         print(conversion.report)
-        print(f"written to {output}; open {page}")
+    try:
+        print(f"written to {output}; open {write_report(output)}")
+    except MissingExtraError as missing:  # the page is a help to look at the run, which is whole without it
+        print(f"written to {output}, without a page: {missing}")
 
 
 def read_bytes(text: str) -> int:
@@ -118,7 +125,7 @@ def read_bytes(text: str) -> int:
     unit = text.upper()[len(number) :].strip()
     try:
         size = int(float(number) * units[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise SeparableValueError(f"--memory {text}: expected a number of bytes, as 4GB or 512MB") from None
     if size < 2**20:
         raise SeparableValueError(f"--memory {text}: at least 1MB is needed")

@@ -20,12 +20,14 @@ def demo(
 
     Example: **separable demo -o runs/demo**
     """
+    from torch_separable import runs
     from torch_separable.demo import run_demo
     from torch_separable.report import results_table
 
+    runs.check_place(output)
     results = run_demo(output, seed=seed, progress=not (quiet or json))
     if json:
         print_json(results)
         return
     print(results_table(results))
-    print(f"page: {output / 'index.html'}")
+    print(f"page: {output / runs.PAGE}")

@@ -9,6 +9,7 @@ import typer
 
 from torch_separable.cli.arguments import (
     Data,
+    DenseModel,
     ImageSize,
     Json,
     Mean,
@@ -20,18 +21,20 @@ from torch_separable.cli.arguments import (
     keyword_arguments,
     print_json,
 )
+from torch_separable.errors import SeparableError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A folder that convert wrote, or a network as for convert.")],
+    network: Annotated[str, typer.Argument(help="A folder that convert wrote, or a network as for convert.")],
     data: Data,
+    model: DenseModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
     split: Annotated[str, typer.Option(help="Split that is evaluated.")] = "test",
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
-    batch_size: Annotated[int, typer.Option()] = 256,
+    batch_size: Annotated[int, typer.Option(help="Images in one pass.")] = 256,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -45,14 +48,16 @@ def evaluate(
     from torch_separable.recover import load_data
 
     arguments = keyword_arguments("--model-arg", model_arg)
-    if Path(model).is_dir():
-        network = converted_network(Path(model), None, arguments, weights)[0]
+    if Path(network).is_dir():
+        evaluated = converted_network(Path(network), model, arguments, weights)[0]
+    elif model is None:
+        evaluated = build_network(network, arguments, weights)
     else:
-        network = build_network(model, arguments, weights)
+        raise SeparableError(f"there is no folder {network}: --model goes with a folder that convert wrote")
     source = load_data(
         data, split, image_size=image_size, mean=channel_values("--mean", mean), std=channel_values("--std", std)
     )
-    result = evaluate_network(network, source, batch_size, progress=not (quiet or json))
+    result = evaluate_network(evaluated, source, batch_size, progress=not (quiet or json))
     if json:
         print_json(result.to_dict())
     else:

@@ -13,8 +13,8 @@ from torch_separable.cli.arguments import Json, print_json, whole_numbers
 def explain(
     in_channels: Annotated[int, typer.Option("--in", help="Channels of the input.")],
     out_channels: Annotated[int, typer.Option("--out", help="Channels of the output.")],
+    size: Annotated[str, typer.Option("--input", help="Spatial size of the input, as 32,32.")],
     kernel: Annotated[str, typer.Option(help="Kernel size: 3, or 3,5 for each dimension.")] = "3",
-    size: Annotated[str | None, typer.Option("--input", help="Spatial size of the input, as 32,32.")] = None,
     groups: Annotated[int, typer.Option(help="Groups; both channel counts must be multiples of it.")] = 1,
     stride: Annotated[int, typer.Option()] = 1,
     padding: Annotated[int | None, typer.Option(help="By default what keeps the size at stride 1.")] = None,
@@ -31,25 +31,22 @@ def explain(
     """
     from torch_separable.explain import explain as work_out
 
-    numbers = whole_numbers("--kernel", kernel)
-    kernel_size = numbers[0] if len(numbers) == 1 else numbers
-    if padding is None:
-        chosen = tuple(dilation * (n - 1) // 2 for n in numbers)
-        padding_size = chosen[0] if len(chosen) == 1 else chosen
-    else:
-        padding_size = padding
-    separable = {} if order is None else {"order": order, "depth_multiplier": depth_multiplier}
+    input_size = whole_numbers("--input", size)
+    kernel_size = whole_numbers("--kernel", kernel)
+    if len(kernel_size) == 1:
+        kernel_size *= len(input_size)
     explanation = work_out(
         in_channels=in_channels,
         out_channels=out_channels,
         kernel_size=kernel_size,
         stride=stride,
-        padding=padding_size,
+        padding=tuple(dilation * (n - 1) // 2 for n in kernel_size) if padding is None else padding,
         dilation=dilation,
         groups=groups,
         bias=bias,
-        input_size=None if size is None else whole_numbers("--input", size),
-        **separable,  # type: ignore[arg-type]
+        order=order,  # type: ignore[arg-type]
+        depth_multiplier=depth_multiplier,
+        input_size=input_size,
     )
     if figure is not None:
         explanation.save(figure)

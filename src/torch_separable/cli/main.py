@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -22,45 +23,38 @@ BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
 
 
 class _Boundary(TyperGroup):
-    """Turns exceptions of any command into one line on standard error; with ``--debug`` they pass."""
+    """Turns exceptions of any command into one line on standard error; ``--debug`` puts the traceback before it."""
 
     def invoke(self, ctx: Any) -> Any:
+        stdout = sys.stdout
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            stdout.flush()  # a reader that has gone is noticed here, not after the interpreter's end
+            return result
         except KeyboardInterrupt as interrupt:
             _say("interrupted; nothing half-written is left behind", *getattr(interrupt, "__notes__", ()))
             raise typer.Exit(INTERRUPTED) from interrupt
-        except SeparableError as error:
-            if ctx.params.get("debug"):
-                raise
-            _say(f"error: {error}")
-            raise typer.Exit(BAD_INPUT) from error
         except BrokenPipeError as error:
             # The reader (as `head`) has seen enough. Nothing is left to flush at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
             raise typer.Exit(0) from error
-        except (
-            RuntimeError,
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            ImportError,
-            MemoryError,
-        ) as error:
-            if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
+        except Exception as error:
+            if type(error).__module__.startswith(("typer", "click")):
                 raise
-            _say(
-                f"unexpected {type(error).__name__}: {error}",
-                "run it again with --debug before the command for the traceback",
-            )
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            if isinstance(error, SeparableError):
+                _say(f"error: {error}")
+                raise typer.Exit(BAD_INPUT) from error
+            _say(f"unexpected {type(error).__name__}: {error}; --debug before the command shows the traceback")
             raise typer.Exit(BUG) from error
+        finally:
+            sys.stdout = stdout
 
 
-def _say(*lines: str) -> None:
-    for line in lines:
-        print(f"separable: {line}", file=sys.stderr)
+def _say(*messages: str) -> None:
+    for message in messages:
+        print("separable:", *message.splitlines(), file=sys.stderr)
 
 
 app = typer.Typer(

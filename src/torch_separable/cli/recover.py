@@ -9,6 +9,7 @@ import typer
 
 from torch_separable.cli.arguments import (
     Data,
+    DenseModel,
     ImageSize,
     Json,
     Mean,
@@ -19,7 +20,7 @@ from torch_separable.cli.arguments import (
     keyword_arguments,
     print_json,
 )
-from torch_separable.errors import SeparableError
+from torch_separable.errors import SeparableError, SeparableValueError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,9 +33,7 @@ def recover(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run; by default FOLDER/recovered.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The dense network, where the folder names one that is not built in.")
-    ] = None,
+    model: DenseModel = None,
     model_arg: ModelArgs = None,
     epochs: Annotated[int, typer.Option()] = 10,
     setting: Annotated[
@@ -42,7 +41,7 @@ def recover(
     ] = None,
     split: Annotated[str, typer.Option(help="Split that is trained on.")] = "train",
     hold_out: Annotated[
-        float, typer.Option(help="Share of it kept aside, labelled, to choose the best epoch by.")
+        float, typer.Option(help="Share of it, drawn at random, kept aside to choose the best epoch by its labels.")
     ] = 0.05,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -56,20 +55,26 @@ def recover(
     Example: **separable recover runs/half --teacher resnet20.th --data npz:cifar10/ --mean imagenet --std imagenet
     --epochs 5**
     """
+    import torch
+
     from torch_separable import runs
     from torch_separable.files import save_weights, write_json
     from torch_separable.recover import EpochRecord, load_data
     from torch_separable.recover import recover as distil
 
+    if not 0 <= hold_out < 1:
+        raise SeparableValueError(f"--hold-out {hold_out}: must be a share, at least 0 and below 1")
     student, dense = converted_network(
         folder, model, keyword_arguments("--model-arg", model_arg), None, teacher=teacher
     )
     source = load_data(
         data, split, image_size=image_size, mean=channel_values("--mean", mean), std=channel_values("--std", std)
     )
-    held = round(len(source) * hold_out) if source.labelled else 0
-    validation = source.subset(range(len(source) - held, len(source))) if held else None
-    training = source.subset(range(len(source) - held)) if held else source
+    validation = None
+    if source.labelled and (held := round(len(source) * hold_out)):
+        # At random, for image folders come class by class; the same ones each time, so that a run can go on.
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+        source, validation = source.subset(order[held:]), source.subset(order[:held])
     place = output or folder / "recovered"
     history: list[EpochRecord] = []
 
@@ -81,21 +86,20 @@ def recover(
     recovered = distil(
         student,
         dense,
-        training,
+        source,
         validation=validation,
         output_dir=place,
         resume=not fresh,
         progress=not (quiet or json),
         on_epoch=follow,
-        epochs=epochs,
-        **keyword_arguments("--set", setting),
+        **{"epochs": epochs, **keyword_arguments("--set", setting)},
     )
     save_weights(recovered, place / runs.WEIGHTS)
     write_json(place / "command.json", {"command": runs.command_line(), "machine": runs.machine()})
     if json:
-        print_json({"output": str(place), "epochs": len(history)})
+        print_json({"weights": str(place / runs.WEIGHTS), "epochs": [record.to_dict() for record in history]})
     else:
-        print(f"written to {place / runs.WEIGHTS}")
+        print(f"written to {place / runs.WEIGHTS}: try it with separable evaluate {folder} --weights ...")
 
 
 def converted_network(
@@ -106,12 +110,11 @@ def converted_network(
     Nothing that a folder names is imported but the networks of ``torch_separable.models``; others the caller names.
     """
     from torch_separable import runs
-    from torch_separable.cli.networks import build_network
+    from torch_separable.cli.networks import build_network, is_built_in
     from torch_separable.files import load_weights
-    from torch_separable.models import NETWORKS
 
     network = runs.read_network(folder)
-    if model is None and network.model not in NETWORKS:
+    if model is None and not is_built_in(network.model):
         raise SeparableError(
             f"{folder} was made of {network.model}, which would have to be imported: if you trust it, "
             f"give --model {network.model}"

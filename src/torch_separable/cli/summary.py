@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from torch_separable.cli.arguments import Json, Model, ModelArgs, Weights, keyword_arguments, print_json, whole_numbers
+from torch_separable.errors import SeparableValueError
 
 
 def summary(
@@ -29,6 +30,8 @@ def summary(
     from torch_separable.cli.networks import build_network
     from torch_separable.cost import summary as count
 
+    if json and csv:
+        raise SeparableValueError("--json and --csv are both given: give one of them")
     network = build_network(model, keyword_arguments("--model-arg", model_arg), weights)
     counted = count(
         network,

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix
+from numpy.typing import NDArray
 
 from torch_separable.errors import SeparableError
+
+Numbers = NDArray[np.float64]
+
+# Sums are compared up to their rounding.
+_ROUNDING = 1e-12
 
 
 def choose(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[float]], budget: float) -> list[int]:
     """Choose one option a layer so that the sizes stay within ``budget`` and the sum of the costs is least.
 
     The multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, chapter 11),
-    solved to optimality as a mixed-integer program by HiGHS.
+    solved to optimality by dynamic programming over undominated sums, from which those are left out that cannot beat a
+    greedy choice even if the layers to come could mix their options (the linear relaxation). A solver for
+    mixed-integer programs would do, but for its tolerances: costs span ten orders of magnitude here.
 
     Args:
         costs: for each layer the cost of each of its options (any unit; they are added).
@@ -35,25 +43,110 @@ def choose(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[float]], b
     smallest = sum(min(s) for s in sizes)
     if smallest > budget:
         raise SeparableError(f"the budget of {budget:.6g} cannot be met: the smallest reachable is {smallest:.6g}")
-    layer = np.repeat(np.arange(len(costs)), [len(c) for c in costs])
-    column = np.arange(len(layer))
-    cost = np.concatenate([np.asarray(c, dtype=float) for c in costs])
-    size = np.concatenate([np.asarray(s, dtype=float) for s in sizes])
-    one_each = csr_matrix((np.ones(len(layer)), (layer, column)))
-    # Scaled to about 1, so that the solver's tolerances mean the same for MACs and for milliseconds.
-    unit, price = max(budget, 1e-300), max(float(cost.max()), 1e-300)
-    result = milp(
-        cost / price,
-        integrality=np.ones(len(layer)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(csr_matrix(size / unit), -np.inf, budget / unit),
-        ],
-        options={"mip_rel_gap": 0.0},
-    )
-    if result.x is None:
-        raise SeparableError(f"no choice within the budget was found: {result.message}")
-    chosen = [int(column[layer == i][np.argmax(result.x[layer == i])]) for i in range(len(costs))]
-    starts = np.concatenate([[0], np.cumsum([len(c) for c in costs])])
-    return [c - int(starts[i]) for i, c in enumerate(chosen)]
+    layers = [_Layer.of(c, s) for c, s in zip(costs, sizes, strict=True)]
+    # Layers with much to save first: what is decided early is decided among few.
+    order = sorted(range(len(layers)), key=lambda i: layers[i].sizes[0] - layers[i].sizes[-1])
+    relaxed = [_Relaxation.of([layers[i] for i in order[n:]]) for n in range(len(order) + 1)]
+    lowest = float(relaxed[0].least_cost(np.array([float(budget)]), _ROUNDING * abs(budget))[0])
+    greedy = _greedy_cost(layers, budget)
+    # The optimum is mostly far closer to the relaxed one than the greedy choice is, and the less is allowed for, the
+    # fewer sums there are. Where nothing as cheap as that is found, more is allowed for.
+    for share in (1e-4, 1e-2, 1.0):
+        chosen = _search([layers[i] for i in order], relaxed, budget, lowest + share * (greedy - lowest))
+        if chosen is not None:
+            break
+    assert chosen is not None, "the greedy choice itself is within the last bound"
+    return [option for _, option in sorted(zip(order, chosen, strict=True))]
+
+
+def _search(layers: Sequence[_Layer], relaxed: Sequence[_Relaxation], budget: float, most: float) -> list[int] | None:
+    """Return the cheapest options within ``budget``, or None where all cost more than ``most``."""
+    total_cost, total_size = np.zeros(1), np.zeros(1)
+    steps: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    for layer, rest in zip(layers, relaxed[1:], strict=True):
+        cost = (total_cost[:, None] + layer.costs).ravel()
+        size = (total_size[:, None] + layer.sizes).ravel()
+        least = cost + rest.least_cost(budget - size, _ROUNDING * abs(budget))
+        kept = np.flatnonzero(least <= most + _ROUNDING * abs(most))
+        kept = kept[np.lexsort((cost[kept], size[kept]))]
+        kept = kept[_falling(cost[kept])]
+        total_cost, total_size = cost[kept], size[kept]
+        steps.append(np.divmod(kept, len(layer.costs)))
+    if not len(total_cost):
+        return None
+    state = int(np.argmin(total_cost))
+    chosen = []
+    for layer, (parents, options) in zip(reversed(layers), reversed(steps), strict=True):
+        chosen.append(int(layer.options[options[state]]))
+        state = int(parents[state])
+    return chosen[::-1]
+
+
+def _falling(costs: Numbers) -> NDArray[np.bool_]:
+    """Which costs are lower than all before."""
+    return costs < np.minimum.accumulate(np.concatenate([[np.inf], costs]))[:-1]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The options of one layer that no other beats in both respects: sizes rise, costs fall."""
+
+    options: NDArray[np.intp]
+    sizes: Numbers
+    costs: Numbers
+
+    @classmethod
+    def of(cls, costs: Sequence[float], sizes: Sequence[float]) -> _Layer:
+        cost, size = np.asarray(costs, dtype=float), np.asarray(sizes, dtype=float)
+        order = np.lexsort((cost, size))
+        order = order[_falling(cost[order])]
+        return cls(order, size[order], cost[order])
+
+    def segments(self) -> list[tuple[float, float]]:
+        """Steps along the lower convex hull of cost over size, (size gained, cost saved), the most profitable first."""
+        hull = [0]
+        for i in range(1, len(self.sizes)):
+            while len(hull) > 1 and self._slope(hull[-2], hull[-1]) <= self._slope(hull[-1], i):
+                hull.pop()
+            hull.append(i)
+        return [(float(self.sizes[b] - self.sizes[a]), float(self.costs[a] - self.costs[b])) for a, b in pairwise(hull)]
+
+    def _slope(self, a: int, b: int) -> float:
+        return float((self.costs[a] - self.costs[b]) / (self.sizes[b] - self.sizes[a]))
+
+
+@dataclass(frozen=True)
+class _Relaxation:
+    """The least cost of some layers in any room, if each could mix its options: a bound for what they really cost."""
+
+    rooms: Numbers
+    costs: Numbers
+
+    @classmethod
+    def of(cls, layers: Sequence[_Layer]) -> _Relaxation:
+        steps = sorted((step for layer in layers for step in layer.segments()), key=lambda s: s[1] / s[0], reverse=True)
+        gained, saved = (np.array([step[i] for step in steps]) for i in (0, 1))
+        rooms = sum(layer.sizes[0] for layer in layers) + np.concatenate([[0.0], np.cumsum(gained)])
+        # Added up from the small costs to the large ones, so that the small ones are not lost in rounding.
+        costs = np.concatenate([np.cumsum(saved[::-1])[::-1], [0.0]]) + sum(layer.costs[-1] for layer in layers)
+        return cls(rooms, costs)
+
+    def least_cost(self, room: Numbers, slack: float) -> Numbers:
+        return np.where(room < self.rooms[0] - slack, np.inf, np.interp(room, self.rooms, self.costs))
+
+
+def _greedy_cost(layers: Sequence[_Layer], budget: float) -> float:
+    """What it costs to begin with the smallest options and take the most profitable steps that there is room for."""
+    chosen = [0] * len(layers)
+    room = budget - sum(float(layer.sizes[0]) for layer in layers)
+    steps = [
+        ((layer.costs[0] - layer.costs[k]) / (layer.sizes[k] - layer.sizes[0]), i, k)
+        for i, layer in enumerate(layers)
+        for k in range(1, len(layer.sizes))
+    ]
+    for _, i, k in sorted(steps, reverse=True):
+        extra = float(layers[i].sizes[k] - layers[i].sizes[chosen[i]])
+        if k > chosen[i] and extra <= room:
+            room -= extra
+            chosen[i] = k
+    return sum(float(layer.costs[k]) for layer, k in zip(layers, chosen, strict=True))

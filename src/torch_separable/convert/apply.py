@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, LayerStatistics, Statistics, calibrate
 from torch_separable.convert.factorize import Factors, decouple
-from torch_separable.convert.layers import Conv, grouped_weight, survey
+from torch_separable.convert.layers import COMPUTES_WEIGHT, Conv, grouped_weight, refresh_weights, survey
 from torch_separable.convert.plan import LayerPlan, Plan
 from torch_separable.convert.reconstruct import reconstruct
 from torch_separable.convert.record import Recording, record
@@ -20,7 +20,15 @@ from torch_separable.errors import SeparableError
 from torch_separable.nn.separable import SEPARABLE
 from torch_separable.progress import progress_bar
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
 def apply(
@@ -63,6 +71,7 @@ def apply(
         >>> type(smaller[2]).__name__, smaller[2].depth_multiplier
         ('DepthwiseSeparableConv2d', 2)
     """
+    refresh_weights(model)
     found = survey(model).convertible
     check_plan(model, plan, found)
     student = copy.deepcopy(model)
@@ -87,7 +96,7 @@ def apply(
     names = [name for name in order if name in planned]
     # No record needs to be kept of what has been fitted, so runs of layers share one pass of the dense network.
     with progress_bar("fitting layers", len(names), shown=progress) as advance:
-        for group in _runs(names, statistics):
+        for group in _runs(names, statistics, patches=not sequential):
             dense = record(
                 model, statistics.batches, {n: found[n] for n in group}, _pixels(statistics), patches=not sequential
             )
@@ -122,14 +131,16 @@ def _record_student(student: nn.Module, name: str, statistics: Statistics, layer
     return recordings[name]
 
 
-def _runs(names: list[str], statistics: Statistics) -> list[list[str]]:
-    """Cut the layers into runs whose outputs and residual values fit in a quarter of the memory."""
+def _runs(names: list[str], statistics: Statistics, *, patches: bool) -> list[list[str]]:
+    """Cut the layers into runs whose outputs and residual values, and patches, fit in an eighth of the memory."""
     runs: list[list[str]] = [[]]
     held = 0
     for name in names:
         layer = statistics[name]
-        size = 2 * 4 * layer.pixels * layer.spec.out_channels
-        if runs[-1] and held + size > statistics.memory // 4:
+        spec = layer.spec
+        values = 2 * spec.out_channels + (spec.in_channels * math.prod(spec.kernel_size) if patches else 0)
+        size = 4 * layer.pixels * layer.calls * values
+        if runs[-1] and held + size > statistics.memory // 8:
             runs.append([])
             held = 0
         runs[-1].append(name)
@@ -198,6 +209,7 @@ def separable_of(conv: Any, factors: tuple[Factors, ...], bias: Tensor | None) -
     """
     order, rank = factors[0].order, factors[0].rank
     own = conv.bias
+    # Built without storage, since initial values would cost time and random numbers.
     layer = SEPARABLE[len(conv.kernel_size)](
         conv.in_channels,
         conv.out_channels,
@@ -211,9 +223,9 @@ def separable_of(conv: Any, factors: tuple[Factors, ...], bias: Tensor | None) -
         order=order,
         groups=conv.groups,
         bias_between=False,
-        device=conv.weight.device,
+        device="meta",
         dtype=conv.weight.dtype,
-    )
+    ).to_empty(device=conv.weight.device)
     depthwise = torch.cat([f.depthwise for f in factors])
     pointwise = torch.cat([f.pointwise for f in factors])
     with torch.no_grad():
@@ -229,8 +241,13 @@ def separable_of(conv: Any, factors: tuple[Factors, ...], bias: Tensor | None) -
             value = bias if bias is not None else own
             assert value is not None
             last.bias.copy_(value)
-    layer.requires_grad_(conv.weight.requires_grad)
+    # A computed weight is no parameter itself: it is trained where what it is computed from is.
+    trained = any(p.requires_grad for name, p in conv.named_parameters() if name != "bias")
+    layer.requires_grad_(trained)
+    if last.bias is not None and own is not None:
+        last.bias.requires_grad_(own.requires_grad)
     layer.train(conv.training)
     for hooks in _HOOKS:
-        getattr(layer, hooks).update(getattr(conv, hooks))
+        kept = {i: h for i, h in getattr(conv, hooks).items() if not isinstance(h, COMPUTES_WEIGHT)}
+        getattr(layer, hooks).update(kept)
     return layer

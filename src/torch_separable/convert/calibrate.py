@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torch_separable.convert.factorize import Moments, dense_moments
-from torch_separable.convert.layers import Conv, grouped_weight, spec_of, survey
-from torch_separable.convert.record import Batch, Flow, Recording, record, run
+from torch_separable.convert.layers import Conv, grouped_weight, refresh_weights, spec_of, survey
+from torch_separable.convert.record import Batch, Flow, Recording, placed, record, run
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError
@@ -23,6 +24,9 @@ Images = Tensor | Iterable[Batch]
 DEFAULT_MEMORY = 2 * 1024**3
 _BATCH = 64
 _FEWEST_IMAGES = 8
+_FEWEST_PIXELS = 1024
+_LARGEST = 32  # normalised pixels stay well below
+_BLOCK = 8192  # rows of samples that are centred at a time
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,15 @@ class LayerStatistics:
     Attributes:
         name: its module name.
         spec: its shape.
-        input_size: spatial size of its input.
-        macs: its multiply-accumulates for each image (over all its calls).
+        input_size: spatial size of its input (of the last call).
+        input_pixels: pixels of its input for each image, over all its calls.
+        macs: its multiply-accumulates for each image, over all its calls.
+        parameters: its parameters as they stand (a parametrised weight has other ones than its shape says).
         calls: how often the network calls it.
         flow: what becomes of its output.
         scale: factor of each output channel in the batch norm that follows (ones without), shape (M,), float64.
         shift: the batch norm's other term, shape (M,), float64.
-        pixels: how many output pixels are sampled.
+        pixels: how many output pixels are sampled at each call.
         moments: second moments of the sampled patches with the dense output as target, one entry a group; ``None``
             where they do not fit in the memory given to `calibrate`: `moments_of` computes them when they are needed.
     """
@@ -46,7 +52,9 @@ class LayerStatistics:
     name: str
     spec: ConvSpec
     input_size: tuple[int, ...]
+    input_pixels: int
     macs: int
+    parameters: int
     calls: int
     flow: Flow
     scale: Tensor
@@ -78,7 +86,10 @@ class Statistics:
     memory: int
 
     def __getitem__(self, name: str) -> LayerStatistics:
-        return next(layer for layer in self.layers if layer.name == name)
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
 
 
 def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY) -> Statistics:
@@ -92,7 +103,8 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY)
         model: the trained dense network.
         images: a tensor (N, C, H, W), prepared as in training, or an iterable of batches: tensors, or mappings that the
             network takes as keyword arguments.
-        memory: bytes that samples and moments may take at a time.
+        memory: bytes that samples and moments may take at a time; a layer that needs more by itself for 1,024 output
+            pixels takes it. The layers are recorded in as many passes as that needs.
 
     Raises:
         SeparableError: there is nothing to convert, too few images, or images that the network cannot take; NaN or
@@ -110,39 +122,41 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY)
     if not found.convertible:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.kept.items())[:3])
         raise SeparableError(f"{type(model).__name__} has no convolution to convert ({reasons or 'none at all'})")
-    pixels = {name: pixels_for(conv, memory) for name, conv in found.convertible.items()}
-    kept = dict(found.kept)
+    refresh_weights(model)
+    # A first look: which layers run, in which order, and how often.
+    once = record(model, batches[:1], found.convertible, dict.fromkeys(found.convertible, 1))
+    running = {name: found.convertible[name] for name in once}
+    unused = {name: "never ran on the calibration images" for name in found.convertible if name not in once}
+    kept = {**found.kept, **unused}
+    if not running:
+        raise SeparableError(f"{type(model).__name__} has convolutions, but none to convert ran on the images")
 
+    pixels = {name: pixels_for(conv, memory, once[name].calls) for name, conv in running.items()}
     seen: dict[str, Recording] = {}
     moments: dict[str, tuple[Moments, ...]] = {}
     held = 0
-    groups = _groups(found.convertible, pixels, memory)
-    for group in groups:
+    for group in _groups(running, pixels, once, memory):
         recordings = record(model, batches, group, pixels, patches=True)
-        for name, recording in recordings.items():
-            conv = group[name]
+        for name, conv in group.items():
             size = _moment_bytes(conv)
             if held + size <= memory // 2:
-                moments[name] = _dense_moments(conv, recording)
+                moments[name] = _dense_moments(conv, recordings[name])
                 held += size
-            seen[name] = replace(recording, patches=None)
-    order = _execution_order(model, batches, found.convertible) if len(groups) > 1 else list(seen)
-    for name in found.convertible:
-        if name not in seen:
-            kept[name] = "never ran on the calibration images"
+            seen[name] = replace(recordings.pop(name), patches=None, outputs=torch.empty(0), residual=None)
 
-    example = batches[0]
-    total = analyze(model, _one(example))
+    total = analyze(model, _one(placed(model, batches[0])))
     layers = []
-    for name in order:
-        conv, recording = found.convertible[name], seen[name]
+    for name, conv in running.items():
+        recording = seen[name]
         scale, shift = norm_affine(model, recording.flow.norm, conv.out_channels)
         layers.append(
             LayerStatistics(
                 name=name,
                 spec=spec_of(conv),
                 input_size=recording.input_size,
+                input_pixels=recording.input_pixels,
                 macs=recording.macs,
+                parameters=sum(p.numel() for p in conv.parameters()),
                 calls=recording.calls,
                 flow=recording.flow,
                 scale=scale,
@@ -183,18 +197,27 @@ def sample_moments(patches: Tensor, target: Tensor, groups: int) -> tuple[Moment
     """
     result = []
     for x, t in zip(patches.chunk(groups, dim=1), target.chunk(groups, dim=1), strict=True):
-        count, sum_x, sum_t = _over_processes(
-            torch.tensor(float(len(x)), dtype=torch.float64), x.double().sum(0), t.double().sum(0)
+        count, sum_x, sum_t = over_processes(
+            torch.tensor(float(len(x)), dtype=torch.float64),
+            x.sum(0, dtype=torch.float64),
+            t.sum(0, dtype=torch.float64),
         )
         mean_x, mean_t = sum_x / count, sum_t / count
-        # Centred before the product, in single precision: the rounding is far below the noise of sampling.
-        xc, tc = x - mean_x.to(x), t - mean_t.to(t)
-        S, T, v = _over_processes((xc.T @ xc).double(), (tc.T @ xc).double(), tc.double().square().sum(0))
+        entries, outputs = x.shape[1], t.shape[1]
+        S, T, v = (sum_x.new_zeros(shape) for shape in ((entries, entries), (outputs, entries), (outputs,)))
+        for xb, tb in zip(x.split(_BLOCK), t.split(_BLOCK), strict=True):
+            # Centred before the product, in single precision: the rounding is far below the noise of sampling.
+            xc, tc = xb - mean_x.to(x), tb - mean_t.to(t)
+            S += xc.T @ xc
+            T += tc.T @ xc
+            v += tc.square().sum(0, dtype=torch.float64)
+        S, T, v = over_processes(S, T, v)
         result.append(Moments(S / count, T / count, mean_x, mean_t, v / count, int(count)))
     return tuple(result)
 
 
-def _over_processes(*sums: Tensor) -> tuple[Tensor, ...]:
+def over_processes(*sums: Tensor) -> tuple[Tensor, ...]:
+    """Add up sums over the processes of ``torch.distributed``, where there are several."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for tensor in sums:
             dist.all_reduce(tensor)
@@ -205,7 +228,7 @@ def _dense_moments(conv: Conv, recording: Recording) -> tuple[Moments, ...]:
     assert recording.patches is not None
     gathered = sample_moments(recording.patches, recording.outputs, conv.groups)
     weights = grouped_weight(conv)
-    biases = [None] * conv.groups if conv.bias is None else list(conv.bias.detach().double().chunk(conv.groups))
+    biases = [None] * conv.groups if conv.bias is None else list(conv.bias.detach().cpu().double().chunk(conv.groups))
     return tuple(
         dense_moments(w, b, m.patches, m.patch_mean, m.count) for w, b, m in zip(weights, biases, gathered, strict=True)
     )
@@ -221,8 +244,10 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
         if images.dim() < 3:
             raise SeparableValueError(f"images have shape {tuple(images.shape)}: expected (N, C, H, W)")
         batches: tuple[Batch, ...] = tuple(images.split(_BATCH)) if len(images) else ()
-    else:
+    elif isinstance(images, Iterable):
         batches = tuple(images)
+    else:
+        raise SeparableValueError(f"images are a {type(images).__name__}: expected a tensor or an iterable of batches")
     count = 0
     for i, batch in enumerate(batches):
         tensors = list(batch.values()) if isinstance(batch, Mapping) else [batch]
@@ -236,16 +261,17 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
                 raise SeparableError(
                     f"batch {i} of the calibration images holds NaN or infinity: leave these images out"
                 )
-        count += len(tensors[0])
-        images_ = tensors[0]
-        if not images_.is_floating_point():
+        pixels = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if not pixels:
             raise SeparableValueError(
-                f"batch {i} of the calibration images is of {images_.dtype}: expected floating point, scaled and "
+                f"batch {i} of the calibration images is of {tensors[0].dtype}: expected floating point, scaled and "
                 "normalised as in training"
             )
-        if i == 0 and float(images_.abs().max()) > 32:
+        count += len(pixels[0])
+        largest = max((float(tensor.abs().max()) for tensor in pixels if tensor.numel()), default=0.0)
+        if i == 0 and largest > _LARGEST:
             warnings.warn(
-                f"calibration images reach {float(images_.abs().max()):.0f}: they look unnormalised. "
+                f"calibration images reach {largest:.0f}: they look unnormalised. "
                 "Prepare them as in training, or the fit is for the wrong inputs",
                 stacklevel=3,
             )
@@ -259,6 +285,8 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
 def check_weights(model: nn.Module) -> None:
     """Raise a SeparableError that names the first parameter or buffer holding NaN or infinity."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise SeparableError(f"weights {name} do not exist yet: load them, or run the network on an image first")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise SeparableError(f"weights {name} hold NaN or infinity: load the weights of a finished training")
 
@@ -266,7 +294,14 @@ def check_weights(model: nn.Module) -> None:
 def network_outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """Run the network in evaluation mode; return its outputs, flat for each image, in float32."""
     with evaluating(model), torch.inference_mode():
-        return torch.cat([logits_of(run(model, batch)).float().flatten(1).cpu() for batch in batches])
+        outputs = [logits_of(run(model, batch)).float().flatten(1).cpu() for batch in batches]
+    for i, output in enumerate(outputs):
+        if output.shape[1] != outputs[0].shape[1]:
+            raise SeparableError(
+                f"{type(model).__name__} gives {output.shape[1]:,} outputs an image for batch {i} of the calibration "
+                f"images, and {outputs[0].shape[1]:,} for the first: give images of one size"
+            )
+    return torch.cat(outputs)
 
 
 def norm_affine(model: nn.Module, name: str | None, channels: int) -> tuple[Tensor, Tensor]:
@@ -285,33 +320,34 @@ def norm_affine(model: nn.Module, name: str | None, channels: int) -> tuple[Tens
     return scale, shift - scale * norm.running_mean.double().cpu()
 
 
-def pixels_for(conv: Conv, memory: int) -> int:
-    """How many output pixels to sample: sixteen for each entry of a patch, within limits and a share of the memory."""
+def pixels_for(conv: Conv, memory: int, calls: int) -> int:
+    """How many output pixels to sample at each call: in all sixteen for each entry of a patch, within limits."""
     entries = conv.weight[0].numel() * conv.groups
     fitting = memory // 4 // (4 * (entries + 2 * conv.out_channels))
-    return max(1024, min(max(8192, 16 * entries // conv.groups), 32768, fitting))
+    total = max(_FEWEST_PIXELS, min(max(8192, 16 * entries // conv.groups), 32768, fitting))
+    return -(-total // calls)
 
 
 def _moment_bytes(conv: Conv) -> int:
-    return 8 * conv.groups * conv.weight[0].numel() ** 2
+    entries = conv.weight[0].numel()
+    return 8 * entries * (conv.groups * entries + conv.out_channels)
 
 
-def _groups(layers: Mapping[str, Conv], pixels: Mapping[str, int], memory: int) -> list[dict[str, Conv]]:
-    """Cut the layers into runs whose recordings fit in half the memory, at least one layer each."""
+def _groups(
+    layers: Mapping[str, Conv], pixels: Mapping[str, int], seen: Mapping[str, Recording], memory: int
+) -> list[dict[str, Conv]]:
+    """Cut the layers into runs whose recordings fit in three eighths of the memory, at least one layer each."""
     groups: list[dict[str, Conv]] = [{}]
     held = 0
     for name, conv in layers.items():
-        size = 4 * pixels[name] * (conv.weight[0].numel() * conv.groups + 2 * conv.out_channels)
-        if groups[-1] and held + size > memory // 2:
+        values = conv.weight[0].numel() * conv.groups + 2 * conv.out_channels
+        size = 4 * pixels[name] * seen[name].calls * values
+        if groups[-1] and held + size > 3 * memory // 8:
             groups.append({})
             held = 0
         groups[-1][name] = conv
         held += size
     return groups
-
-
-def _execution_order(model: nn.Module, batches: Sequence[Batch], layers: Mapping[str, Conv]) -> list[str]:
-    return list(record(model, [_one(batches[0])], layers, dict.fromkeys(layers, 1)))
 
 
 def _one(batch: Batch) -> Batch:

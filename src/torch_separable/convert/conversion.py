@@ -11,7 +11,7 @@ from torch_separable.convert.apply import apply
 from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, calibrate, network_outputs
 from torch_separable.convert.factorize import Order
 from torch_separable.convert.plan import Method, Plan
-from torch_separable.convert.planner import Budget, plan
+from torch_separable.convert.planner import Budget, check_choice, plan
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def convert(
         >>> conversion.report.macs[1] / conversion.report.macs[0] <= 0.5
         True
     """
+    check_choice(budget, rank, order, method)  # before the minutes that calibration may take
     statistics = calibrate(model, images, memory=memory)
     chosen = plan(model, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress)
     converted = apply(model, chosen, statistics, progress=progress)

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from torch_separable.cost.formulas import ConvSpec
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BASES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Hooks that compute the weight before each call. A parametrisation (`torch.nn.utils.parametrize`) needs none.
+COMPUTES_WEIGHT = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,9 @@ def _reason_to_keep(conv: Conv) -> str | None:
     if conv.groups == conv.in_channels and conv.groups > 1:
         return "depthwise already"
     base = next(base for base in _BASES if isinstance(conv, base))
-    changed = [f for f in ("forward", "_conv_forward") if getattr(type(conv), f) is not getattr(base, f)]
-    if changed:
-        return f"{type(conv).__name__} computes something else than {base.__name__}: it overrides {changed[0]}"
+    for method in ("forward", "_conv_forward"):
+        if method in vars(conv) or getattr(type(conv), method) is not getattr(base, method):
+            return f"{type(conv).__name__} computes something else than {base.__name__}: it overrides {method}"
     if conv.weight.is_complex():
         return "complex weights"
     return None
@@ -118,7 +123,22 @@ def patches_of(conv: Conv, inputs: Tensor) -> Tensor:
     return view.movedim(1, 1 + dimensions)
 
 
+def refresh_weights(model: nn.Module) -> None:
+    """Compute anew the weights that hooks compute before each call: ``weight_norm``, ``spectral_norm`` and pruning.
+
+    Between calls they are plain attributes, which may be older than what they are computed from, and which hang on a
+    graph, so that the network cannot be copied.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, SpectralNorm):
+                    setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+                elif isinstance(hook, COMPUTES_WEIGHT):
+                    hook(module, ())
+
+
 def grouped_weight(conv: Conv) -> Tensor:
-    """Return the kernel in float64 by group, shape (groups, M/groups, C/groups, K)."""
-    weight = conv.weight.detach().to(torch.float64)
+    """Return the kernel in float64 on the CPU by group, shape (groups, M/groups, C/groups, K)."""
+    weight = conv.weight.detach().cpu().double()
     return weight.view(conv.groups, conv.out_channels // conv.groups, conv.in_channels // conv.groups, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -46,22 +47,21 @@ class LayerPlan:
             raise SeparableError(f"a layer of the plan has the name {self.name!r}: expected a module's name")
         for name in ("weight_shape", "macs", "parameters"):
             value = getattr(self, name)
-            whole = isinstance(value, list | tuple) and all(type(n) is int and n >= 0 for n in value)
-            if not whole or (name != "weight_shape" and len(value) != 2):
+            if not _is_whole(value) or (name != "weight_shape" and len(value) != 2):
                 raise SeparableError(f"{where} has {name}={value!r}: expected whole numbers")
             object.__setattr__(self, name, tuple(value))
         if self.order is not None and self.order not in get_args(Order):
             raise SeparableError(
                 f"{where} has order={self.order!r}: expected one of {', '.join(get_args(Order))}, or null to keep it"
             )
-        if type(self.rank) is not int or (self.rank < 1) != (self.order is None):
+        if type(self.rank) is not int or self.rank < 0 or (self.rank == 0) != (self.order is None):
             raise SeparableError(
                 f"{where} has rank={self.rank!r} with order={self.order!r}: expected 1 or more, or 0 for a kept layer"
             )
-        if not isinstance(self.error, int | float) or not isinstance(self.reason, str):
-            raise SeparableError(
-                f"{where} has error={self.error!r}, reason={self.reason!r}: expected a number and words"
-            )
+        if type(self.error) not in (int, float) or not -math.inf < self.error < math.inf:
+            raise SeparableError(f"{where} has error={self.error!r}: expected a number")
+        if not isinstance(self.reason, str):
+            raise SeparableError(f"{where} has reason={self.reason!r}: expected words")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,19 @@ class Plan:
     parameters: tuple[int, int] = (0, 0)
     version: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        _check_version(self.version)
+        if self.method not in get_args(Method):
+            raise SeparableError(f"the plan has method={self.method!r}: expected one of {', '.join(get_args(Method))}")
+        for name in ("macs", "parameters"):
+            value = getattr(self, name)
+            if not _is_whole(value) or len(value) != 2:
+                raise SeparableError(f"the plan has {name}={value!r}: expected two whole numbers, dense and planned")
+            object.__setattr__(self, name, tuple(value))
+        repeated = [name for name, n in Counter(layer.name for layer in self.layers).items() if n > 1]
+        if repeated:
+            raise SeparableError(f"layer {repeated[0]!r} stands twice in the plan")
+
     @property
     def converted(self) -> tuple[LayerPlan, ...]:
         """The layers that are replaced."""
@@ -106,15 +119,8 @@ class Plan:
         """
         if not isinstance(document, dict):
             raise SeparableError(f"a plan is a JSON object, not a {type(document).__name__}")
-        if document.get("version") != SCHEMA:
-            raise SeparableError(
-                f"the plan has version {document.get('version')!r}; this release reads version {SCHEMA}: plan again"
-            )
+        _check_version(document.get("version"))  # before the names, since another version has other ones
         _check_names(cls, document, "the plan", required={"method", "layers"})
-        if document["method"] not in get_args(Method):
-            raise SeparableError(
-                f"the plan has method={document['method']!r}: expected one of {', '.join(get_args(Method))}"
-            )
         if not isinstance(document["layers"], list | tuple):
             raise SeparableError("the plan's layers are not a list")
         layers = []
@@ -123,10 +129,7 @@ class Plan:
                 raise SeparableError(f"layer {i} of the plan is not a JSON object")
             _check_names(LayerPlan, entry, f"layer {i} of the plan", required={"name", "weight_shape", "order"})
             layers.append(LayerPlan(**entry))
-        repeated = [name for name, n in Counter(layer.name for layer in layers).items() if n > 1]
-        if repeated:
-            raise SeparableError(f"layer {repeated[0]!r} stands twice in the plan")
-        return cls(document["method"], tuple(layers), _total(document, "macs"), _total(document, "parameters"))
+        return cls(**{**document, "layers": tuple(layers)})
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all."""
@@ -163,11 +166,13 @@ class Plan:
         return "\n".join(lines)
 
 
-def _total(document: dict[str, Any], name: str) -> tuple[int, int]:
-    value = document.get(name, (0, 0))
-    if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int and n >= 0 for n in value)):
-        raise SeparableError(f"the plan has {name}={value!r}: expected two whole numbers, dense and planned")
-    return value[0], value[1]
+def _check_version(version: object) -> None:
+    if type(version) is not int or version != SCHEMA:
+        raise SeparableError(f"the plan has version {version!r}; this release reads version {SCHEMA}: plan again")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(type(n) is int and n >= 0 for n in value)
 
 
 def _check_names(kind: type, document: dict[str, Any], where: str, required: set[str]) -> None:
@@ -201,12 +206,12 @@ def separable_specs(spec: ConvSpec, order: Order, rank: int) -> tuple[ConvSpec, 
     )
 
 
-def separable_macs(spec: ConvSpec, order: Order, rank: int, input_size: tuple[int, ...], dense_macs: int) -> int:
-    """Multiply-accumulates of the factorised layer for each image, given the dense layer's (over all its calls).
+def separable_macs(spec: ConvSpec, order: Order, rank: int, input_pixels: int, output_pixels: int) -> int:
+    """Multiply-accumulates of the factorised layer for as many pixels of its input and output.
 
     arXiv 1704.04861, section 3.1, with a multiplier: depthwise first ``D·C·(k² + M)`` for each output pixel; pointwise
     first ``D·M·k²`` for each output pixel and ``D·M·C`` for each *input* pixel.
     """
     first, second = separable_specs(spec, order, rank)
-    once = first.macs(input_size) + second.macs(first.output_size(input_size))
-    return round(once * dense_macs / spec.macs(input_size))
+    between = output_pixels if order == "depthwise_first" else input_pixels
+    return first.weights * between + second.weights * output_pixels

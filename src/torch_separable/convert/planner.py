@@ -14,7 +14,7 @@ from torch import nn
 
 from torch_separable.convert.allocate import choose
 from torch_separable.convert.apply import separable_of
-from torch_separable.convert.calibrate import LayerStatistics, Statistics, moments_of
+from torch_separable.convert.calibrate import LayerStatistics, Statistics, moments_of, over_processes
 from torch_separable.convert.factorize import Order, decouple
 from torch_separable.convert.layers import grouped_weight, survey
 from torch_separable.convert.plan import LayerPlan, Method, Plan, separable_macs, separable_specs
@@ -103,10 +103,10 @@ def plan(
         >>> chosen.macs[1] <= 0.5 * chosen.macs[0]
         True
     """
-    _check(budget, rank, order, method)
+    check_choice(budget, rank, order, method)
     orders = get_args(Order) if order is None else (order,)
     found = survey(model).convertible
-    costs = _cost_of(model, statistics, budget)
+    costs = _cost_of(model, statistics, budget, method)
     choices: list[list[Choice]] = []
     for layer in statistics.layers:
         most = math.prod(layer.spec.kernel_size)
@@ -134,11 +134,12 @@ def plan(
 
     if budget is None:
         chosen = [min(of, key=lambda o: o.error) for of in options]
-        return _plan(model, statistics, method, list(zip(statistics.layers, chosen, strict=True)), "")
+        return _plan(model, statistics, method, list(zip(statistics.layers, chosen, strict=True)), options)
     return _within(model, budget, statistics, options, changes, costs, method)
 
 
-def _check(budget: Budget | None, rank: int | None, order: object, method: object) -> None:
+def check_choice(budget: Budget | None, rank: int | None, order: object, method: object) -> None:
+    """Refuse arguments of `plan` that break their rule."""
     if (budget is None) == (rank is None):
         raise SeparableValueError(
             "give either budget=Budget(...) or rank=..., not " + ("neither" if rank is None else "both")
@@ -173,21 +174,23 @@ def _within(
         room = limit - rest
     else:
         rest = dense - sum(size[0] for size in sizes)
-        room = limit * dense - rest
+        room = limit * dense * (1 + 1e-12) - rest
     smallest = rest + sum(min(size) for size in sizes)
     if smallest > rest + room:
-        least = (
-            f"{smallest:.3g} ms" if budget.kind == "latency_ms" else f"{math.ceil(1000 * smallest / dense) / 1000:g}"
-        )
+        least = f"{_rounded_up(smallest)} ms" if budget.kind == "latency_ms" else _rounded_up(smallest / dense)
         raise SeparableError(
             f"Budget({budget.kind}={limit:g}) cannot be met: with every convertible layer at its smallest, "
             f"{budget.kind}={least} is reached. Raise the budget"
         )
     picked = choose(costs, sizes, room)
     chosen = [None if i == 0 else of[i - 1] for i, of in zip(picked, options, strict=True)]
-    return _plan(
-        model, statistics, method, list(zip(layers, chosen, strict=True)), "worth more dense, within the budget"
-    )
+    return _plan(model, statistics, method, list(zip(layers, chosen, strict=True)), options)
+
+
+def _rounded_up(value: float) -> str:
+    """Three digits, and no less than the value."""
+    digit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return f"{math.ceil(value / digit) * digit:.3g}"
 
 
 def _plan(
@@ -195,16 +198,15 @@ def _plan(
     statistics: Statistics,
     method: Method,
     chosen: list[tuple[LayerStatistics, Option | None]],
-    reason_to_keep: str,
+    options: list[list[Option]],
 ) -> Plan:
     entries, macs, parameters = [], statistics.macs, statistics.parameters
-    for layer, option in chosen:
+    for (layer, option), possible in zip(chosen, options, strict=True):
         shape = _shape(model, layer.name)
-        dense = (layer.macs, layer.spec.parameters)
+        dense = (layer.macs, layer.parameters)
         if option is None:
-            entries.append(
-                LayerPlan(layer.name, shape, None, 0, reason_to_keep, (dense[0], dense[0]), (dense[1], dense[1]))
-            )
+            reason = "worth more dense, within the budget" if possible else "no factorisation of it has fewer MACs"
+            entries.append(LayerPlan(layer.name, shape, None, 0, reason, (dense[0], dense[0]), (dense[1], dense[1])))
             continue
         planned = (_macs(layer, (option.order, option.rank)), _parameters(layer, option, method))
         macs += planned[0] - dense[0]
@@ -227,7 +229,7 @@ def _shape(model: nn.Module, name: str) -> tuple[int, ...]:
 
 
 def _macs(layer: LayerStatistics, choice: Choice) -> int:
-    return separable_macs(layer.spec, *choice, layer.input_size, layer.macs)
+    return separable_macs(layer.spec, *choice, layer.input_pixels, layer.macs // layer.spec.weights)
 
 
 def _parameters(layer: LayerStatistics, option: Option, method: Method) -> int:
@@ -236,12 +238,12 @@ def _parameters(layer: LayerStatistics, option: Option, method: Method) -> int:
     return first.weights + second.weights + (layer.spec.out_channels if biased else 0)
 
 
-def _cost_of(model: nn.Module, statistics: Statistics, budget: Budget | None) -> Any:
+def _cost_of(model: nn.Module, statistics: Statistics, budget: Budget | None, method: Method) -> Any:
     """Return a function that gives the cost of a layer dense (option ``None``) or factorised, in the budget's unit."""
     if budget is None or budget.kind == "macs":
         return lambda layer, o: layer.macs if o is None else _macs(layer, (o.order, o.rank))
     if budget.kind == "params":
-        return lambda layer, o: layer.spec.parameters if o is None else _parameters(layer, o, "least_squares")
+        return lambda layer, o: layer.parameters if o is None else _parameters(layer, o, method)
     return _Latency(model, statistics)
 
 
@@ -265,7 +267,7 @@ class _Latency:
             if option is not None:
                 weight = grouped_weight(conv)
                 module = separable_of(conv, tuple(decouple(w, option.order, option.rank) for w in weight), None)
-            image = torch.rand(1, layer.spec.in_channels, *layer.input_size).to(conv.weight)
+            image = torch.ones(1, layer.spec.in_channels, *layer.input_size).to(conv.weight)
             with torch.inference_mode():
                 self.known[key] = _milliseconds(lambda: module(image))
         return self.known[key] * layer.calls
@@ -278,4 +280,5 @@ def _milliseconds(call: Callable[[], object], repeats: int = 15) -> float:
         start = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - start))
-    return middle.median(times)
+    total, count = over_processes(torch.tensor(middle.median(times)), torch.tensor(1.0))
+    return float(total / count)

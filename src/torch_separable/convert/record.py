@@ -9,12 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_separable.convert.layers import Conv, patches_of
@@ -23,6 +24,7 @@ from torch_separable.outputs import evaluating
 
 Batch = Tensor | Mapping[str, Tensor]
 
+_BLOCK = 1024  # patches that are copied at a time
 _ADD = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
 _RELU = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default}
 
@@ -52,6 +54,7 @@ class Recording:
         residual: the other operand of the addition that follows there, (P, M), if there is one.
         flow: what became of the output.
         input_size: spatial size of the input (of the last call).
+        input_pixels: pixels of the input for each image, over all calls.
         calls: number of calls for each batch.
         macs: multiply-accumulates for each image, over all calls.
     """
@@ -61,6 +64,7 @@ class Recording:
     residual: Tensor | None
     flow: Flow
     input_size: tuple[int, ...]
+    input_pixels: int
     calls: int
     macs: int
 
@@ -84,7 +88,7 @@ def record(
         model: the network; its state is as before afterwards.
         batches: inputs, each (N, C, H, W) or keyword arguments.
         layers: convolutions of ``model`` by name.
-        pixels: how many output pixels to record for each name, over all batches.
+        pixels: how many output pixels to record for each name at each call, over all batches.
         patches: whether to record the inputs, too.
         stop_early: whether to leave each forward pass as soon as the layers (each called once) are recorded.
         seed: of the draw.
@@ -95,10 +99,10 @@ def record(
     recorder = _Recorder(model, layers, pixels, len(batches), patches=patches, stop_early=stop_early, seed=seed)
     with evaluating(model), torch.no_grad(), recorder.attached():
         for batch in batches:
-            recorder.begin_batch()
+            recorder.begin_batch(batch)
             try:
                 with recorder:
-                    run(model, batch)
+                    recorder.returned(run(model, batch))
             except _Recorded:
                 pass
     return recorder.recordings()
@@ -110,43 +114,75 @@ def run(model: nn.Module, batch: Batch) -> Any:
     Raises:
         SeparableError: the model refuses the batch; the message holds its shape and the reason.
     """
-    reference = next(model.parameters(), None)
-
-    def placed(value: Any) -> Any:
-        if reference is None or not isinstance(value, Tensor):
-            return value
-        return value.to(reference.device, reference.dtype if value.is_floating_point() else None)
-
+    batch = placed(model, batch)
     try:
-        if isinstance(batch, Mapping):
-            return model(**{name: placed(value) for name, value in batch.items()})
-        return model(placed(batch))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return model(**batch) if isinstance(batch, Mapping) else model(batch)
+    except SeparableError:
+        raise
+    except Exception as error:
         shape = {k: tuple(v.shape) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(batch.shape)
         first = (str(error).splitlines() or [""])[0]
         raise SeparableError(
-            f"{type(model).__name__} cannot take a batch of shape {shape}: {first}. "
+            f"{type(model).__name__} cannot take a batch of shape {shape}: {first or type(error).__name__}. "
             "Give images of the size and channels that it was trained on"
         ) from error
 
 
-class _Recorded(Exception):  # noqa: N818 - it says that all is done, not that something failed
+def placed(model: nn.Module, batch: Batch) -> Batch:
+    """Return a batch on the device and, where it is floating point, in the dtype of the model's parameters."""
+    reference = next(model.parameters(), torch.zeros(()))
+
+    def one(value: Tensor) -> Tensor:
+        return value.to(reference.device, reference.dtype if value.is_floating_point() else None)
+
+    return {name: one(value) for name, value in batch.items()} if isinstance(batch, Mapping) else one(batch)
+
+
+def images_in(batch: Batch) -> int:
+    """Return how many images a batch holds."""
+    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
+
+
+class _Recorded(BaseException):  # nothing that a network catches
     """Everything that was asked for has been seen in this forward pass."""
+
+
+class _Rows:
+    """Patches that come in batch by batch, gathered in one tensor: to join them at the end takes the memory twice."""
+
+    def __init__(self) -> None:
+        self.held = torch.empty(0, 0)
+        self.used = 0
+
+    def add(self, patches: Tensor, index: tuple[Tensor, ...], batches: int) -> None:
+        """Take what stands at ``index``; as many are expected of each of ``batches``."""
+        if not self.used:
+            self.held = torch.empty(len(index[0]) * batches, patches[(0,) * len(index)].numel())
+        while self.used + len(index[0]) > len(self.held):
+            self.held = torch.cat([self.held, torch.empty_like(self.held)])
+        for block in zip(*(i.split(_BLOCK) for i in index), strict=True):
+            to = slice(self.used, self.used + len(block[0]))
+            self.held[to] = patches[block].flatten(1)
+            self.used = to.stop
+
+    def all(self) -> Tensor:
+        return self.held[: self.used]
 
 
 @dataclass
 class _Seen:
     """What has been gathered of one layer."""
 
-    patches: list[Tensor] = field(default_factory=list)
+    patches: _Rows
     outputs: list[Tensor] = field(default_factory=list)
     residual: list[Tensor] = field(default_factory=list)
-    norm: str | None = None
-    rectified: bool = False
+    norms: list[str] = field(default_factory=list)
+    rectified: int = 0
     used_otherwise: bool = False
     input_size: tuple[int, ...] = ()
     calls: int = 0
-    macs: int = 0
+    input_pixels: int = 0
+    output_pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +191,7 @@ class _Track:
 
     name: str
     index: tuple[Tensor, ...]
+    normed: bool = False
     added: bool = False
 
 
@@ -175,34 +212,51 @@ class _Recorder(TorchDispatchMode):
         self.batches, self.wants_patches, self.stop_early, self.seed = batches, patches, stop_early, seed
         self.seen: dict[str, _Seen] = {}
         self.batch = -1
+        self.images = 0
         self.calls: dict[str, int] = {}
         self.tracks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.in_norm: Tensor | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hold the hooks for the block."""
+        """Hold the hooks for the block; they come before the network's own, which may change what a layer gives."""
         names = {id(conv): name for name, conv in self.layers.items()}
         with ExitStack() as stack:
             for name, module in self.model.named_modules():
+                hooks = []
                 if id(module) in names:
-                    handle = module.register_forward_hook(self._saw_convolution(names[id(module)]))
-                elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    handle = module.register_forward_hook(self._saw_norm(name))
-                else:
-                    continue
-                stack.callback(handle.remove)
+                    hook = self._saw_convolution(names[id(module)])
+                    hooks.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+                elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                    enters, leaves = self._saw_norm(name)
+                    hooks.append(module.register_forward_pre_hook(enters, with_kwargs=True))
+                    hooks.append(module.register_forward_hook(leaves, prepend=True))
+                for handle in hooks:
+                    stack.callback(handle.remove)
             yield
 
-    def begin_batch(self) -> None:
+    def begin_batch(self, batch: Batch) -> None:
         self.batch += 1
+        if self.batch == 0:
+            self.images = images_in(batch)
         self.calls = {}
         self.tracks = WeakTensorKeyDictionary()
+        self.in_norm = None
+
+    def returned(self, output: Any) -> None:
+        """Note what the network itself returns: it is used outside."""
+        for leaf in tree_leaves(dict(output) if isinstance(output, Mapping) else output):
+            for track in self._tracks_of(leaf):
+                self.seen[track.name].used_otherwise = True
+
+    def _tracks_of(self, value: Any) -> tuple[_Track, ...]:
+        return self.tracks.get(value, ()) if isinstance(value, Tensor) else ()
 
     def _saw_convolution(self, name: str) -> Any:
-        def hook(conv: Conv, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(conv: Conv, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> None:
             dimensions = len(conv.kernel_size)
-            given = inputs[0]
-            seen = self.seen.setdefault(name, _Seen())
+            given = input_of(args, kwargs)
+            seen = self.seen.setdefault(name, _Seen(_Rows()))
             call = self.calls[name] = self.calls.get(name, -1) + 1
             result = output
             if given.dim() == dimensions + 1:  # one image without a batch dimension
@@ -215,13 +269,14 @@ class _Recorder(TorchDispatchMode):
                     )
             index = self._draw(name, call, (result.shape[0], *result.shape[2:]))
             if self.wants_patches:
-                seen.patches.append(patches_of(conv, given)[index].flatten(1).float())
+                seen.patches.add(patches_of(conv, given), index, self.batches)
             seen.outputs.append(_at(result, index))
             if self.batch == 0:
                 seen.input_size = tuple(given.shape[2:])
                 seen.calls = call + 1
-                seen.macs += conv.weight.numel() * result[0, 0].numel()
-            self.tracks[output] = _Track(name, index)
+                seen.input_pixels += given[:, 0].numel()
+                seen.output_pixels += result[:, 0].numel()
+            self.tracks[output] = (_Track(name, index),)
 
         return hook
 
@@ -233,71 +288,90 @@ class _Recorder(TorchDispatchMode):
         flat = torch.randint(total, (wanted,), generator=generator) if wanted < total else torch.arange(total)
         return torch.unravel_index(flat, shape)
 
-    def _saw_norm(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            track = self.tracks.get(inputs[0])
-            if track is not None and not track.added:
-                self.seen[track.name].norm = name
-                self.tracks[output] = track
+    def _saw_norm(self, name: str) -> tuple[Any, Any]:
+        def enters(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+            given = input_of(args, kwargs)
+            if any(not (track.normed or track.added) for track in self._tracks_of(given)):
+                self.in_norm = given
 
-        return hook
+        def leaves(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if self.in_norm is None:
+                return
+            tracks = self._tracks_of(self.in_norm)
+            self.in_norm = None
+            for track in tracks:
+                self.seen[track.name].norms.append(name)
+            self.tracks[output] = tuple(replace(track, normed=True) for track in tracks)
+
+        return enters, leaves
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        tracked = [(i, self.tracks.get(a)) for i, a in enumerate(args) if isinstance(a, Tensor)]
-        tracked = [(i, track) for i, track in tracked if track is not None]
-        residual = False
-        for i, track in tracked:
-            seen = self.seen[track.name]
-            if func in _ADD and i < 2 and not track.added:
-                other = args[1 - i]
-                if isinstance(other, Tensor) and other.shape == args[i].shape:
-                    seen.residual.append(_at(other if other.dim() > len(track.index) else other[None], track.index))
-                    residual = True
+        kwargs = kwargs or {}
+        tracked = {id(leaf): leaf for leaf in tree_leaves((args, kwargs)) if self._tracks_of(leaf)}
+        tracked.pop(id(self.in_norm), None)
+        sums: list[_Track] = []
+        for tensor in tracked.values():
+            tracks = self._tracks_of(tensor)
+            if func in _ADD and not any(track.added for track in tracks) and _is_plain_sum(args, kwargs):
+                other = args[1] if args[0] is tensor else args[0]
+                for track in tracks:
+                    batched = other if other.dim() > len(track.index) else other[None]
+                    self.seen[track.name].residual.append(_at(batched, track.index))
+                    sums.append(replace(track, added=True))
             elif func in _RELU:
-                seen.rectified = True
-            elif func.overloadpacket not in _NORMS:
-                seen.used_otherwise = True
-        result = func(*args, **(kwargs or {}))
-        if residual and isinstance(result, Tensor):
-            for _, track in tracked:
-                self.tracks[result] = _Track(track.name, track.index, added=True)
-        if self.stop_early and tracked and self._complete(func):
+                for track in tracks:
+                    self.seen[track.name].rectified += 1
+            else:
+                for track in tracks:
+                    self.seen[track.name].used_otherwise = True
+        result = func(*args, **kwargs)
+        if func is torch.ops.aten.relu_.default:
+            self.tracks.pop(result, None)  # what follows uses the rectified values
+        elif sums:
+            self.tracks[result] = tuple(sums)
+        if self.stop_early and tracked and len(self.calls) == len(self.layers):
             raise _Recorded
         return result
 
-    def _complete(self, func: Any) -> bool:
-        """Whether every layer has been seen, and what follows it: an addition, a ReLU, or anything but a norm."""
-        return len(self.calls) == len(self.layers) and func.overloadpacket not in _NORMS
-
     def recordings(self) -> dict[str, Recording]:
+        """Return what was seen, in the order in which layers ran, and keep none of it."""
         result = {}
-        for name, seen in self.seen.items():
-            has_residual = len(seen.residual) == len(seen.outputs)
+        for name in list(self.seen):
+            seen = self.seen.pop(name)
+            calls = len(seen.outputs)  # all of them must have gone the same way
+            one_norm = len(set(seen.norms)) <= 1 and len(seen.norms) in (0, calls)
+            has_residual = one_norm and len(seen.residual) == calls
+            rectified = one_norm and seen.rectified == calls and (has_residual or not seen.residual)
             result[name] = Recording(
-                patches=torch.cat(seen.patches) if self.wants_patches else None,
+                patches=seen.patches.all() if self.wants_patches else None,
                 outputs=torch.cat(seen.outputs),
                 residual=torch.cat(seen.residual) if has_residual else None,
-                flow=Flow(seen.norm, has_residual, seen.rectified and not seen.used_otherwise),
+                flow=Flow(
+                    norm=seen.norms[0] if seen.norms and one_norm else None,
+                    residual=has_residual,
+                    rectified=rectified and not seen.used_otherwise,
+                ),
                 input_size=seen.input_size,
+                input_pixels=round(seen.input_pixels / self.images),
                 calls=seen.calls,
-                macs=seen.macs,
+                macs=round(seen.output_pixels * self.layers[name].weight.numel() / self.images),
             )
         return result
 
 
-_NORMS = {
-    torch.ops.aten.native_batch_norm,
-    torch.ops.aten._native_batch_norm_legit_no_training,
-    torch.ops.aten._native_batch_norm_legit,
-    torch.ops.aten.cudnn_batch_norm,
-    torch.ops.aten.batch_norm,
-    torch.ops.aten._batch_norm_impl_index,
-}
+def input_of(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
+    """Return what a layer was given, by position or by name."""
+    return args[0] if args else kwargs["input"]
+
+
+def _is_plain_sum(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    one, other = args[:2]
+    return one is not other and one.shape == other.shape and kwargs.get("alpha", 1) == 1
 
 
 def _at(tensor: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-    """Values of (N, M, *size) at pixels, (P, M)."""
+    """Values of (N, M, *size) at pixels, (P, M), in single precision on the CPU."""
     where: tuple[Any, ...] = (index[0], slice(None), *index[1:])
-    return tensor[where].float()
+    return tensor[where].float().cpu()

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_separable.convert.calibrate import LayerStatistics, Statistics
+from torch_separable.convert.calibrate import LayerStatistics, Statistics, over_processes
 from torch_separable.convert.factorize import Factors, Moments, Order, decouple, output_error
 from torch_separable.convert.layers import Conv, grouped_weight
 from torch_separable.convert.plan import Method
 from torch_separable.convert.reconstruct import biases, fit_groups, importance_of
-from torch_separable.convert.record import Batch, run
+from torch_separable.convert.record import Batch, images_in, input_of, run
 from torch_separable.outputs import evaluating, logits_of
 
 Choice = tuple[Order, int]
@@ -115,7 +115,7 @@ def measure(
     fitted = [option for option in options if option.factors is not None]
     probes: dict[tuple[str, int], float] = {}
     batches = _some(statistics.batches, _PROBE_IMAGES)
-    reference = statistics.outputs[: sum(_length(batch) for batch in batches)]
+    reference = statistics.outputs[: sum(images_in(batch) for batch in batches)]
     for target in _PROBES:
         option = min(fitted, key=lambda o: abs(np.log(max(o.error, _LEAST) / target)))
         if (option.order, option.rank) not in probes:
@@ -154,23 +154,21 @@ def _change(
     if bias is not None and conv.bias is not None:
         bias = bias - conv.bias.detach().double().cpu()
 
-    def exchanged(module: Conv, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        result: Tensor = module._conv_forward(args[0], kernel.to(module.weight), module.bias)
+    def exchanged(module: Conv, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+        result: Tensor = module._conv_forward(input_of(args, kwargs), kernel.to(module.weight), module.bias)
         if bias is None:
             return result
         return result + bias.to(result).view(-1, *[1] * len(module.kernel_size))
 
-    handle = conv.register_forward_hook(exchanged)
+    handle = conv.register_forward_hook(exchanged, prepend=True, with_kwargs=True)
     try:
         with evaluating(model), torch.inference_mode():
             outputs = [logits_of(run(model, batch)).float().flatten(1).cpu() for batch in batches]
     finally:
         handle.remove()
-    return float((torch.cat(outputs) - reference).square().mean())
-
-
-def _length(batch: Batch) -> int:
-    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
+    squared = (torch.cat(outputs) - reference).square()
+    total, count = over_processes(squared.sum(dtype=torch.float64), torch.tensor(squared.numel(), dtype=torch.float64))
+    return float(total / count)
 
 
 def _some(batches: Sequence[Batch], images: int) -> list[Batch]:
@@ -181,5 +179,5 @@ def _some(batches: Sequence[Batch], images: int) -> list[Batch]:
         if count >= images:
             break
         chosen.append(batch)
-        count += _length(batch)
+        count += images_in(batch)
     return chosen

@@ -54,6 +54,8 @@ class ConvSpec:
 
     def __post_init__(self) -> None:
         dimensions = len(self.kernel_size)
+        if not dimensions:
+            raise SeparableValueError("kernel_size=(): give one entry for each spatial dimension")
         for name, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("output_padding", 0)):
             value = getattr(self, name) or (default,) * dimensions
             if len(value) != dimensions:
@@ -99,13 +101,15 @@ class ConvSpec:
         """Spatial size of the output for a spatial ``input_size``, as the formulas in ``torch.nn.Conv2d`` give it.
 
         Raises:
-            SeparableValueError: the number of dimensions differs from the kernel's, or the input is smaller than it.
+            SeparableValueError: the number of dimensions differs from the kernel's, or no output is left.
         """
         if len(input_size) != len(self.kernel_size):
             raise SeparableValueError(
                 f"input_size={tuple(input_size)} has {len(input_size)} spatial dimensions; "
                 f"kernel_size={self.kernel_size} has {len(self.kernel_size)}"
             )
+        if min(input_size) < 1:
+            raise SeparableValueError(f"input_size={tuple(input_size)}: every entry must be at least 1")
         per_dimension = zip(
             input_size, self.kernel_size, self.stride, self.padding, self.dilation, self.output_padding, strict=True
         )
@@ -113,6 +117,11 @@ class ConvSpec:
             output = tuple((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in per_dimension)
         else:
             output = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in per_dimension)
+        if min(output) < 1 and self.transposed:
+            raise SeparableValueError(
+                f"padding {self.padding} cuts all of the output that input_size={tuple(input_size)} has: "
+                "nothing is left to compute"
+            )
         if min(output) < 1:
             raise SeparableValueError(
                 f"input_size={tuple(input_size)} is smaller than the kernel {self.kernel_size} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -94,7 +95,7 @@ def as_columns(columns: Sequence[Column | str] | None) -> tuple[Column, ...] | N
 
 
 def render_text(summary: Summary, width: int | None = None) -> str:
-    """Return the table and the totals, at most ``width`` columns wide (the terminal's; 80 where there is none)."""
+    """Return the table, with as many columns as fit ``width`` (the terminal's; 80 where there is none), and totals."""
     width = width or shutil.get_terminal_size((80, 24)).columns
     if summary.columns is not None:
         table = _table(summary, summary.columns)
@@ -106,7 +107,8 @@ def render_text(summary: Summary, width: int | None = None) -> str:
             attempt = _table(summary, wider)
             if any(_LOOKS[more].cell(row) for row in summary.layers) and len(attempt[1]) <= width:
                 columns, table = wider, attempt
-    return "\n".join([*table, *_totals(summary)])
+    totals = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in _totals(summary)]
+    return "\n".join([*table, *totals])
 
 
 def _table(summary: Summary, columns: Sequence[Column]) -> list[str]:

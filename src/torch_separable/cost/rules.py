@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 
 from torch_separable.cost.formulas import ConvSpec, attention_macs, matmul_macs
 
@@ -89,6 +90,11 @@ def _bilinear(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int
     return int(out.numel() * (args[1].shape[-1] + args[0].shape[-1] * args[1].shape[-1]))
 
 
+def _recurrent(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    # One layer in one direction over a whole sequence (steps, batch, features): both weights once a step.
+    return int(math.prod(args[0].shape[:2]) * (args[1].numel() + args[2].numel()))
+
+
 def _attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     return attention_macs(args[0].shape, args[1].shape, args[2].shape)
 
@@ -98,51 +104,69 @@ RULES: dict[Any, Rule] = {
     aten._convolution: _convolution,
     aten.mm: _mm,
     aten.addmm: _addmm,
+    aten.addmm_: _addmm,
     aten._addmm_activation: _addmm,
     aten.bmm: _bmm,
     aten.baddbmm: _baddbmm,
+    aten.baddbmm_: _baddbmm,
+    aten.addbmm: _baddbmm,
+    aten.addbmm_: _baddbmm,
     aten.mv: _mv,
     aten.addmv: _addmv,
+    aten.addmv_: _addmv,
     aten.dot: _mv,
+    aten.vdot: _mv,
     aten.linear: _linear,
     aten.matmul: _matmul,
     aten._trilinear: _bilinear,
+    aten.mkldnn_rnn_layer: _recurrent,
     aten.scaled_dot_product_attention: _attention,
     aten._scaled_dot_product_flash_attention: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_efficient_attention: _attention,
     aten._scaled_dot_product_cudnn_attention: _attention,
     aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    aten._scaled_dot_product_attention_math_for_mps: _attention,
+    torch.ops.higher_order.flex_attention: _attention,
 }
 
 # Free by convention, as in every count of this field: they add, compare, move, pool or normalise, and their time is
 # that of their bytes. Elementwise operators and views are recognised by PyTorch's own tags.
 _FREE = set(
     """
-    _adaptive_avg_pool2d _adaptive_avg_pool3d _fused_rms_norm _local_scalar_dense _log_softmax
-    _native_batch_norm_legit _native_batch_norm_legit_no_training _reshape_alias _safe_softmax _softmax _to_copy
-    _unsafe_index _unsafe_view adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d all amax amin any arange
-    argmax argmin avg_pool2d avg_pool3d batch_norm_elemt bernoulli cat channel_shuffle clone constant_pad_nd copy
-    copy_ count_nonzero cudnn_batch_norm cumsum detach embedding empty empty_like empty_permuted empty_strided eye
-    fill fill_ flip full full_like gather glu group_norm index index_add index_copy index_put index_put_
-    index_select lift_fresh lift_fresh_copy linspace log_softmax logsumexp masked_fill masked_fill_ masked_select
-    max max_pool2d_with_indices max_pool3d_with_indices mean median min native_batch_norm native_channel_shuffle
+    adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d all allclose
+    amax amin aminmax any arange argmax argmin as_strided_ _assert_async _assert_tensor_metadata avg_pool2d avg_pool3d
+    batch_norm_elemt bernoulli bernoulli_ bincount bucketize cat channel_shuffle clone col2im constant_pad_nd copy copy_
+    count_nonzero cudnn_batch_norm cummax cummin cumprod cumsum detach diag_embed diagonal_copy embedding _embedding_bag
+    _embedding_bag_forward_only empty empty_like empty_permuted empty_strided equal exponential_ eye fill fill_ flip
+    fractional_max_pool2d fractional_max_pool3d full full_like _fused_rms_norm gather glu grid_sampler_2d
+    grid_sampler_3d group_norm hardswish hardswish_ histc im2col index index_add index_add_ index_copy index_copy_
+    index_fill index_fill_ index_put index_put_ index_select _is_all_true is_pinned is_same_size isin kthvalue
+    lift_fresh lift_fresh_copy linalg_vector_norm linspace _local_scalar_dense log_sigmoid_forward _log_softmax
+    log_softmax logcumsumexp logspace logsumexp masked_fill masked_fill_ masked_scatter masked_select max
+    max_pool2d_with_indices max_pool3d_with_indices max_unpool2d max_unpool3d mean median min mode multinomial nanmedian
+    nansum native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training native_channel_shuffle
     native_dropout native_group_norm native_layer_norm new_empty new_empty_strided new_full new_ones new_zeros
-    nonzero norm ones ones_like pixel_shuffle pixel_unshuffle prod rand rand_like randint randn randn_like randperm
-    reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d
-    replication_pad3d rms_norm roll rot90 scalar_tensor scatter scatter_add select_backward slice_scatter
-    select_scatter softmax sort split_with_sizes_copy stack std sum topk tril tril_indices triu triu_indices
-    unfold_copy unique_consecutive upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view_copy zero_ zeros zeros_like
-    _is_all_true is_pinned is_same_size resize_ set_ im2col col2im equal bucketize searchsorted _assert_async
-    _assert_tensor_metadata
+    nll_loss2d_forward nll_loss_forward nonzero norm normal_ ones ones_like pixel_shuffle pixel_unshuffle polar
+    _prelu_kernel prod rand rand_like randint randn randn_like random_ randperm reflection_pad1d reflection_pad2d
+    reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d _reshape_alias
+    resize_ resize_as_ rms_norm roll rot90 rrelu_with_noise _safe_softmax scalar_tensor scatter scatter_ scatter_add
+    scatter_add_ scatter_reduce searchsorted select_backward select_scatter set_ slice_scatter _softmax softmax sort
+    split_with_sizes_copy squeeze_ stack std sum t_ take _to_copy topk trace transpose_ tril tril_indices triu
+    triu_indices unfold_copy uniform_ _unique2 unique_consecutive _unsafe_index unsafe_split unsafe_split_with_sizes
+    _unsafe_view unsqueeze_ upsample_bicubic2d _upsample_bicubic2d_aa upsample_bilinear2d _upsample_bilinear2d_aa
+    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
+    _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_trilinear3d var var_mean view_copy zero_ zeros
+    zeros_like
     """.split()
 )
 
 
 def is_free(func: Any) -> bool:
     """Whether an operator counts as no multiply-accumulate by convention."""
+    if isinstance(func, HigherOrderOperator):
+        return False
     if func.namespace != "aten":
-        return bool(func.namespace == "prim")
+        return func.namespace in ("prim", "profiler")
     pointwise = torch.Tag.pointwise in func.tags
     return pointwise or func.is_view or func.overloadpacket.__name__ in _FREE

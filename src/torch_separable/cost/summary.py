@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -68,6 +69,11 @@ class LayerCost:
         """Arithmetic intensity: FLOPs for each byte moved."""
         return self.flops / self.bytes if self.bytes else 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        row = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**row, "flops": self.flops, "intensity": self.intensity}
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -82,7 +88,7 @@ class Summary:
         weight_bytes: of parameters and buffers.
         input_bytes: of the tensors that it was given.
         uncounted: operators that nothing is known of, and how often each ran: the counts lack them.
-        uncalled: modules with parameters that never ran.
+        uncalled: modules with parameters that never ran, and whose parameters no operator was given either.
         columns: what ``str`` shows; ``None`` for as much as fits.
     """
 
@@ -146,7 +152,7 @@ class Summary:
             "input_bytes": self.input_bytes,
             "uncounted": dict(self.uncounted),
             "uncalled": list(self.uncalled),
-            "layers": [{**asdict(layer), "flops": layer.flops, "intensity": layer.intensity} for layer in self.layers],
+            "layers": [layer.to_dict() for layer in self.layers],
         }
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -242,12 +248,15 @@ def analyze(model: nn.Module, *inputs: Any, **named: Any) -> Summary:
 def _analyze(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], depth: int | None) -> Summary:
     traces = execute(model, args, kwargs)
     tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-    rows = _rows(model, traces.modules)
+    rows = _rows(model, traces.modules, whole=depth == 0)
     called = {name for name, trace in traces.modules.items() if trace.calls}
     uncalled = tuple(
         name
         for name, module in model.named_modules()
-        if name not in called and any(True for _ in module.parameters(recurse=False))
+        if name not in called
+        and (own := list(module.parameters(recurse=False)))
+        # An attention lends its projection, and a list its parameters, to the module around it.
+        and not any(id(parameter) in traces.read for parameter in own)
     )
     return Summary(
         network=type(model).__name__,
@@ -260,7 +269,8 @@ def _analyze(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     )
 
 
-def _rows(model: nn.Module, traces: Mapping[str, Trace]) -> list[LayerCost]:
+def _rows(model: nn.Module, traces: Mapping[str, Trace], whole: bool) -> list[LayerCost]:
+    """Make a row for each module; one for the network itself where it has something to say, or ``whole`` asks it."""
     rows = []
     counted: set[int] = set()
     totals = _totals(model, traces)
@@ -270,7 +280,8 @@ def _rows(model: nn.Module, traces: Mapping[str, Trace]) -> list[LayerCost]:
         counted.update(id(p) for p in own)
         conv = trace.convs[0] if len(set(trace.convs)) == 1 else None
         dense, dense_macs = _dense(module, trace, traces, name)
-        if name == "" and len(traces) > 1 and not own and not trace.macs and not trace.bytes and not dense:
+        silent = not own and not trace.macs and not trace.bytes and not dense
+        if name == "" and len(traces) > 1 and silent and not whole:
             continue
         total = totals[name]
         rows.append(
@@ -290,7 +301,7 @@ def _rows(model: nn.Module, traces: Mapping[str, Trace]) -> list[LayerCost]:
                 dense=dense.formula() if dense else "",
                 dense_macs=dense_macs,
                 saving=dense_macs / total if dense and total else None,
-                formula=_formula(trace),
+                formula=_formula(module, trace),
             )
         )
     return rows
@@ -319,30 +330,29 @@ def _dense(module: nn.Module, trace: Trace, traces: Mapping[str, Trace], name: s
     for depthwise, pointwise in _SEPARABLE:
         if depthwise in children and pointwise in children and "conv_pwl" not in children:
             prefix = f"{name}." if name else ""
-            first = traces.get(prefix + depthwise, Trace())
-            second = traces.get(prefix + pointwise, Trace())
-            if len(first.convs) != 1 or len(second.convs) != 1 or second.convs[0].groups > 1:
+            ran = {key: trace for key, trace in traces.items() if key in (prefix + depthwise, prefix + pointwise)}
+            if len(ran) != 2 or any(len(set(trace.convs)) != 1 for trace in ran.values()):
                 return None, 0
-            window, mix = first.convs[0], second.convs[0]
-            depthwise_first = mix.in_channels == window.out_channels and window.groups == window.in_channels
+            first, last = (trace.convs[0] for trace in ran.values())  # in the order in which they ran
+            window, mix = ran[prefix + depthwise].convs[0], ran[prefix + pointwise].convs[0]
+            if first.out_channels != last.in_channels or mix.groups > 1:
+                return None, 0
             dense = replace(
-                window,
-                in_channels=window.in_channels if depthwise_first else mix.in_channels,
-                out_channels=mix.out_channels if depthwise_first else window.out_channels,
-                groups=1,
-                bias=mix.bias if depthwise_first else window.bias,
+                window, in_channels=first.in_channels, out_channels=last.out_channels, groups=1, bias=last.bias
             )
-            pixels = first.macs // window.weights
+            pixels = ran[prefix + depthwise].macs // window.weights
             return dense, dense.weights * pixels
     return None, 0
 
 
-def _formula(trace: Trace) -> str:
+def _formula(module: nn.Module, trace: Trace) -> str:
     if len(set(trace.convs)) == 1:
         return trace.convs[0].formula()
     if len(set(trace.products)) == 1 and not trace.convs:
         inner, columns = trace.products[0]
-        return f"{inner}·{columns} = {inner * columns}"
+        # A product of two activations has no weights.
+        if any(p.shape in ((inner, columns), (columns, inner)) for p in module.parameters(recurse=False)):
+            return f"{inner}·{columns} = {inner * columns}"
     return ""
 
 
@@ -352,7 +362,7 @@ def _folded(rows: list[LayerCost], depth: int | None) -> list[LayerCost]:
         return rows
     folded: list[LayerCost] = []
     for row in rows:
-        if row.depth <= depth or not folded:
+        if row.depth <= depth:
             folded.append(row)
             continue
         top = folded[-1]
@@ -371,10 +381,12 @@ def _checked(model: object) -> nn.Module:
         raise SeparableValueError(f"model is a {type(model).__name__}: expected an nn.Module")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     assert isinstance(model, nn.Module)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise SeparableValueError(
-            "the model is scripted, which hides its layers: give the module before torch.jit.script"
-        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SeparableValueError(
+                f"{f'layer {name!r}' if name else 'the model'} is scripted, which hides its layers: "
+                "give the module before torch.jit.script"
+            )
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(parameter):
             raise SeparableError(f"parameter {name} has no shape yet (a lazy module): run the model once, then count")
@@ -388,7 +400,7 @@ def _inputs(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise SeparableValueError(f"batch_size={batch_size!r}: must be a whole number, at least 1")
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
-    place = torch.device(device) if device is not None else (reference.device if reference is not None else "cpu")
+    place = _device(device) if device is not None else reference.device if reference is not None else "cpu"
     default = reference.dtype if reference is not None else torch.float32
 
     def make(value: Any, dtype: torch.dtype | None, where: str) -> Tensor:
@@ -402,7 +414,8 @@ def _inputs(
         dtype = dtype or default
         shape = (batch_size, *value)
         if dtype.is_floating_point:
-            return torch.rand(shape, device=place).to(dtype)
+            # A ramp: no two pixels alike, and no random number taken from the caller's.
+            return torch.linspace(0, 1, math.prod(shape), device=place).view(shape).to(dtype)
         return torch.zeros(shape, device=place, dtype=dtype)
 
     if isinstance(given, Mapping):
@@ -411,12 +424,20 @@ def _inputs(
         return (), named
     if isinstance(given, Tensor) or _is_size(given):
         return (make(given, _dtypes(dtypes, 1)[0], "input_size"),), {}
-    if not isinstance(given, list | tuple) or not given:
+    if not isinstance(given, list | tuple) or all(isinstance(entry, int | float) for entry in given):
         raise SeparableValueError(
-            f"input_size={given!r}: expected a shape without the batch, a tensor, a list of these, or a mapping"
+            f"input_size={given!r}: expected the shape of one input without the batch, such as (3, 224, 224), "
+            "a tensor, a list of these, or a mapping"
         )
     wanted = _dtypes(dtypes, len(given))
     return tuple(make(v, d, f"input_size[{i}]") for i, (v, d) in enumerate(zip(given, wanted, strict=True))), {}
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SeparableValueError(f"device={device!r}: {str(error).splitlines()[0]}") from error
 
 
 def _is_size(value: object) -> bool:
@@ -427,6 +448,8 @@ def _is_size(value: object) -> bool:
 def _dtypes(dtypes: Any, count: int) -> list[torch.dtype | None]:
     if dtypes is None or isinstance(dtypes, torch.dtype):
         return [dtypes] * count
+    if not isinstance(dtypes, list | tuple) or not all(isinstance(dtype, torch.dtype) for dtype in dtypes):
+        raise SeparableValueError(f"dtypes={dtypes!r}: expected a torch.dtype, or a list of these")
     if len(dtypes) != count:
         raise SeparableValueError(f"dtypes has {len(dtypes)} entries for {count} inputs: give one, or one for each")
     return list(dtypes)

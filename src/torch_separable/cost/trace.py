@@ -6,14 +6,16 @@ as ``torch.utils.flop_counter`` does; module hooks say whose call it was.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,7 +33,7 @@ class Trace:
         macs: multiply-accumulates.
         bytes: of all operands and results, each moved once for each operator.
         convs: the convolutions among the operators.
-        products: matrix products, (rows, inner, columns) of two-dimensional ones.
+        products: (inner, columns) of the two-dimensional matrix products.
         output_shapes: of the tensors that its last call returned.
     """
 
@@ -50,10 +52,12 @@ class Execution:
     Attributes:
         modules: what each module executed, by the name under which it stands first.
         uncounted: operators without a rule that are not free by convention, and how often they ran.
+        read: the ``id`` of every tensor that an operator was given, for as long as the model holds them.
     """
 
     modules: Mapping[str, Trace]
     uncounted: Mapping[str, int]
+    read: frozenset[int]
 
 
 def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Execution:
@@ -66,7 +70,7 @@ def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """
     names = {id(module): name for name, module in model.named_modules()}
     counter = _Counter(names)
-    with unchanged(model), torch.no_grad(), counter.attached(model):
+    with unchanged(model), torch.no_grad(), _eager(), counter.attached(model):
         try:
             with counter:
                 model(*args, **kwargs)
@@ -75,7 +79,7 @@ def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         except Exception as error:
             shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            where, given = counter.deepest or ("", shapes)
+            where, given = counter.place_of(error)
             layer = (
                 f"layer {where!r} ({type(model.get_submodule(where)).__name__}) was given {given}"
                 if where
@@ -84,19 +88,24 @@ def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             raise SeparableError(
                 f"{type(model).__name__} cannot run on input of shape {', '.join(map(str, shapes))}: {layer}: {first}"
             ) from error
-    return Execution(counter.traces, dict(counter.uncounted))
+    return Execution(counter.traces, dict(counter.uncounted), frozenset(counter.read))
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode, and put training modes, buffers and random states back as they were."""
+    """Run the block in evaluation mode, and put training modes, buffers and random states back as they were.
+
+    Modes are set as flags: an ``eval()`` of a model's own may merge weights, which setting it back would not undo.
+    """
     training = [module for module in model.modules() if module.training]
     # Attention's fused inference path would hide its products in one operator; without it they are the same ones.
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)):
-        model.eval()
+        for module in training:
+            module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
@@ -104,27 +113,45 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             for module in training:
                 module.training = True
+            for module, named in buffers:
+                module._buffers.clear()
+                module._buffers.update(named)
             with torch.no_grad():
-                for buffer, before in buffers:
-                    if not buffer.is_meta:
+                for buffer, before in values:
+                    if not buffer.is_meta and not torch.equal(buffer, before):
                         buffer.copy_(before)
 
 
+def _eager() -> AbstractContextManager[object]:
+    """Let compiled parts, and flexible attention which compiles itself, run operator by operator."""
+    # Where neither is loaded nothing gets compiled; loading the compiler takes seconds.
+    compiling = {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys()
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
+
+
 class _Counter(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
-        self.stack: list[str] = []
+        self.stack: list[tuple[str, list[tuple[int, ...]]]] = []
         self.traces: dict[str, Trace] = {}
         self.uncounted: Counter[str] = Counter()
-        self.deepest: tuple[str, list[tuple[int, ...]]] | None = None
+        self.read: set[int] = set()
+        self.failure: tuple[BaseException | None, str, list[tuple[int, ...]]] = (None, "", [])
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # PyTorch would load its compiler, seconds of imports, to keep it away from this class: `_eager` does without.
+        return False
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         with ExitStack() as hooks:
             for module in model.modules():
                 for handle in (
-                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
                     module.register_forward_hook(self._leave, always_call=True),
                 ):
                     hooks.callback(handle.remove)
@@ -132,23 +159,39 @@ class _Counter(TorchDispatchMode):
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = self.names[id(module)]
-        self.stack.append(name)
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.stack.append((name, shapes))
         self.traces.setdefault(name, Trace()).calls += 1
-        self.deepest = (name, [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        name = self.stack.pop()
+        name, given = self.stack.pop()
+        error = sys.exception()
+        if error is not None and error is not self.failure[0]:
+            self.failure = (error, name, given)  # the innermost module that it leaves comes first
         shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(_plain(output)) if isinstance(leaf, Tensor))
         self.traces[name].output_shapes = shapes
+
+    def place_of(self, error: BaseException) -> tuple[str, list[tuple[int, ...]]]:
+        """Return the name of the innermost module that ``error`` left, and the shapes that it was given."""
+        raised, name, given = self.failure
+        return (name, given) if raised is error else ("", [])
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        trace = self.traces.setdefault(self.stack[-1] if self.stack else "", Trace())
-        packet = func.overloadpacket
+        packet = func if isinstance(func, HigherOrderOperator) else func.overloadpacket
         rule = RULES.get(packet)
+        if rule is None and packet is not func and func.namespace != "prim":
+            # In inference mode composite operators arrive whole; what they are made of has rules.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        trace = self.traces.setdefault(self.stack[-1][0] if self.stack else "", Trace())
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.read.update(map(id, given))
         if rule is not None:
             trace.macs += rule(args, kwargs, out)
             if packet in (torch.ops.aten.convolution, torch.ops.aten._convolution):
@@ -157,12 +200,9 @@ class _Counter(TorchDispatchMode):
                 trace.products.append(_TWO_DIMENSIONAL[packet](args))
         elif not is_free(func):
             self.uncounted[str(packet)] += 1
-        if not func.is_view:
-            trace.bytes += sum(
-                leaf.numel() * leaf.element_size()
-                for leaf in tree_leaves((args, kwargs, out))
-                if isinstance(leaf, Tensor)
-            )
+        if packet is func or not func.is_view:
+            made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            trace.bytes += sum(leaf.numel() * leaf.element_size() for leaf in (*given, *made))
         return out
 
 

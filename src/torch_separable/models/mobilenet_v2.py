@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from torch_separable.errors import SeparableValueError
 from torch_separable.models.mobilenet_v1 import check_width
 from torch_separable.nn import InvertedResidual
 from torch_separable.nn._arguments import whole
@@ -35,6 +36,8 @@ class MobileNetV2(nn.Module):
         check_width(width_multiplier)
         for name, value in (("resolution", resolution), ("num_classes", num_classes), ("in_channels", in_channels)):
             whole(name, value)
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+            raise SeparableValueError(f"dropout={dropout!r}: must be a probability, from 0 to 1")
         self.resolution = resolution
         channels = _round_channels(32 * width_multiplier)
         self.stem = nn.Sequential(

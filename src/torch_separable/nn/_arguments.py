@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import torch
+from torch import nn
 
 from torch_separable.errors import SeparableValueError
 
@@ -28,6 +31,14 @@ def per_dimension(name: str, value: object, dimensions: int, least: int = 1) -> 
     return (whole(name, value, least),) * dimensions
 
 
+def odd_kernel(kernel_size: object, dimensions: int) -> tuple[int, ...]:
+    """Return the kernel's extents, which must be odd."""
+    kernel = per_dimension("kernel_size", kernel_size, dimensions)
+    if any(extent % 2 == 0 for extent in kernel):
+        raise SeparableValueError(f"kernel_size={kernel_size!r}: must be odd, so that padding keeps the size")
+    return kernel
+
+
 def divides(name: str, value: int, of: str, number: int) -> None:
     """Require that ``value`` divides ``number``."""
     if number % value:
@@ -49,8 +60,35 @@ def flag(name: str, value: object) -> None:
 
 def callable_or_none(name: str, value: object) -> None:
     """Require something that builds a layer, or None."""
+    if isinstance(value, nn.Module):
+        kind = type(value).__name__
+        raise SeparableValueError(f"{name}={kind}(…): is a layer already; must be what builds one, such as nn.{kind}")
     if value is not None and not callable(value):
         raise SeparableValueError(f"{name}={value!r}: must be None, or a callable that returns a module")
+
+
+def built(name: str, make: Callable[..., object], *arguments: object, device: Any, dtype: Any) -> nn.Module:
+    """Call what builds a layer, and require that it gives one."""
+    rule = f"must take {'the number of channels' if arguments else 'no arguments'} and return a module"
+    try:
+        layer = make(*arguments)
+    except TypeError as error:
+        raise SeparableValueError(f"{name}={make!r}: {rule}, but it raised: {error}") from error
+    if not isinstance(layer, nn.Module):
+        raise SeparableValueError(f"{name}={make!r}: {rule}, but it returned {layer!r}")
+    return layer.to(device, dtype)
+
+
+def placement(device: Any, dtype: Any) -> dict[str, Any]:
+    """Check where parameters are made and of which type, and return it as keyword arguments of a layer."""
+    if device is not None:
+        try:
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise SeparableValueError(f"device={device!r}: must be a device, such as 'cpu' or 'cuda:0'") from error
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)):
+        raise SeparableValueError(f"dtype={dtype!r}: must be a floating-point type, such as torch.float32")
+    return {"device": device, "dtype": dtype}
 
 
 def window(

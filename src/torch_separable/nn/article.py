@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from torch_separable.nn._arguments import whole
 from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d
 
 
@@ -16,6 +17,9 @@ class depthwise_separable_conv(nn.Module):  # noqa: N801 - the article's name
         ch_in: channels of the input.
         ch_out: channels of the output.
 
+    Raises:
+        SeparableValueError: a number of channels is not a whole number, at least 1.
+
     Example:
         >>> import torch
         >>> conv = depthwise_separable_conv(4, 8)
@@ -27,6 +31,8 @@ class depthwise_separable_conv(nn.Module):  # noqa: N801 - the article's name
 
     def __init__(self, ch_in: int, ch_out: int) -> None:
         super().__init__()
+        whole("ch_in", ch_in)
+        whole("ch_out", ch_out)
         self.depth_conv = DepthwiseConv2d(ch_in, kernel_size=3, padding=1)
         self.point_conv = PointwiseConv2d(ch_in, ch_out)
 

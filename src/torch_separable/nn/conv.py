@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_separable.nn._arguments import divides, flag, whole, window
+from torch_separable.nn._arguments import divides, flag, placement, whole, window
 
 Size = int | tuple[int, ...]
 
 
 def _depthwise_arguments(
     dimensions: int, in_channels: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
-    depth_multiplier: Any, bias: Any, padding_mode: Any,
+    depth_multiplier: Any, bias: Any, padding_mode: Any, device: Any, dtype: Any,
 ) -> dict[str, Any]:  # fmt: skip
     whole("in_channels", in_channels)
     whole("depth_multiplier", depth_multiplier)
@@ -25,11 +25,12 @@ def _depthwise_arguments(
         "groups": in_channels,
         "bias": bias,
         **window(dimensions, kernel_size, stride, padding, dilation, padding_mode),
+        **placement(device, dtype),
     }
 
 
 def _pointwise_arguments(
-    in_channels: Any, out_channels: Any, stride: Any, groups: Any, bias: Any, dimensions: int
+    dimensions: int, in_channels: Any, out_channels: Any, stride: Any, groups: Any, bias: Any, device: Any, dtype: Any
 ) -> dict[str, Any]:
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
         whole(name, value)
@@ -44,6 +45,7 @@ def _pointwise_arguments(
         "stride": step,
         "groups": groups,
         "bias": bias,
+        **placement(device, dtype),
     }
 
 
@@ -64,9 +66,9 @@ class DepthwiseConv1d(nn.Conv1d):
         dtype: torch.dtype | None = None,
     ) -> None:
         arguments = _depthwise_arguments(
-            1, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode
+            1, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode, device, dtype
         )
-        super().__init__(**arguments, device=device, dtype=dtype)
+        super().__init__(**arguments)
         self.depth_multiplier = depth_multiplier
 
 
@@ -112,9 +114,9 @@ class DepthwiseConv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         arguments = _depthwise_arguments(
-            2, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode
+            2, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode, device, dtype
         )
-        super().__init__(**arguments, device=device, dtype=dtype)
+        super().__init__(**arguments)
         self.depth_multiplier = depth_multiplier
 
 
@@ -135,9 +137,9 @@ class DepthwiseConv3d(nn.Conv3d):
         dtype: torch.dtype | None = None,
     ) -> None:
         arguments = _depthwise_arguments(
-            3, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode
+            3, in_channels, kernel_size, stride, padding, dilation, depth_multiplier, bias, padding_mode, device, dtype
         )
-        super().__init__(**arguments, device=device, dtype=dtype)
+        super().__init__(**arguments)
         self.depth_multiplier = depth_multiplier
 
 
@@ -154,8 +156,8 @@ class PointwiseConv1d(nn.Conv1d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        arguments = _pointwise_arguments(in_channels, out_channels, stride, groups, bias, 1)
-        super().__init__(**arguments, device=device, dtype=dtype)
+        arguments = _pointwise_arguments(1, in_channels, out_channels, stride, groups, bias, device, dtype)
+        super().__init__(**arguments)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -188,8 +190,8 @@ class PointwiseConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        arguments = _pointwise_arguments(in_channels, out_channels, stride, groups, bias, 2)
-        super().__init__(**arguments, device=device, dtype=dtype)
+        arguments = _pointwise_arguments(2, in_channels, out_channels, stride, groups, bias, device, dtype)
+        super().__init__(**arguments)
 
 
 class PointwiseConv3d(nn.Conv3d):
@@ -205,8 +207,8 @@ class PointwiseConv3d(nn.Conv3d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        arguments = _pointwise_arguments(in_channels, out_channels, stride, groups, bias, 3)
-        super().__init__(**arguments, device=device, dtype=dtype)
+        arguments = _pointwise_arguments(3, in_channels, out_channels, stride, groups, bias, device, dtype)
+        super().__init__(**arguments)
 
 
 DEPTHWISE: dict[int, Any] = {1: DepthwiseConv1d, 2: DepthwiseConv2d, 3: DepthwiseConv3d}

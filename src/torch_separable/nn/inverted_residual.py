@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from torch_separable.nn._arguments import callable_or_none, per_dimension, whole
+from torch_separable.nn._arguments import built, callable_or_none, odd_kernel, per_dimension, placement, whole
 from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d, Size
 
 
@@ -25,7 +25,7 @@ class InvertedResidual(nn.Module):
         stride: of the depthwise convolution.
         expand_ratio: ``t``, channels inside for each input channel.
         dilation: of the depthwise convolution.
-        norm_layer: builds a norm from a number of channels.
+        norm_layer: builds a norm from a number of channels; with ``None`` the convolutions have biases in its place.
         act_layer: builds an activation.
         device: of the parameters.
         dtype: of the parameters.
@@ -61,32 +61,32 @@ class InvertedResidual(nn.Module):
             whole(name, value)
         callable_or_none("norm_layer", norm_layer)
         callable_or_none("act_layer", act_layer)
-        kernel = per_dimension("kernel_size", kernel_size, 2)
+        kernel = odd_kernel(kernel_size, 2)
         steps = per_dimension("stride", stride, 2)
         spread = per_dimension("dilation", dilation, 2)
         padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, spread, strict=True))
         inner = in_channels * expand_ratio
-        self.has_residual = in_channels == out_channels and steps == (1, 1) and all(k % 2 for k in kernel)
+        self.has_residual = in_channels == out_channels and steps == (1, 1)
         bias = norm_layer is None
-        placed = {"device": device, "dtype": dtype}
+        placed = placement(device, dtype)
 
         def follow(norm: str, act: str | None, channels: int) -> None:
             if norm_layer is not None:
-                self.add_module(norm, norm_layer(channels).to(device, dtype))
+                self.add_module(norm, built("norm_layer", norm_layer, channels, **placed))
             if act is not None and act_layer is not None:
-                self.add_module(act, act_layer())
+                self.add_module(act, built("act_layer", act_layer, **placed))
 
         if expand_ratio > 1:
-            self.conv_pw = PointwiseConv2d(in_channels, inner, bias=bias, **placed)  # type: ignore[arg-type]
+            self.conv_pw = PointwiseConv2d(in_channels, inner, bias=bias, **placed)
             follow("bn1", "act1", inner)
-        self.conv_dw = DepthwiseConv2d(inner, kernel, steps, padding, spread, bias=bias, **placed)  # type: ignore[arg-type]
+        self.conv_dw = DepthwiseConv2d(inner, kernel, steps, padding, spread, bias=bias, **placed)
         follow("bn2", "act2", inner)
-        self.conv_pwl = PointwiseConv2d(inner, out_channels, bias=bias, **placed)  # type: ignore[arg-type]
+        self.conv_pwl = PointwiseConv2d(inner, out_channels, bias=bias, **placed)
         follow("bn3", None, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers in the order in which they stand, and add the input where that was decided."""
         y = x
-        for layer in self.children():
-            y = layer(y)
+        for layer in self._modules.values():  # children() would leave out a layer that stands in two places
+            y = layer(y) if layer is not None else y
         return x + y if self.has_residual else y

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.nn._arguments import callable_or_none, divides, flag, one_of, whole, window
+from torch_separable.nn._arguments import (
+    built,
+    callable_or_none,
+    divides,
+    flag,
+    one_of,
+    placement,
+    whole,
+    window,
+)
 from torch_separable.nn.conv import DEPTHWISE, POINTWISE, Size
 
 Order = Literal["depthwise_first", "pointwise_first"]
@@ -73,7 +82,7 @@ class _DepthwiseSeparableConv(nn.Module):
         self.depth_multiplier = depth_multiplier
         self.order: Order = order
 
-        placed = {"device": device, "dtype": dtype}
+        placed = placement(device, dtype)
         if order == "depthwise_first":
             inner = in_channels * depth_multiplier
             self.conv_dw = DEPTHWISE[n](
@@ -83,22 +92,22 @@ class _DepthwiseSeparableConv(nn.Module):
             inner = out_channels * depth_multiplier
             self.conv_pw = POINTWISE[n](in_channels, inner, groups=groups, bias=bias_between, **placed)
         if norm_layer is not None and norm_between:
-            self.bn1 = norm_layer(inner).to(device, dtype)
+            self.bn1 = built("norm_layer", norm_layer, inner, **placed)
         if act_layer is not None and act_between:
-            self.act1 = act_layer()
+            self.act1 = built("act_layer", act_layer, **placed)
         if order == "depthwise_first":
             self.conv_pw = POINTWISE[n](inner, out_channels, groups=groups, bias=bias, **placed)
         else:
             self.conv_dw = _CONV[n](inner, out_channels, groups=out_channels, bias=bias, **where, **placed)
         if norm_layer is not None and norm_after:
-            self.bn2 = norm_layer(out_channels).to(device, dtype)
+            self.bn2 = built("norm_layer", norm_layer, out_channels, **placed)
         if act_layer is not None and act_after:
-            self.act2 = act_layer()
+            self.act2 = built("act_layer", act_layer, **placed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers in the order in which they stand: (N, C, *size) to (N, M, *size')."""
-        for layer in self.children():
-            x = layer(x)
+        for layer in self._modules.values():  # children() would leave out a layer that stands in two places
+            x = layer(x) if layer is not None else x
         return x
 
     def reset_parameters(self) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableValueError
-from torch_separable.nn._arguments import divides, per_dimension, whole
+from torch_separable.nn._arguments import divides, odd_kernel, placement, whole
 from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d, Size
 
 
@@ -52,10 +52,12 @@ class ShuffleUnit(nn.Module):
     Args:
         in_channels: ``C``.
         out_channels: ``M``; equal to ``C`` with stride 1, larger with stride 2.
-        groups: of the pointwise convolutions; must divide ``C``, ``M`` and the bottleneck's channels.
+        groups: of the pointwise convolutions; must divide ``C`` and the bottleneck's channels, and so ``M``.
         stride: 1 or 2.
         kernel_size: of the depthwise convolution, odd.
         bottleneck_ratio: the bottleneck has ``M / bottleneck_ratio`` channels.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         SeparableValueError: an argument breaks its rule.
@@ -73,14 +75,14 @@ class ShuffleUnit(nn.Module):
         stride: int = 1,
         kernel_size: Size = 3,
         bottleneck_ratio: int = 4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
         for name, value in (*sizes.items(), ("bottleneck_ratio", bottleneck_ratio)):
             whole(name, value)
-        kernel = per_dimension("kernel_size", kernel_size, 2)
-        if any(k % 2 == 0 for k in kernel):
-            raise SeparableValueError(f"kernel_size={kernel_size!r}: must be odd, so that padding keeps the size")
+        kernel = odd_kernel(kernel_size, 2)
         if stride not in (1, 2) or isinstance(stride, bool):
             raise SeparableValueError(f"stride={stride!r}: must be 1 or 2")
         if stride == 1 and in_channels != out_channels:
@@ -97,16 +99,16 @@ class ShuffleUnit(nn.Module):
         inner = out_channels // bottleneck_ratio
         divides("groups", groups, "in_channels", in_channels)
         divides("groups", groups, "out_channels / bottleneck_ratio", inner)
-        divides("groups", groups, "the computed channels", computed)
+        placed = placement(device, dtype)
         self.stride = stride
-        self.conv_pw = PointwiseConv2d(in_channels, inner, groups=groups, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv_pw = PointwiseConv2d(in_channels, inner, groups=groups, bias=False, **placed)
+        self.bn1 = nn.BatchNorm2d(inner, **placed)
         self.shuffle = ChannelShuffle(groups)
         padding = tuple(k // 2 for k in kernel)
-        self.conv_dw = DepthwiseConv2d(inner, kernel, stride=stride, padding=padding, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv_pwl = PointwiseConv2d(inner, computed, groups=groups, bias=False)
-        self.bn3 = nn.BatchNorm2d(computed)
+        self.conv_dw = DepthwiseConv2d(inner, kernel, stride=stride, padding=padding, bias=False, **placed)
+        self.bn2 = nn.BatchNorm2d(inner, **placed)
+        self.conv_pwl = PointwiseConv2d(inner, computed, groups=groups, bias=False, **placed)
+        self.bn3 = nn.BatchNorm2d(computed, **placed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, M, H/stride, W/stride)."""

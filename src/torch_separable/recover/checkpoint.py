@@ -94,7 +94,7 @@ class Checkpoint:
             if not same:
                 raise SeparableError(
                     f"{path} belongs to another run: {key} is {theirs!r} there and {mine!r} here; give another "
-                    "output_dir, or resume=False to begin anew"
+                    "output_dir, or resume=False (--fresh) to begin anew"
                 )
 
 

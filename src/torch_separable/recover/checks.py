@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.outputs import logits_of
 from torch_separable.recover.config import RecoverConfig
 from torch_separable.recover.data import ImageData
-from torch_separable.recover.evaluate import require_labels
+from torch_separable.recover.evaluate import logits_for, require_labels
 
 
 def check_data(data: ImageData, validation: ImageData | None, config: RecoverConfig) -> None:
@@ -40,16 +39,8 @@ def check_networks(
         if network is None:
             continue
         network.eval()
-        try:
-            with torch.no_grad():
-                logits = logits_of(network(images))
-        except (RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, SeparableError):
-                raise
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SeparableError(
-                f"the {name} cannot take images of shape {tuple(images.shape)} (N, C, H, W) of {data.name}: {first}"
-            ) from error
+        with torch.no_grad():
+            logits = logits_for(network, images, data, name)
         if not logits.isfinite().all():
             raise SeparableError(f"the {name} gives NaN or infinite logits on {data.name}: check its weights")
         shapes.append(tuple(logits.shape))

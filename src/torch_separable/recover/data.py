@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -72,8 +73,10 @@ class ImageData:
                     f"{field}={values} has {len(values)} entries; the images of {self.name} have {channels} channels: "
                     "give one entry for each channel"
                 )
-        if any(not value > 0 for value in self.std):
-            raise SeparableValueError(f"std={self.std}: every entry must be above 0")
+        if not all(map(math.isfinite, self.mean)):
+            raise SeparableValueError(f"mean={self.mean}: every entry must be finite")
+        if not all(0 < value < math.inf for value in self.std):
+            raise SeparableValueError(f"std={self.std}: every entry must be finite and above 0")
 
     def __len__(self) -> int:
         return len(self.images)

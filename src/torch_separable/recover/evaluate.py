@@ -57,7 +57,8 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 256, *, progre
         progress: whether a bar may appear on a terminal after two seconds.
 
     Raises:
-        SeparableError: ``data`` has no labels, the logits have another shape or too few classes, or are not finite.
+        SeparableError: ``data`` has no labels, the network cannot take its images, the logits have another shape or
+            too few classes, or are not finite.
 
     Example:
         >>> import torch
@@ -75,7 +76,7 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 256, *, progre
     total = torch.zeros(2, dtype=torch.float64)
     with evaluating(model), torch.inference_mode(), progress_bar("evaluating", len(data), shown=progress) as advance:
         for images, labels in data.batches(batch_size):
-            total += _count(logits_of(model(images.to(device))).cpu(), labels, data)
+            total += _count(logits_for(model, images.to(device), data).cpu(), labels, data)
             advance(steps=len(images))
     return evaluation_of(total, len(data))
 
@@ -84,6 +85,19 @@ def evaluation_of(total: Tensor, count: int) -> Evaluation:
     """The result from the sums (correct, loss) over ``count`` images."""
     correct, loss = total.tolist()
     return Evaluation(round(correct), count, loss / count)
+
+
+def logits_for(model: nn.Module, images: Tensor, data: ImageData, name: str = "network") -> Tensor:
+    """Run ``model`` on images (n, C, H, W) of ``data``; if it cannot take them, say so with their shape."""
+    try:
+        return logits_of(model(images))
+    except SeparableError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SeparableError(
+            f"the {name} cannot take images of shape {tuple(images.shape)} (N, C, H, W) of {data.name}: {first}"
+        ) from error
 
 
 def require_labels(data: ImageData, purpose: str) -> None:

@@ -57,6 +57,14 @@ class EpochRecord:
     seconds: float
     validation: Evaluation | None
 
+    def __str__(self) -> str:
+        parts = [f"epoch {self.epoch}"]
+        if self.loss is not None and self.agreement is not None:
+            parts += [f"loss {self.loss:.4f}", f"agreement {100 * self.agreement:.1f} %"]
+        if self.validation is not None:
+            parts.append(f"validation {100 * self.validation.accuracy:.2f} % of {self.validation.count}")
+        return "  ".join([*parts, f"{self.seconds:.1f} s"])
+
     def to_dict(self) -> dict[str, Any]:
         """The record by name, for JSON."""
         validation = self.validation.to_dict() if self.validation else None

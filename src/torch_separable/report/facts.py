@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+_SAME_SPEED = 0.95  # within five hundredths, medians on a busy machine do not tell two networks apart
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -43,14 +45,24 @@ def facts_of(results: dict[str, Any]) -> Facts:
     )
 
 
+def accuracy_sentence(facts: Facts, count: int) -> str:
+    """Say what became of the accuracy on the ``count`` held-out images."""
+    change = f"{abs(facts.points_lost):.2f} points of accuracy"
+    if change.startswith("0.00"):
+        return f"no accuracy lost on {count} held-out images"
+    return f"{change} {'lost' if facts.points_lost > 0 else 'won'} on {count} held-out images"
+
+
 def promise_sentence(facts: Facts) -> str:
     """Say whether the clock follows the arithmetic."""
     if facts.speed is None:
         return "No times were taken."
     if facts.speed >= facts.macs:
         return f"The clock follows the arithmetic: {facts.macs:.1f}x fewer MACs run {facts.speed:.1f}x as fast."
-    if facts.speed < 1:
+    if facts.speed < _SAME_SPEED:
         what = f"but the separable network takes {1 / facts.speed:.1f}x as long"
+    elif facts.speed <= 1 / _SAME_SPEED:
+        what = "but the separable network takes about as long"
     else:
         what = f"but the separable network runs only {facts.speed:.1f}x as fast"
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from torch_separable import runs
@@ -61,5 +61,7 @@ def build_report(results: dict[str, Any], plan: dict[str, Any], config: dict[str
             steps_figure=Markup(steps_figure(results["steps"])) if facts else "",
             layers_figure=Markup(layers_figure(plan["layers"])),
         )
-    except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise SeparableError(f"the run's results lack something that the page shows: {error}. Run it again") from error
+    except (UndefinedError, LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise SeparableError(
+            f"the run's files lack something that the page shows, or hold it otherwise: {error}. Run it again"
+        ) from error

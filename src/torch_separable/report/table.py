@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from torch_separable.report.facts import facts_of, promise_sentence
+from torch_separable.report.facts import accuracy_sentence, facts_of, promise_sentence
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -30,16 +30,17 @@ def results_table(results: dict[str, Any]) -> str:
     out = io.StringIO()
     console = Console(file=out, width=min(shutil.get_terminal_size((80, 24)).columns, 100), color_system=None)
     console.print(table)
-    facts, times = facts_of(results), results["milliseconds"]
+    facts, times = facts_of(results), results.get("milliseconds")
     console.print(
         f"{facts.macs:.2f}x fewer MACs, {facts.parameters:.2f}x fewer parameters, a file {facts.bytes:.2f}x smaller, "
-        f"{facts.points_lost:+.2f} points of accuracy lost on {results['steps'][0]['count']} held-out images.",
+        f"{accuracy_sentence(facts, results['steps'][0]['count'])}.",
         highlight=False,
     )
-    console.print(
-        f"{times['dense']:.2f} ms dense, {times['separable']:.2f} ms separable ({times['images']} images, medians of "
-        f"{times['rounds']} runs in turn, {times['threads']} threads, PyTorch eager).",
-        highlight=False,
-    )
+    if times:
+        console.print(
+            f"{times['dense']:.2f} ms dense, {times['separable']:.2f} ms separable ({times['images']} images, medians "
+            f"of {times['rounds']} runs in turn, {times['threads']} threads, PyTorch eager).",
+            highlight=False,
+        )
     console.print(promise_sentence(facts), highlight=False)
-    return out.getvalue().rstrip()
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip()

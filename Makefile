@@ -1,0 +1,48 @@
+# make demo and make test are all that is needed; each sets up .venv first, and again only after a change of what is installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests run in one process a core: set JOBS for another number.
+JOBS ?= auto
+
+.PHONY: help demo test lint bench docs clean
+
+help:
+	@echo "make demo   train, convert, recover and measure on handwritten digits; ends with a table and a page"
+	@echo "make test   run all tests"
+	@echo "make lint   ruff, mypy --strict"
+	@echo "make bench  print the README's figures anew; needs the CIFAR-10 checkpoints (hours)"
+	@echo "make docs   draw the figures of docs/ anew, and run the code in docs/"
+	@echo "make clean  remove .venv, caches and runs/"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Name another: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras in the same environment. The variables hold for the isolated build as well.
+$(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/separable demo --output runs/demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/conversion.py
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python docs/figures/make.py
+	$(BIN)/python -m pytest tests/docs
+
+clean:
+	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

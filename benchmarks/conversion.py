@@ -1,0 +1,340 @@
+"""Conversion on CIFAR-10: accuracy at a share of the multiply-accumulates, beside what people use otherwise.
+
+    python benchmarks/conversion.py table --data npz:cifar10/ --checkpoints ../shared/data
+    python benchmarks/conversion.py recover ...      # the same rows after distillation (hours)
+    python benchmarks/conversion.py ablation ...
+    python benchmarks/conversion.py speed
+    python benchmarks/conversion.py show             # print what has been measured
+
+Every figure is of all 10,000 test images; whatever is chosen is chosen on training images. A row is written to
+``benchmarks/results/conversion.json`` as soon as it is measured, and a second run measures only what is missing, so a
+long run may be interrupted. Torch-Pruning is installed by ``pip install torch-pruning==1.6.0``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+import torch_separable as ts
+from torch_separable.convert import Budget
+from torch_separable.files import load_weights, read_json, write_json
+from torch_separable.models import NETWORKS
+from torch_separable.recover import IMAGENET_MEAN, IMAGENET_STD
+from torch_separable.runs import machine
+
+RESULTS = Path(__file__).resolve().parent / "results" / "conversion.json"
+CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
+RATIOS = {"resnet20": (1.5, 2, 3, 4, 6), "resnet56": (2, 3, 4)}
+# Accuracy asked for: (training-free, after distillation).
+GOALS = {
+    ("resnet20", 1.5): (91.5, 91.7),
+    ("resnet20", 2): (90.8, 91.6),
+    ("resnet20", 3): (88.5, 91.3),
+    ("resnet20", 4): (85.0, 90.7),
+    ("resnet20", 6): (70.0, 89.5),
+    ("resnet56", 2): (93.0, 93.3),
+    ("resnet56", 3): (91.5, 93.0),
+    ("resnet56", 4): (89.0, 92.6),
+}
+IMAGES = 1024
+# The schedule of every recovery, ours and the peers', chosen on the last 5,000 training images.
+RECOVERY: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 128, "label_weight": 0.5}
+
+Data = Annotated[str, typer.Option(help="CIFAR-10, as npz:FOLDER or folder:FOLDER with train and test.")]
+Checkpoints = Annotated[Path, typer.Option(help="Folder of the dense networks' weights.")]
+Networks = Annotated[str, typer.Option(help="Which, separated by commas.")]
+Ratios = Annotated[str | None, typer.Option(help="Which of the ratios, separated by commas.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+
+class Bench:
+    """The data, the dense networks, and the results so far."""
+
+    def __init__(self, data: str, checkpoints: Path) -> None:
+        self.data, self.checkpoints = data, checkpoints
+        self.train = ts.load_data(data, "train", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        self.test = ts.load_data(data, "test", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        self.images = self.train.sample(IMAGES, seed=0)
+
+    def dense(self, name: str) -> nn.Module:
+        """Build a trained dense network."""
+        network = NETWORKS[name]()
+        load_weights(network, self.checkpoints / CHECKPOINTS[name])
+        return network.eval()
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Per cent of the test images that a network names right."""
+        return round(100 * ts.evaluate(model, self.test, progress=False).accuracy, 2)
+
+
+def macs_of(model: nn.Module) -> int:
+    return ts.analyze(model, torch.zeros(1, 3, 32, 32)).macs
+
+
+def with_batch_norm(model: nn.Module, images: Tensor) -> nn.Module:
+    """Return a copy whose batch norms' statistics are those of the images."""
+    renewed = copy.deepcopy(model)
+    update_bn(images.split(128), renewed)
+    return renewed.eval()
+
+
+def pruned(dense: nn.Module, share: float) -> nn.Module:
+    """Return what Torch-Pruning leaves at a share of the MACs: the smallest inner channels of each block go.
+
+    The channels between blocks stay, for these shortcuts have no parameters to be pruned with them. The pruning ratio
+    that gives the share is found by bisection; the network nearest below it is taken.
+    """
+    import torch_pruning as tp
+
+    example, limit = torch.zeros(1, 3, 32, 32), share * macs_of(dense)
+    low, high, best = 0.0, 1.0, None
+    for _ in range(12):
+        ratio = (low + high) / 2
+        attempt = copy.deepcopy(dense)
+        inner = {f"{name}.conv1" for name, module in attempt.named_modules() if hasattr(module, "conv2")}
+        ignored = [
+            module
+            for name, module in attempt.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear) and name not in inner
+        ]
+        pruner = tp.pruner.BasePruner(
+            attempt, example, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True,
+            pruning_ratio=ratio, ignored_layers=ignored,
+        )  # fmt: skip
+        pruner.step()
+        if macs_of(attempt) <= limit:
+            high, best = ratio, attempt
+        else:
+            low = ratio
+    assert best is not None
+    return best.eval()
+
+
+def once(key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Measure what is not yet in the results, and keep it there with the machine that it was measured on."""
+    results = read_json(RESULTS, "results") if RESULTS.exists() else {}
+    if key not in results:
+        entry = measure()
+        results = read_json(RESULTS, "results") if RESULTS.exists() else {}  # another run may have written meanwhile
+        results[key] = {**entry, "machine": machine()}
+        write_json(RESULTS, dict(sorted(results.items())))
+        print(f"{key}: {json.dumps(entry)}", flush=True)
+    return dict(results[key])
+
+
+def candidates(bench: Bench, name: str, ratio: float) -> dict[str, Callable[[], nn.Module]]:
+    """The networks that are compared at one ratio, each made when it is asked for."""
+    dense = bench.dense(name)
+    budget = Budget(macs=1 / ratio)
+
+    def by(method: Any) -> nn.Module:
+        return ts.convert(dense, bench.images, budget=budget, method=method).model
+
+    return {
+        "ours": lambda: by("least_squares"),
+        "svd": lambda: by("svd"),
+        "svd + batch norm": lambda: with_batch_norm(by("svd"), bench.images),
+        "torch-pruning": lambda: pruned(dense, 1 / ratio),
+        "torch-pruning + batch norm": lambda: with_batch_norm(pruned(dense, 1 / ratio), bench.images),
+    }
+
+
+def chosen(networks: str, ratios: str | None) -> list[tuple[str, float]]:
+    wanted = None if ratios is None else {float(text) for text in ratios.split(",")}
+    return [(n, r) for n in networks.split(",") for r in RATIOS[n] if wanted is None or r in wanted]
+
+
+@app.command()
+def table(
+    data: Data = "npz:cifar10",
+    checkpoints: Checkpoints = Path("../shared/data"),
+    networks: Networks = "resnet20,resnet56",
+    ratios: Ratios = None,
+) -> None:
+    """Measure the training-free rows: no labels, 1,024 images."""
+    bench = Bench(data, checkpoints)
+    for name in networks.split(","):
+        once(f"dense {name}", lambda name=name: {"accuracy": bench.accuracy(bench.dense(name))})  # type: ignore[misc]
+    for name, ratio in chosen(networks, ratios):
+        for kind, make in candidates(bench, name, ratio).items():
+
+            def measure(make: Callable[[], nn.Module] = make, name: str = name) -> dict[str, Any]:
+                model = make()
+                share = macs_of(model) / macs_of(bench.dense(name))
+                return {"accuracy": bench.accuracy(model), "macs": round(share, 4)}
+
+            once(f"free {name} {ratio:g} {kind}", measure)
+    show()
+
+
+@app.command()
+def recover(
+    data: Data = "npz:cifar10",
+    checkpoints: Checkpoints = Path("../shared/data"),
+    networks: Networks = "resnet20,resnet56",
+    ratios: Ratios = None,
+    epochs: Annotated[int, typer.Option(help="Of distillation; 10 at most.")] = 10,
+    kinds: Annotated[str, typer.Option(help="Which networks, separated by commas.")] = "ours,torch-pruning",
+    runs: Annotated[Path, typer.Option(help="Where checkpoints go, so that a killed run goes on.")] = Path(
+        "runs/bench"
+    ),
+) -> None:
+    """Measure the rows after distillation with the same schedule for each."""
+    bench = Bench(data, checkpoints)
+    for name, ratio in chosen(networks, ratios):
+        made = candidates(bench, name, ratio)
+        for kind in kinds.split(","):
+
+            def measure(
+                make: Callable[[], nn.Module] = made[kind], name: str = name, ratio: float = ratio, kind: str = kind
+            ) -> dict[str, Any]:
+                folder = runs / f"{name}-{ratio:g}-{kind}-{epochs}"
+                start = time.monotonic()
+                model = ts.recover(make(), bench.dense(name), bench.train, epochs=epochs, output_dir=folder, **RECOVERY)
+                minutes = (time.monotonic() - start) / 60
+                return {"accuracy": bench.accuracy(model), "epochs": epochs, "minutes": round(minutes, 1)}
+
+            once(f"recovered {name} {ratio:g} {kind}", measure)
+    show()
+
+
+@app.command()
+def ablation(
+    data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared/data"), networks: Networks = "resnet20"
+) -> None:
+    """Measure what each part of the method is worth at half the MACs."""
+    bench = Bench(data, checkpoints)
+    for name in networks.split(","):
+        dense = bench.dense(name)
+        statistics = ts.calibrate(dense, bench.images)
+        budget = Budget(macs=0.5)
+        rank = uniform_rank(dense, statistics, budget)
+        svd = ts.plan(dense, statistics, rank=rank, order="depthwise_first", method="svd")
+        uniform = ts.plan(dense, statistics, rank=rank, order="depthwise_first")
+
+        def converted(plan: ts.Plan, dense: nn.Module = dense, statistics: Any = statistics, **options: bool) -> Any:
+            return ts.apply(dense, plan, statistics, **options)
+
+        def planned(dense: nn.Module = dense, statistics: Any = statistics, **options: Any) -> ts.Plan:
+            return ts.plan(dense, statistics, budget=Budget(macs=0.5), **options)
+
+        steps: dict[str, Callable[[], nn.Module]] = {
+            f"1 SVD of the weights, depthwise first, rank {rank}": lambda svd=svd: converted(svd),
+            "2 + batch norm re-estimated": lambda svd=svd: with_batch_norm(converted(svd), bench.images),
+            "3 least squares on the outputs": lambda uniform=uniform: converted(
+                uniform, sequential=False, rectifier=False, residual=False
+            ),
+            "4 + sequential": lambda uniform=uniform: converted(uniform, rectifier=False, residual=False),
+            "5 + residual branches": lambda uniform=uniform: converted(uniform, rectifier=False),
+            "6 + rectifier": lambda uniform=uniform: converted(uniform),
+            "7 + budgeted ranks": lambda: converted(planned(order="depthwise_first")),
+            "8 + both orders": lambda: converted(planned()),
+            "9 + batch norm re-estimated": lambda: with_batch_norm(converted(planned()), bench.images),
+        }
+        for step, make in steps.items():
+
+            def measure(make: Callable[[], nn.Module] = make, dense: nn.Module = dense) -> dict[str, Any]:
+                model = make()
+                return {"accuracy": bench.accuracy(model), "macs": round(macs_of(model) / macs_of(dense), 4)}
+
+            once(f"ablation {name} {step}", measure)
+    show()
+
+
+def uniform_rank(dense: nn.Module, statistics: ts.Statistics, budget: Budget) -> int:
+    """The largest rank that keeps within the budget when every layer takes it."""
+    ranks = range(1, 9)
+    shares = {}
+    for rank in ranks:
+        plan = ts.plan(dense, statistics, rank=rank, order="depthwise_first", method="svd")
+        shares[rank] = plan.macs[1] / plan.macs[0]
+    assert budget.macs is not None
+    return max(rank for rank in ranks if shares[rank] <= budget.macs)
+
+
+@app.command()
+def speed(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared/data")) -> None:
+    """Measure the time and the memory of planning and converting ResNet-20, and a network of ResNet-50's size."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    def timed(model: nn.Module, images: Tensor) -> dict[str, Any]:
+        start = time.monotonic()
+        conversion = ts.convert(model, images, budget=Budget(macs=0.5))
+        return {
+            "seconds": round(time.monotonic() - start, 1),
+            "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+            "images": len(images),
+            "parameters": conversion.report.parameters[0],
+            "agreement": round(conversion.report.agreement, 4),
+        }
+
+    def large() -> dict[str, Any]:
+        torch.manual_seed(0)
+        # The weights are random: time and memory are what is measured. Batch norms get statistics that fit them.
+        images = torch.randn(256, 3, 224, 224)
+        model = with_batch_norm(ResNetForImageClassification(ResNetConfig()), images[:64])
+        return timed(model, images)
+
+    once("speed resnet50-sized 224", large)
+    bench = Bench(data, checkpoints)
+    once("speed resnet20", lambda: timed(bench.dense("resnet20"), bench.images[:512]))
+    show()
+
+
+@app.command()
+def show() -> None:
+    """Print what has been measured."""
+    results = read_json(RESULTS, "results") if RESULTS.exists() else {}
+    console = Console()
+
+    def accuracy(key: str) -> str:
+        return f"{results[key]['accuracy']:.2f}" if key in results else "–"
+
+    kinds = ["ours", "svd", "svd + batch norm", "torch-pruning", "torch-pruning + batch norm"]
+    free = Table(
+        "network", "MACs ÷", "goal", *kinds, title="Training-free, no labels: accuracy, %", title_justify="left"
+    )
+    later = Table(
+        "network", "MACs ÷", "goal", "ours", "epochs", "torch-pruning",
+        title="After distillation: accuracy, %", title_justify="left",
+    )  # fmt: skip
+    for (name, ratio), goals in GOALS.items():
+        dense = accuracy(f"dense {name}")
+        head = [f"{name} ({dense})", f"{ratio:g}"]
+        free.add_row(*head, f"{goals[0]}", *(accuracy(f"free {name} {ratio:g} {kind}") for kind in kinds))
+        key = f"recovered {name} {ratio:g} "
+        epochs = str(results[key + "ours"]["epochs"]) if key + "ours" in results else "–"
+        later.add_row(*head, f"{goals[1]}", accuracy(key + "ours"), epochs, accuracy(key + "torch-pruning"))
+    console.print(free, later)
+    for kind, heads in {
+        "ablation": ("accuracy", "macs"),
+        "speed": ("seconds", "peak_gb", "images", "parameters"),
+    }.items():
+        rows = Table(kind, *heads)
+        for key, entry in results.items():
+            if key.startswith(kind):
+                rows.add_row(key.removeprefix(kind).strip(), *(str(entry[head]) for head in heads))
+        console.print(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    app(args=None if arguments is None else list(arguments))
+
+
+if __name__ == "__main__":
+    main()
