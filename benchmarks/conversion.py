@@ -81,6 +81,10 @@ class Bench:
         return round(100 * ts.evaluate(model, self.test, progress=False).accuracy, 2)
 
 
+class Unreachable(Exception):  # noqa: N818 - it is a result, and is told as one
+    """A peer has no network at this share of the multiply-accumulates."""
+
+
 def macs_of(model: nn.Module) -> int:
     return ts.analyze(model, torch.zeros(1, 3, 32, 32)).macs
 
@@ -95,15 +99,15 @@ def with_batch_norm(model: nn.Module, images: Tensor) -> nn.Module:
 def pruned(dense: nn.Module, share: float) -> nn.Module:
     """Return what Torch-Pruning leaves at a share of the MACs: the smallest inner channels of each block go.
 
-    The channels between blocks stay, for these shortcuts have no parameters to be pruned with them. The pruning ratio
-    that gives the share is found by bisection; the network nearest below it is taken.
+    The channels between blocks stay, for these shortcuts have no parameters to be pruned with them. Pruning ratios are
+    tried in steps of a hundredth (close to 1 it leaves layers unpruned that it would empty, so bisection goes astray),
+    and of the networks within the share the largest is taken.
     """
     import torch_pruning as tp
 
     example, limit = torch.zeros(1, 3, 32, 32), share * macs_of(dense)
-    low, high, best = 0.0, 1.0, None
-    for _ in range(12):
-        ratio = (low + high) / 2
+    best: tuple[int, nn.Module] | None = None
+    for hundredths in range(1, 100):
         attempt = copy.deepcopy(dense)
         inner = {f"{name}.conv1" for name, module in attempt.named_modules() if hasattr(module, "conv2")}
         ignored = [
@@ -113,15 +117,15 @@ def pruned(dense: nn.Module, share: float) -> nn.Module:
         ]
         pruner = tp.pruner.BasePruner(
             attempt, example, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True,
-            pruning_ratio=ratio, ignored_layers=ignored,
+            pruning_ratio=hundredths / 100, ignored_layers=ignored,
         )  # fmt: skip
         pruner.step()
-        if macs_of(attempt) <= limit:
-            high, best = ratio, attempt
-        else:
-            low = ratio
-    assert best is not None
-    return best.eval()
+        macs = macs_of(attempt)
+        if macs <= limit and (best is None or macs > best[0]):
+            best = macs, attempt
+    if best is None:
+        raise Unreachable(f"Torch-Pruning reaches no network with a share of {share:.3f} of the MACs")
+    return best[1].eval()
 
 
 def once(key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -177,7 +181,10 @@ def table(
                 share = macs_of(model) / macs_of(bench.dense(name))
                 return {"accuracy": bench.accuracy(model), "macs": round(share, 4)}
 
-            once(f"free {name} {ratio:g} {kind}", measure)
+            try:
+                once(f"free {name} {ratio:g} {kind}", measure)
+            except Unreachable as reason:
+                print(f"free {name} {ratio:g} {kind}: {reason}", flush=True)
     show()
 
 

@@ -79,7 +79,7 @@ def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         except Exception as error:
             shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            where, given = counter.place_of(error)
+            _, where, given = counter.failure
             layer = (
                 f"layer {where!r} ({type(model.get_submodule(where)).__name__}) was given {given}"
                 if where
@@ -93,33 +93,36 @@ def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode, and put training modes, buffers and random states back as they were.
+    """Run the block in evaluation mode, and put attributes, modes, buffers and random states back as they were.
 
     Modes are set as flags: an ``eval()`` of a model's own may merge weights, which setting it back would not undo.
+    Attributes go back together with buffers: a network that builds a table on its first pass notes that it has.
     """
-    training = [module for module in model.modules() if module.training]
+    modules = list(model.modules())
     # Attention's fused inference path would hide its products in one operator; without it they are the same ones.
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    states = [
+        (state, dict(state))
+        for module in modules
+        for state in (vars(module), module._parameters, module._buffers, module._modules)
+    ]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)):
-        for module in training:
+        for module in modules:
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
-            for module in training:
-                module.training = True
-            for module, named in buffers:
-                module._buffers.clear()
-                module._buffers.update(named)
+            for state, before in states:
+                state.clear()
+                state.update(before)
             with torch.no_grad():
-                for buffer, before in values:
-                    if not buffer.is_meta and not torch.equal(buffer, before):
-                        buffer.copy_(before)
+                for buffer, value in values:
+                    if not buffer.is_meta and not torch.equal(buffer, value):
+                        buffer.copy_(value)
 
 
 def _eager() -> AbstractContextManager[object]:
@@ -170,11 +173,6 @@ class _Counter(TorchDispatchMode):
             self.failure = (error, name, given)  # the innermost module that it leaves comes first
         shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(_plain(output)) if isinstance(leaf, Tensor))
         self.traces[name].output_shapes = shapes
-
-    def place_of(self, error: BaseException) -> tuple[str, list[tuple[int, ...]]]:
-        """Return the name of the innermost module that ``error`` left, and the shapes that it was given."""
-        raised, name, given = self.failure
-        return (name, given) if raised is error else ("", [])
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableValueError
+from torch_separable.networks import remembered
 from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.nn._arguments import flag, whole
 
@@ -14,6 +15,7 @@ _BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)
 _SHALLOW = [*_BLOCKS[:6], *_BLOCKS[11:]]
 
 
+@remembered
 class MobileNetV1(nn.Module):
     """A stem 3x3, thirteen blocks, global average pooling and a classifier.
 

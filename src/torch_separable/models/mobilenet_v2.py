@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from torch_separable.errors import SeparableValueError
 from torch_separable.models.mobilenet_v1 import check_width
+from torch_separable.networks import remembered
 from torch_separable.nn import InvertedResidual
 from torch_separable.nn._arguments import whole
 
@@ -13,6 +14,7 @@ from torch_separable.nn._arguments import whole
 _STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 
 
+@remembered
 class MobileNetV2(nn.Module):
     """A stem 3x3, seventeen inverted residuals, a 1x1 head, global average pooling and a classifier.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_separable.networks import remembered
 from torch_separable.nn._arguments import whole
 
 
@@ -31,6 +32,7 @@ class BasicBlock(nn.Module):
         return F.relu(y + x)
 
 
+@remembered
 class CifarResNet(nn.Module):
     """A stem of 16 channels, three stages of ``n`` blocks with 16, 32 and 64, global average pooling, and ``linear``.
 

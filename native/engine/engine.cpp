@@ -1,0 +1,103 @@
+// The library's C interface: which instruction sets there are, and running a program.
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "../kernels/kernels.h"
+#include "../kernels/scratch.h"
+
+namespace ts {
+
+namespace baseline { extern const Kernels kernels; }
+#ifdef TS_X86
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+#endif
+
+float* scratch(int64_t floats) {
+  struct Room {
+    float* data = nullptr;
+    int64_t size = 0;
+    ~Room() { std::free(data); }
+  };
+  thread_local Room room;
+  if (room.size < floats) {
+    std::free(room.data);
+    const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+    room.data = static_cast<float*>(std::aligned_alloc(64, bytes));
+    room.size = room.data ? floats : 0;
+    if (!room.data) std::abort();  // out of memory for some kilobytes, on a thread that cannot report it
+  }
+  return room.data;
+}
+
+// The best set first.
+static const Kernels* const kSets[] = {
+#ifdef TS_X86
+    &avx512::kernels,
+    &avx2::kernels,
+#endif
+    &baseline::kernels,
+};
+constexpr int kSetCount = sizeof kSets / sizeof *kSets;
+
+static bool runs_here(const Kernels* set) {
+#ifdef TS_X86
+  __builtin_cpu_init();
+  if (!std::strcmp(set->name, "avx512")) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+  }
+  if (!std::strcmp(set->name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return !std::strcmp(set->name, "baseline");
+}
+
+struct Part {
+  const Kernels* set;
+  const ts_operation* op;
+  float* workspace;
+  const float* external;
+};
+
+static void run_part(int64_t begin, int64_t end, void* context) {
+  const Part& part = *static_cast<const Part*>(context);
+  part.set->run(*part.op, part.workspace, part.external, begin, end);
+}
+
+}  // namespace ts
+
+#define TS_API extern "C" __attribute__((visibility("default")))
+
+// Bytes of ts_operation: the Python side checks that it describes the same layout.
+TS_API int64_t ts_operation_size() { return sizeof(ts_operation); }
+
+TS_API int64_t ts_set_count() { return ts::kSetCount; }
+
+TS_API const char* ts_set_name(int64_t set) { return ts::kSets[set]->name; }
+
+TS_API int64_t ts_set_runs_here(int64_t set) { return ts::runs_here(ts::kSets[set]); }
+
+// Lanes, panel and rows of a set, in this order.
+TS_API void ts_set_shape(int64_t set, int64_t* shape) {
+  shape[0] = ts::kSets[set]->lanes;
+  shape[1] = ts::kSets[set]->panel;
+  shape[2] = ts::kSets[set]->rows;
+}
+
+// Executes operations in order. `external` is what TS_IMPORT reads. With more than one thread the tasks of an operation
+// are shared out by `parallel`.
+TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, float* workspace, const float* external,
+                   int64_t threads, ts_parallel_for parallel) {
+  const ts::Kernels* kernels = ts::kSets[set];
+  for (int64_t i = 0; i < count; i++) {
+    const ts_operation& op = operations[i];
+    const int64_t tasks = kernels->tasks(op);
+    if (threads == 1 || tasks == 1 || !parallel) {
+      kernels->run(op, workspace, external, 0, tasks);
+    } else {
+      ts::Part part{kernels, &op, workspace, external};
+      parallel(0, tasks, (tasks + threads - 1) / threads, ts::run_part, &part);
+    }
+  }
+}

@@ -1,0 +1,86 @@
+// The matrix product that all convolutions but the depthwise end in: a tile of pixels (rows of A) times packed weights.
+#pragma once
+
+#include "vector.h"
+
+namespace ts::TS_ISA {
+
+// A panel is as many output channels as a micro-kernel computes at once: two vectors. Its accumulators, kRows x 2, leave
+// room in the register file for two weights and one broadcast pixel: 6 x 2 of 16 registers, 14 x 2 of 32.
+constexpr int kVectors = 2;
+constexpr int kPanel = kVectors * kLanes;
+constexpr int kRows = TS_ROWS;
+
+struct Epilogue {
+  const float* bias;      // of the panel
+  const float* residual;  // at the first pixel and channel, or null
+  int64_t residual_stride;
+  float low, high;
+};
+
+// out[i][j] = clamp(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels and Vectors vectors of channels.
+template <int Rows, int Vectors>
+static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64_t depth, float* out,
+                         int64_t out_stride, const Epilogue& end) {
+  Vector sum[Rows][Vectors];
+  TS_UNROLL for (int i = 0; i < Rows; i++) {
+    TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = load(end.bias + j * kLanes);
+  }
+  for (int64_t k = 0; k < depth; k++) {
+    Vector weight[Vectors];
+    TS_UNROLL for (int j = 0; j < Vectors; j++) weight[j] = load(B + k * kPanel + j * kLanes);
+    TS_UNROLL for (int i = 0; i < Rows; i++) {
+      Vector pixel = broadcast(A[i * a_stride + k]);
+      TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += pixel * weight[j];
+    }
+  }
+  Vector low = broadcast(end.low), high = broadcast(end.high);
+  TS_UNROLL for (int i = 0; i < Rows; i++) {
+    TS_UNROLL for (int j = 0; j < Vectors; j++) {
+      Vector v = sum[i][j];
+      if (end.residual) v += load(end.residual + i * end.residual_stride + j * kLanes);
+      store(out + i * out_stride + j * kLanes, at_most(at_least(v, low), high));
+    }
+  }
+}
+
+typedef void (*MicroKernel)(const float*, int64_t, const float*, int64_t, float*, int64_t, const Epilogue&);
+
+template <int Vectors, int... Rows>
+static MicroKernel choose_kernel(int rows, std::integer_sequence<int, Rows...>) {
+  static constexpr MicroKernel kernels[] = {micro_kernel<Rows + 1, Vectors>...};
+  return kernels[rows - 1];
+}
+
+static MicroKernel kernel_for(int rows, int vectors) {
+  std::make_integer_sequence<int, kRows> all;
+  return vectors == kVectors ? choose_kernel<kVectors>(rows, all) : choose_kernel<1>(rows, all);
+}
+
+// Panels [first, last) of one tile. Weight panels are outermost: each is read once and stays in L1 while the tile's
+// pixels, which stay in L2 or nearer, pass by.
+static void multiply_tile(const ts_operation& op, const float* A, int64_t a_stride, int64_t pixels, float* out,
+                          const float* residual, int64_t first, int64_t last) {
+  const ts_act clamp = clamp_of(op.activation);
+  const int64_t vectors = op.out_stride / kLanes;
+  // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
+  const int64_t blocks = (pixels + kRows - 1) / kRows;
+  for (int64_t panel = first; panel < last; panel++) {
+    const float* B = op.weights + panel * op.depth * kPanel;
+    const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t begin = pixels * block / blocks, end = pixels * (block + 1) / blocks;
+      const Epilogue epilogue{op.bias + panel * kPanel,
+                              residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
+                              op.residual_stride, clamp.alpha, clamp.beta};
+      float* to = out + begin * op.out_stride + panel * kPanel;
+      kernel_for(static_cast<int>(end - begin), width)(A + begin * a_stride, a_stride, B, op.depth, to, op.out_stride,
+                                                       epilogue);
+      if (op.activation.kind != TS_CLAMP) {
+        for (int64_t p = 0; p < end - begin; p++) activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
+      }
+    }
+  }
+}
+
+}  // namespace ts::TS_ISA

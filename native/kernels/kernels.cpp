@@ -1,0 +1,43 @@
+// Compiled once for each instruction set, with -DTS_ISA=name.
+#include "kernels.h"
+
+#include <utility>
+
+#include "convolution.h"
+#include "simple.h"
+
+#define TS_TEXT_(x) #x
+#define TS_TEXT(x) TS_TEXT_(x)
+
+namespace ts::TS_ISA {
+
+static int64_t tasks(const ts_operation& op) {
+  switch (op.kind) {
+    case TS_CONVOLUTION: return convolution_tasks(op);
+    case TS_IMPORT: return op.batch * op.in_height;
+    case TS_MEAN: return op.batch;
+    default: return op.batch * op.out_height;
+  }
+}
+
+static void run(const ts_operation& op, float* workspace, const float* external, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; task++) {
+    switch (op.kind) {
+      case TS_IMPORT: import_row(op, workspace, external, task); break;
+      case TS_CONVOLUTION: convolve(op, workspace, task); break;
+      case TS_DEPTHWISE: filter(op, workspace, task); break;
+      case TS_POOL_MAX: pool_row<true>(op, workspace, task); break;
+      case TS_POOL_AVERAGE: pool_row<false>(op, workspace, task); break;
+      case TS_MEAN: mean_image(op, workspace, task); break;
+      case TS_ADD: add_row(op, workspace, task); break;
+      case TS_SCALE: scale_row(op, workspace, task); break;
+      case TS_ACTIVATE: activate_row(op, workspace, task); break;
+      case TS_COPY: copy_row(op, workspace, task); break;
+    }
+  }
+}
+
+extern const Kernels kernels;
+const Kernels kernels{TS_TEXT(TS_ISA), kLanes, kPanel, kRows, tasks, run};
+
+}  // namespace ts::TS_ISA

@@ -1,0 +1,118 @@
+// What surrounds convolutions: pooling, means, sums, scales, activations, and bringing tensors in.
+#pragma once
+
+#include <algorithm>
+
+#include "vector.h"
+
+namespace ts::TS_ISA {
+
+// A task is an input row: (N, C, H, W) of any strides becomes pixels of `out_stride` channels.
+static void import_row(const ts_operation& op, float* workspace, const float* external, int64_t task) {
+  const int64_t image = task / op.in_height, row = task % op.in_height;
+  const int64_t* strides = op.external_strides;
+  const float* from = external + image * strides[0] + row * strides[2];
+  float* to = workspace + op.output + task * op.in_width * op.out_stride;
+  for (int64_t x = 0; x < op.in_width; x++, to += op.out_stride) {
+    int64_t c = 0;
+    for (; c < op.in_channels; c++) to[c] = from[c * strides[1] + x * strides[3]];
+    for (; c < op.out_stride; c++) to[c] = 0;
+  }
+}
+
+// A task is an output row.
+template <bool Max>
+static void pool_row(const ts_operation& op, float* workspace, int64_t task) {
+  const int64_t image = task / op.out_height, row = task % op.out_height;
+  const float* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
+  float* to = workspace + op.output + task * op.out_width * op.out_stride;
+  const int64_t top = row * op.stride_height - op.pad_height;
+  for (int64_t column = 0; column < op.out_width; column++, to += op.out_stride) {
+    const int64_t left = column * op.stride_width - op.pad_width;
+    // Ceil mode may reach beyond the padding; that part counts for nothing in either convention.
+    const int64_t bottom = std::min(top + op.kernel_height, op.in_height + op.pad_height);
+    const int64_t right = std::min(left + op.kernel_width, op.in_width + op.pad_width);
+    const int64_t dh = Max ? op.dilation_height : 1, dw = Max ? op.dilation_width : 1;
+    int64_t seen = 0;
+    for (int64_t kh = 0; kh < op.kernel_height; kh++) {
+      for (int64_t kw = 0; kw < op.kernel_width; kw++) {
+        const int64_t y = top + kh * dh, x = left + kw * dw;
+        seen += y >= 0 && y < op.in_height && x >= 0 && x < op.in_width;
+      }
+    }
+    const float share = 1.0f / static_cast<float>(op.count_padding ? (bottom - top) * (right - left) : seen);
+    for (int64_t c = 0; c < op.out_stride; c += kLanes) {
+      Vector result = broadcast(Max ? -std::numeric_limits<float>::infinity() : 0.0f);
+      for (int64_t kh = 0; kh < op.kernel_height; kh++) {
+        for (int64_t kw = 0; kw < op.kernel_width; kw++) {
+          const int64_t y = top + kh * dh, x = left + kw * dw;
+          if (y < 0 || y >= op.in_height || x < 0 || x >= op.in_width) continue;
+          const Vector value = load(from + (y * op.in_width + x) * op.in_stride + c);
+          if (Max) {
+            result = value > result || value != value ? value : result;
+          } else {
+            result += value;
+          }
+        }
+      }
+      store(to + c, activate(Max ? result : result * share, op.activation));
+    }
+  }
+}
+
+// A task is an image.
+static void mean_image(const ts_operation& op, float* workspace, int64_t task) {
+  const int64_t pixels = op.in_height * op.in_width;
+  const float* from = workspace + op.input + task * pixels * op.in_stride;
+  float* to = workspace + op.output + task * op.out_stride;
+  for (int64_t c = 0; c < op.out_stride; c += kLanes) {
+    // Four partial sums, for speed and for the rounding.
+    Vector sum[4] = {Vector{}, Vector{}, Vector{}, Vector{}};
+    for (int64_t p = 0; p < pixels; p++) sum[p % 4] += load(from + p * op.in_stride + c);
+    const Vector mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * (1.0f / static_cast<float>(pixels));
+    store(to + c, activate(mean, op.activation));
+  }
+}
+
+// A task is an output row of each of these.
+static void add_row(const ts_operation& op, float* workspace, int64_t task) {
+  const int64_t count = op.out_width * op.out_stride, begin = task * count;
+  const float *a = workspace + op.input + begin, *b = workspace + op.residual + begin;
+  float* to = workspace + op.output + begin;
+  for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(a + i) + load(b + i), op.activation));
+}
+
+static void scale_row(const ts_operation& op, float* workspace, int64_t task) {
+  const int64_t count = op.out_width * op.out_stride, begin = task * count;
+  const float* from = workspace + op.input + begin;
+  const float* factors = workspace + op.residual + task / op.out_height * op.out_stride;
+  float* to = workspace + op.output + begin;
+  for (int64_t x = 0; x < op.out_width; x++) {
+    for (int64_t c = 0; c < op.out_stride; c += kLanes) {
+      const int64_t i = x * op.out_stride + c;
+      store(to + i, activate(load(from + i) * load(factors + c), op.activation));
+    }
+  }
+}
+
+static void activate_row(const ts_operation& op, float* workspace, int64_t task) {
+  const int64_t count = op.out_width * op.out_stride, begin = task * count;
+  const float* from = workspace + op.input + begin;
+  float* to = workspace + op.output + begin;
+  for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(from + i), op.activation));
+}
+
+// Every stride-th pixel; `pad_width` zero channels stand before the copied ones, and more after.
+static void copy_row(const ts_operation& op, float* workspace, int64_t task) {
+  const int64_t image = task / op.out_height, row = task % op.out_height;
+  const float* from =
+      workspace + op.input + (image * op.in_height + row * op.stride_height) * op.in_width * op.in_stride;
+  float* to = workspace + op.output + task * op.out_width * op.out_stride;
+  for (int64_t x = 0; x < op.out_width; x++, to += op.out_stride) {
+    memset(to, 0, sizeof(float) * static_cast<size_t>(op.out_stride));
+    memcpy(to + op.pad_width, from + x * op.stride_width * op.in_stride,
+           sizeof(float) * static_cast<size_t>(op.in_channels));
+  }
+}
+
+}  // namespace ts::TS_ISA

@@ -1,0 +1,104 @@
+// The vector type that all kernels are written in: the compiler's own vector extension, as wide as the instruction set
+// that this file is compiled for. One source serves SSE2, AVX2, AVX-512 and NEON.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "../engine/operation.h"
+
+#ifndef TS_ISA
+#error "compile with -DTS_ISA=name -DTS_LANES=floats"
+#endif
+
+#define TS_INLINE static inline __attribute__((always_inline))
+#define TS_UNROLL _Pragma("GCC unroll 32")
+
+namespace ts::TS_ISA {
+
+constexpr int kLanes = TS_LANES;
+typedef float Vector __attribute__((vector_size(TS_LANES * 4)));
+typedef int32_t Mask __attribute__((vector_size(TS_LANES * 4)));
+// The same, at any address: tensors from outside and packed weights need no alignment.
+typedef float Unaligned __attribute__((vector_size(TS_LANES * 4), aligned(4), may_alias));
+
+TS_INLINE Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+TS_INLINE void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
+template <int... Lane>
+TS_INLINE Vector splat(float x, std::integer_sequence<int, Lane...>) {
+  return Vector{(static_cast<void>(Lane), x)...};  // `Vector{} + x` would be an addition: it turns -0 to 0
+}
+TS_INLINE Vector broadcast(float x) { return splat(x, std::make_integer_sequence<int, kLanes>()); }
+// Comparisons with NaN are false, so NaN passes through both, as it does through torch.clamp.
+TS_INLINE Vector at_least(Vector x, Vector low) { return low > x ? low : x; }
+TS_INLINE Vector at_most(Vector x, Vector high) { return high < x ? high : x; }
+
+// exp by range reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (relative error below 1e-7), scaled by the
+// exponent's bits. Arguments are clamped to where the result is a normal number.
+TS_INLINE Vector exponential(Vector x) {
+  Vector clamped = at_most(at_least(x, broadcast(-87.0f)), broadcast(88.0f));
+  Vector n = clamped * 1.44269504f;
+  // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
+  n = (n + 12582912.0f) - 12582912.0f;
+  Vector r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vector p = broadcast(1.0f / 720);
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  Mask bits = (__builtin_convertvector(n, Mask) + 127) << 23;
+  Vector power;
+  memcpy(&power, &bits, sizeof power);
+  Vector result = p * power;
+  // Beyond the largest number it is infinite, so that a sigmoid's tail is an exact zero; NaN stays NaN.
+  result = x > 88.7f ? broadcast(std::numeric_limits<float>::infinity()) : result;
+  return x == x ? result : x;
+}
+
+TS_INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
+TS_INLINE Vector tangent(Vector x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
+
+// erf by Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7.
+TS_INLINE Vector error_function(Vector x) {
+  Vector a = x < 0.0f ? -x : x;
+  Vector t = 1.0f / (1.0f + 0.3275911f * a);
+  Vector p = broadcast(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  Vector y = 1.0f - p * t * exponential(-(a * a));
+  return x < 0.0f ? -y : y;
+}
+
+TS_INLINE Vector activate(Vector x, const ts_act& act) {
+  switch (act.kind) {
+    case TS_LEAKY_RELU: return x < 0.0f ? x * act.alpha : x;
+    case TS_SILU: return x * sigmoid(x);
+    case TS_HARDSWISH: return x * (at_most(at_least(x + 3.0f, broadcast(0)), broadcast(6.0f)) * (1.0f / 6));
+    case TS_GELU: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
+    case TS_GELU_TANH: return 0.5f * x * (1.0f + tangent(0.79788456f * (x + 0.044715f * x * x * x)));
+    case TS_SIGMOID: return sigmoid(x);
+    case TS_HARDSIGMOID: return at_most(at_least(x + 3.0f, broadcast(0)), broadcast(6.0f)) * (1.0f / 6);
+    default: return at_most(at_least(x, broadcast(act.alpha)), broadcast(act.beta));
+  }
+}
+
+// Kernels clamp in registers; the other activations cost far more than a second look at values that are still in cache.
+TS_INLINE ts_act clamp_of(const ts_act& act) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  return act.kind == TS_CLAMP ? act : ts_act{TS_CLAMP, -kInfinity, kInfinity, 0};
+}
+
+static inline void activate_rest(float* values, int64_t count, const ts_act& act) {
+  if (act.kind == TS_CLAMP) return;
+  for (int64_t i = 0; i < count; i += kLanes) store(values + i, activate(load(values + i), act));
+}
+
+}  // namespace ts::TS_ISA

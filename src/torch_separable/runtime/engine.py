@@ -1,0 +1,267 @@
+"""Running a compiled network: one native call over prepared operations, with PyTorch where no kernel is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_unflatten
+
+from torch_separable.convert.calibrate import check_weights
+from torch_separable.errors import SeparableValueError
+from torch_separable.outputs import evaluating, logits_of
+from torch_separable.runtime.fuse import fuse
+from torch_separable.runtime.library import InstructionSet, chosen_set, run
+from torch_separable.runtime.lower import lower
+from torch_separable.runtime.program import Program, Reference, TorchCall
+from torch_separable.runtime.schedule import Schedule, schedule, view_of
+
+
+def compile(model: nn.Module, example_input: Tensor, *, threads: int | None = None) -> CompiledModel:
+    """Prepare a network to run with fused kernels.
+
+    The weights are those of now: batch norms are folded and everything is packed for this processor. Operators without
+    a kernel run in PyTorch and are named by ``fallbacks``.
+
+    Args:
+        model: the trained network, one tensor (N, C, H, W) in; it is not changed.
+        example_input: of the shape that it will see; other shapes are prepared when they first come.
+        threads: at most so many; ``None`` follows ``torch.set_num_threads``.
+
+    Raises:
+        SeparableError: this installation has no kernel library, the network cannot be captured, or its weights are not
+            finite.
+
+    Example:
+        >>> from torch_separable.models import mobilenet_v1
+        >>> model, image = mobilenet_v1(0.25).eval(), torch.randn(1, 3, 128, 128)
+        >>> compiled = compile(model, image)
+        >>> compiled.fallbacks
+        ()
+        >>> with torch.no_grad():
+        ...     float((compiled(image) - model(image)).abs().max()) < 1e-4
+        True
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise SeparableValueError(f"threads={threads!r}: must be a whole number, at least 1, or None")
+    kernels = chosen_set()
+    check_weights(model)
+    compiled = CompiledModel(model, kernels, threads)
+    compiled.prepare(example_input)
+    return compiled
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a compiled network compares with PyTorch on one input.
+
+    Attributes:
+        error: largest difference of the outputs, relative to the largest output.
+        agreement: share of images with the same largest output.
+    """
+
+    error: float
+    agreement: float
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference {self.error:.2g} of the outputs' scale; same answer for {100 * self.agreement:.1f} %"
+        )
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """One operation of a compiled network, measured.
+
+    Attributes:
+        name: of the node.
+        kind: which kernel, or ``PyTorch: operator (reason)``.
+        milliseconds: median.
+        gflops: billions of floating-point operations a second; 0 where none are counted.
+    """
+
+    name: str
+    kind: str
+    milliseconds: float
+    gflops: float
+
+
+class CompiledModel:
+    """A network with packed weights and a plan for each shape of input; made by `compile`.
+
+    Calls take a float32 tensor (N, C, H, W) on the CPU, of any strides, and may come from several threads at once.
+    """
+
+    def __init__(self, model: nn.Module, kernels: InstructionSet, threads: int | None) -> None:
+        self.model, self.kernels, self.threads = model, kernels, threads
+        self._programs: dict[tuple[int, ...], Program] = {}
+        self._schedules: dict[tuple[tuple[int, ...], int], _Prepared] = {}
+        self._lock = Lock()
+
+    def prepare(self, example: Tensor) -> None:
+        """Prepare for inputs of this shape."""
+        self._prepared(_checked(example))
+
+    def __call__(self, x: Tensor) -> Any:
+        """Run the network without gradients: (N, C, H, W) to what the network returns."""
+        return self._prepared(_checked(x)).run(x.detach())
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What PyTorch runs, and why, in the plan that was prepared first."""
+        calls = [node for node in next(iter(self._programs.values())).nodes if isinstance(node, TorchCall)]
+        return tuple(f"{call.name}: {call.function} ({call.reason})" for call in calls)
+
+    def verify(self, x: Tensor) -> Verification:
+        """Compare with PyTorch on real inputs (N, C, H, W)."""
+        with evaluating(self.model), torch.no_grad():
+            expected = logits_of(self.model(x)).flatten(1)
+        got = logits_of(self(x)).flatten(1)
+        scale = expected.abs().max().clamp_min(1e-30)
+        return Verification(
+            float((got - expected).abs().max() / scale), float((got.argmax(1) == expected.argmax(1)).float().mean())
+        )
+
+    def profile(self, x: Tensor, rounds: int = 20) -> list[NodeTime]:
+        """Time every operation by itself: medians of ``rounds``."""
+        return self._prepared(_checked(x)).profile(x.detach(), rounds)
+
+    def _prepared(self, x: Tensor) -> _Prepared:
+        shape, threads = tuple(x.shape), self.threads or torch.get_num_threads()
+        found = self._schedules.get((shape, threads))
+        if found is None:
+            with self._lock:
+                found = self._schedules.get((shape, threads))
+                if found is None:
+                    if shape not in self._programs:
+                        with evaluating(self.model), torch.no_grad():
+                            self._programs[shape] = fuse(lower(self.model, x))
+                    found = _Prepared(schedule(self._programs[shape], self.kernels, threads), self.kernels, threads)
+                    self._schedules[shape, threads] = found
+        return found
+
+
+def _checked(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise SeparableValueError(f"the input is a {type(x).__name__}: expected a tensor (N, C, H, W)")
+    if x.dim() != 4:
+        raise SeparableValueError(f"the input has shape {tuple(x.shape)}: expected (N, C, H, W)")
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise SeparableValueError(f"the input is {x.dtype} on {x.device}: expected torch.float32 on the CPU")
+    return x
+
+
+class _Prepared:
+    """A schedule, and the workspaces of the calls that run at the same time."""
+
+    def __init__(self, plan: Schedule, kernels: InstructionSet, threads: int) -> None:
+        self.plan, self.kernels, self.threads = plan, kernels, threads
+        self.idle: list[_Workspace] = []
+
+    def run(self, x: Tensor) -> Any:
+        try:
+            room = self.idle.pop()
+        except IndexError:
+            room = _Workspace(self.plan)
+        try:
+            values: dict[str, Any] = {}
+            for step in self.plan.steps:
+                self._step(room, step, x, values)
+            program = self.plan.program
+            results = [
+                values[name] if name in values else view_of(room.memory, self.plan, name).clone()
+                for name in program.outputs
+            ]
+            return tree_unflatten(results, program.structure)
+        finally:
+            self.idle.append(room)
+
+    def _step(self, room: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
+        if step.call is None:
+            operations = room.operations[id(step)]
+            if step.nodes and operations[0].kind == 0:
+                operations[0].external_strides[:] = x.stride()
+            run(self.kernels, operations, room.memory, x.data_ptr(), self.threads)
+            return
+        call = step.call
+
+        def argument(value: Any) -> Any:
+            if not isinstance(value, Reference):
+                return value
+            if value.value in values:
+                return values[value.value]
+            return view_of(room.memory, self.plan, value.value).clone(memory_format=torch.contiguous_format)
+
+        with torch.no_grad():
+            args, kwargs = tree_map(
+                argument, (call.args, dict(call.kwargs)), is_leaf=lambda leaf: isinstance(leaf, Reference)
+            )
+            result = call.function(*args, **kwargs)
+        if call.output in self.plan.program.shapes:
+            view_of(room.memory, self.plan, call.output).copy_(result)
+        else:
+            values[call.output] = result
+
+    def profile(self, x: Tensor, rounds: int) -> list[NodeTime]:
+        room = _Workspace(self.plan)
+        values: dict[str, Any] = {}
+        times: dict[int, list[float]] = {}
+        names: list[tuple[str, str, int]] = []
+        for turn in range(rounds + 1):
+            at = 0
+            for step in self.plan.steps:
+                operations = room.operations[id(step)]
+                parts = [None] if step.call is not None else list(operations)
+                if step.call is None and operations[0].kind == 0:
+                    operations[0].external_strides[:] = x.stride()
+                for place, operation in enumerate(parts):
+                    start = time.perf_counter()
+                    if operation is None:
+                        self._step(room, step, x, values)
+                    else:
+                        single = (type(operation) * 1)(operation)
+                        run(self.kernels, single, room.memory, x.data_ptr(), self.threads)
+                    elapsed = 1e3 * (time.perf_counter() - start)
+                    if turn == 0:
+                        node = step.nodes[place]
+                        names.append((node.name, _kind(node, operation), _flops(operation)))
+                    else:
+                        times.setdefault(at, []).append(elapsed)
+                    at += 1
+        result = []
+        for at, (name, kind, flops) in enumerate(names):
+            median = sorted(times[at])[len(times[at]) // 2]
+            result.append(NodeTime(name, kind, median, flops / median / 1e6 if median else 0.0))
+        return result
+
+
+class _Workspace:
+    """Memory for one call at a time, and operations whose strides of the input that call sets."""
+
+    def __init__(self, plan: Schedule) -> None:
+        self.memory = torch.zeros(max(plan.size, 1))
+        self.operations = {id(step): type(step.operations)(*step.operations) for step in plan.steps}
+
+
+def _kind(node: Any, operation: Any) -> str:
+    if isinstance(node, TorchCall):
+        return f"PyTorch: {node.function} ({node.reason})"
+    kinds: list[str] = "import convolution depthwise max_pool average_pool mean add scale activate copy".split()
+    if operation.kind == 1:
+        return ("pointwise", "dense", "separable")[operation.patches]
+    return kinds[int(operation.kind)]
+
+
+def _flops(operation: Any) -> int:
+    if operation is None or operation.kind not in (1, 2):
+        return 0
+    pixels = operation.batch * operation.out_height * operation.out_width
+    taps = operation.kernel_height * operation.kernel_width * operation.multiplier
+    if operation.kind == 2:
+        return int(2 * pixels * taps * operation.out_channels)
+    filtered = taps * operation.in_channels if operation.patches == 2 else 0
+    return int(2 * pixels * (operation.depth * operation.out_channels + filtered))

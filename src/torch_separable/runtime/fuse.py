@@ -1,0 +1,175 @@
+"""Fusing nodes of a program, each pass a function from program to program.
+
+Batch norms go into weights, activations and residual sums into what computes them, depthwise into pointwise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch_separable.runtime.program import (
+    Activate,
+    Add,
+    Convolution,
+    Copy,
+    Depthwise,
+    Filtering,
+    Mean,
+    Node,
+    Pool,
+    Program,
+    Scale,
+    TorchCall,
+    inputs_of,
+)
+
+# (first, second) -> one node that computes what the two do, or None where it does not apply.
+Pattern = Callable[[Program, Node, Node], Node | None]
+
+
+def fuse(program: Program) -> Program:
+    """Apply all passes."""
+    program = _merged(program, _merge_norm)
+    program = _merged(program, _merge_copies)
+    program = _without_copies(program)
+    program = _merged(program, _merge_activation)
+    program = _with_residuals(program)
+    program = _merged(program, _merge_activation)
+    return _merged(program, _merge_separable)
+
+
+def _merged(program: Program, pattern: Pattern) -> Program:
+    """Replace pairs of a node and the only reader of its output by what the pattern makes of them."""
+    readers = _readers(program)
+    nodes: list[Node] = []
+    made: dict[str, int] = {}  # value -> place of the node that gives it
+    for node in program.nodes:
+        source = None if isinstance(node, TorchCall) else node.input
+        first = nodes[made[source]] if source in made else None
+        single = source is not None and readers[source] == 1
+        fused = pattern(program, first, node) if first is not None and single else None
+        if fused is None:
+            made[node.output] = len(nodes)
+            nodes.append(node)
+        else:
+            # It stands where the later node stood, for it may read values that are made in between.
+            place = made.pop(source)  # type: ignore[arg-type]
+            del nodes[place]
+            made = {name: at - (at > place) for name, at in made.items()}
+            made[node.output] = len(nodes)
+            nodes.append(fused)
+    return replace(program, nodes=tuple(nodes))
+
+
+def _readers(program: Program) -> Counter[str]:
+    return Counter([*(name for node in program.nodes for name in inputs_of(node)), *program.outputs])
+
+
+def _merge_norm(program: Program, first: Node, second: Node) -> Node | None:
+    """Fold a scaling of single pixels (a batch norm) into the weights before it."""
+    if not isinstance(second, Filtering) or not second.depthwise.window.is_pointwise or second.residual is not None:
+        return None
+    if second.depthwise.weight.shape[:2] != (1, 1) or second.summed:
+        return None
+    scale, shift = second.depthwise.weight[0, 0].double(), second.depthwise.bias[0].double()
+    if isinstance(first, Convolution) and first.activation.is_identity and first.residual is None:
+        weight = first.weight.double() * scale[:, None, None, None]
+        bias = first.bias.double() * scale + shift
+        return replace(first, output=second.output, weight=weight.float(), bias=bias.float())
+    if isinstance(first, Filtering) and first.activation.is_identity and first.residual is None:
+        d = first.depthwise
+        factor, offset = (scale[None], shift[None]) if first.summed else (scale, shift)
+        rows = d.bias.shape[0]
+        factor, offset = factor.reshape(rows, -1), offset.reshape(rows, -1)
+        weight = d.weight.double() * (factor if first.summed else factor[:, None])
+        folded = Depthwise(weight.float(), (d.bias.double() * factor + offset).float(), d.window)
+        return replace(first, output=second.output, depthwise=folded)
+    return None
+
+
+def _merge_activation(program: Program, first: Node, second: Node) -> Node | None:
+    if not isinstance(second, Activate):
+        return None
+    if isinstance(first, Filtering) and first.activation.is_identity:
+        activated = replace(first.depthwise, activation=second.activation)
+        return replace(first, output=second.output, depthwise=activated)
+    if isinstance(first, Convolution | Pool | Mean | Add | Scale) and first.activation.is_identity:
+        return replace(first, output=second.output, activation=second.activation)
+    return None
+
+
+def _merge_copies(program: Program, first: Node, second: Node) -> Node | None:
+    if not (isinstance(first, Copy) and isinstance(second, Copy)):
+        return None
+    stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
+    return replace(second, input=first.input, stride=stride, before=first.before + second.before)
+
+
+def _without_copies(program: Program) -> Program:
+    """Drop copies that change nothing: their readers read the original, where it has the same shape to the network."""
+    names: dict[str, str] = {}
+    nodes: list[Node] = []
+    for node in program.nodes:
+        same = isinstance(node, Copy) and program.shapes[node.input] == program.shapes[node.output]
+        if isinstance(node, Copy) and same and node.output not in program.outputs:
+            names[node.output] = names.get(node.input, node.input)
+        elif isinstance(node, TorchCall):
+            nodes.append(node)
+        else:
+            renamed = {f: names.get(v, v) for f in ("input", "residual") if (v := getattr(node, f, None)) is not None}
+            nodes.append(replace(node, **renamed))
+    # PyTorch must see the shape that it expects, so what it reads is not renamed but copied after all.
+    wanted = {name for node in nodes if isinstance(node, TorchCall) for name in inputs_of(node)} & names.keys()
+    copies = {names[name]: name for name in wanted}
+    result: list[Node] = []
+    for node in nodes:
+        result.append(node)
+        if node.output in copies:
+            name = copies[node.output]
+            result.append(Copy(name, node.output, name))
+    return replace(program, nodes=tuple(result))
+
+
+def _with_residuals(program: Program) -> Program:
+    """Let a convolution add the residual branch, where its output goes into a sum and nowhere else."""
+    readers = _readers(program)
+    nodes: list[Node] = []
+    for node in program.nodes:
+        if not isinstance(node, Add):
+            nodes.append(node)
+            continue
+        # The convolution moves to where the sum stands, so the other operand is there; of two, the later one moves.
+        fused: Node | None = None
+        for at in reversed(range(len(nodes))):
+            fused = _plus(nodes[at], node, readers)
+            if fused is not None:
+                del nodes[at]
+                break
+        nodes.append(fused or node)
+    return replace(program, nodes=tuple(nodes))
+
+
+def _plus(first: Node, node: Add, readers: Counter[str]) -> Node | None:
+    """Fuse a convolution with the sum that alone reads it."""
+    if not isinstance(first, Convolution | Filtering) or first.output not in (node.input, node.residual):
+        return None
+    if readers[first.output] > 1 or first.residual is not None or not first.activation.is_identity:
+        return None
+    other = node.residual if first.output == node.input else node.input
+    if isinstance(first, Convolution):
+        return replace(first, output=node.output, residual=other, activation=node.activation)
+    activated = replace(first.depthwise, activation=node.activation)
+    return replace(first, output=node.output, residual=other, depthwise=activated)
+
+
+def _merge_separable(program: Program, first: Node, second: Node) -> Node | None:
+    """One kernel for a depthwise and the pointwise convolution that reads it."""
+    if not (isinstance(first, Filtering) and isinstance(second, Convolution)):
+        return None
+    if first.summed or first.residual is not None or second.depthwise is not None or not second.window.is_pointwise:
+        return None
+    if second.weight.shape[1] != first.depthwise.weight.shape[0] * first.depthwise.weight.shape[2]:
+        return None
+    return replace(second, input=first.input, depthwise=first.depthwise)

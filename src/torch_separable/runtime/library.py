@@ -1,0 +1,178 @@
+"""The door to the kernel library: finding it, choosing an instruction set, calling it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from torch_separable.errors import SeparableError
+
+_FILE = "libtorch_separable.so"
+
+
+class Activate(ctypes.Structure):
+    """``ts_act``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("alpha", ctypes.c_float),
+        ("beta", ctypes.c_float),
+        ("unused", ctypes.c_int32),
+    )
+
+
+_SIZES = (
+    "input output residual batch in_height in_width in_channels in_stride out_height out_width out_channels out_stride "
+    "residual_stride kernel_height kernel_width stride_height stride_width pad_height pad_width dilation_height "
+    "dilation_width multiplier depth tile_rows splits"
+).split()
+
+
+class Operation(ctypes.Structure):
+    """``ts_operation``: see native/engine/operation.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("patches", ctypes.c_int32),
+        ("activation", Activate),
+        ("between", Activate),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("filters", ctypes.c_void_p),
+        ("filter_bias", ctypes.c_void_p),
+        ("external_strides", ctypes.c_int64 * 4),
+        ("count_padding", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """The kernels of one instruction set.
+
+    Attributes:
+        number: by which the library knows it.
+        name: ``baseline``, ``avx2``, ``avx512``.
+        lanes: floats of a vector; channels are padded to multiples of it.
+        panel: output channels of a panel of packed weights.
+        rows: pixels that a micro-kernel computes at once.
+    """
+
+    number: int
+    name: str
+    lanes: int
+    panel: int
+    rows: int
+
+
+def available() -> bool:
+    """Whether the package was built with the kernel library."""
+    return _path() is not None
+
+
+def _path() -> Path | None:
+    # An editable install keeps the library apart from the sources, under the same package.
+    spec = find_spec("torch_separable.runtime")
+    places = [Path(__file__).parent, *map(Path, (spec.submodule_search_locations or ()) if spec else ())]
+    return next((place / _FILE for place in places if (place / _FILE).is_file()), None)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = _path()
+    if path is None:
+        raise SeparableError(
+            "this installation has no kernel library (it was built without a C++ compiler, or with "
+            "TORCH_SEPARABLE_NO_NATIVE=1): install a compiler and reinstall, or run the network in PyTorch"
+        )
+    library = ctypes.CDLL(str(path))
+    library.ts_operation_size.restype = ctypes.c_int64
+    if library.ts_operation_size() != ctypes.sizeof(Operation):
+        raise SeparableError(f"{path} is of another version of torch-separable: reinstall the package")
+    library.ts_set_count.restype = ctypes.c_int64
+    library.ts_set_name.restype = ctypes.c_char_p
+    library.ts_set_runs_here.restype = ctypes.c_int64
+    library.ts_run.restype = None
+    library.ts_run.argtypes = (
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    )
+    return library
+
+
+@cache
+def instruction_sets() -> dict[str, InstructionSet]:
+    """The sets that this processor can run, by name, the best first."""
+    library, found = _library(), {}
+    for number in range(library.ts_set_count()):
+        if library.ts_set_runs_here(ctypes.c_int64(number)):
+            shape = (ctypes.c_int64 * 3)()
+            library.ts_set_shape(ctypes.c_int64(number), shape)
+            name = library.ts_set_name(ctypes.c_int64(number)).decode()
+            found[name] = InstructionSet(number, name, *shape)
+    return found
+
+
+def chosen_set() -> InstructionSet:
+    """The best set, or the one that ``TORCH_SEPARABLE_ISA`` names.
+
+    Raises:
+        SeparableError: this processor cannot run the named one.
+    """
+    sets = instruction_sets()
+    wanted = os.environ.get("TORCH_SEPARABLE_ISA")
+    if wanted is None:
+        return next(iter(sets.values()))
+    if wanted not in sets:
+        raise SeparableError(f"TORCH_SEPARABLE_ISA={wanted}: this processor can run {', '.join(sets)}")
+    return sets[wanted]
+
+
+@cache
+def _parallel_for() -> ctypes.c_void_p | None:
+    """The address of PyTorch's own ``torch_parallel_for``, so that there is one pool of threads."""
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        if (folder / name).is_file():
+            library = ctypes.CDLL(str(folder / name))
+            if hasattr(library, "torch_parallel_for"):
+                return ctypes.cast(library.torch_parallel_for, ctypes.c_void_p)
+    return None
+
+
+def run(
+    kernels: InstructionSet,
+    operations: ctypes.Array[Operation],
+    workspace: torch.Tensor,
+    external: int,
+    threads: int,
+) -> None:
+    """Execute prepared operations; the interpreter's lock is released meanwhile.
+
+    Args:
+        kernels: whose layout the operations were prepared for.
+        operations: in order.
+        workspace: float32, as large as they need.
+        external: address of the tensor that an import reads, or 0.
+        threads: at most so many, of PyTorch's pool.
+    """
+    _library().ts_run(
+        kernels.number,
+        ctypes.addressof(operations),
+        len(operations),
+        workspace.data_ptr(),
+        external,
+        threads,
+        _parallel_for() if threads > 1 else None,
+    )

@@ -1,0 +1,450 @@
+"""From a network to a `Program`: ``torch.export`` gives the operators, this file reads them into typed nodes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+from torch_separable.errors import SeparableError
+from torch_separable.runtime.program import (
+    RELU,
+    Activate,
+    Activation,
+    ActivationKind,
+    Add,
+    Convolution,
+    Copy,
+    Depthwise,
+    Filtering,
+    Mean,
+    Node,
+    Pair,
+    Pool,
+    Program,
+    Reference,
+    Scale,
+    Shape,
+    TorchCall,
+    Window,
+)
+
+aten = torch.ops.aten
+
+
+class Unsupported(Exception):  # noqa: N818 - it carries a reason to the caller, and never leaves this file
+    """An operator, called as it is, is PyTorch's to run; the message is the reason."""
+
+
+def lower(model: nn.Module, example: Tensor) -> Program:
+    """Trace ``model`` on ``example`` (N, C, H, W) in evaluation mode and read it as a `Program`.
+
+    Raises:
+        SeparableError: ``torch.export`` cannot trace it; the message holds its reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.export about itself
+            exported = torch.export.export(model, (example,), strict=False)
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SeparableError(
+            f"{type(model).__name__} cannot be captured by torch.export: {first}. Run it as it is, "
+            "or make it exportable"
+        ) from error
+    return _Lowering(exported).program()
+
+
+class _Lowering:
+    def __init__(self, exported: torch.export.ExportedProgram) -> None:
+        self.exported = exported
+        self.graph = exported.graph
+        signature = exported.graph_signature
+        constants: dict[str, Any] = {}
+        for names, store in (
+            (signature.inputs_to_parameters, exported.state_dict),
+            (signature.inputs_to_buffers, {**exported.state_dict, **exported.constants}),
+            (signature.inputs_to_lifted_tensor_constants, exported.constants),
+        ):
+            for node, target in names.items():
+                constants[node] = store[target]
+        self.constants = constants
+        self.inputs = list(signature.user_inputs)
+        self.outputs = list(signature.user_outputs)
+        self.blocks = _blocks(self.graph, constants)
+        self.nodes: list[Node] = []
+        self.shapes: dict[str, Shape] = {}
+        self.vectors: set[str] = set()
+        # In-place operators rebind the name of what they change.
+        self.names: dict[str, str] = {}
+
+    def program(self) -> Program:
+        if len(self.inputs) != 1:
+            raise SeparableError(f"the network takes {len(self.inputs)} tensors: only networks of one are compiled")
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                if node.name not in self.constants:
+                    self.see(node.name, node.meta["val"])
+            elif node.op == "call_function":
+                self.lower_node(node)
+        outputs = tuple(self.names.get(name, name) for name in self.outputs)
+        return Program(
+            input=self.inputs[0],
+            nodes=tuple(self.nodes),
+            shapes=self.shapes,
+            blocks={name: count for name, count in self.blocks.items() if name in self.shapes},
+            vectors=frozenset(self.vectors),
+            outputs=outputs,
+            structure=self.exported.call_spec.out_spec,
+        )
+
+    def lower_node(self, node: fx.Node) -> None:
+        handler = HANDLERS.get(node.target)
+        try:
+            if handler is None:
+                raise Unsupported("no kernel for this operator")
+            self.see(node.name, node.meta["val"])
+            handler(self, node)
+        except Unsupported as reason:
+            self.nodes.append(self.torch_call(node, str(reason)))
+            with suppress(Unsupported):  # its result stays PyTorch's alone where kernels could not read it
+                self.see(node.name, node.meta["val"])
+        name = str(node.target)
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket.__name__.endswith("_"):
+            changed = node.args[0]
+            assert isinstance(changed, fx.Node)
+            for key, value in [*self.names.items(), (changed.name, changed.name)]:
+                if value == self.names.get(changed.name, changed.name):
+                    self.names[key] = node.name
+            self.names[changed.name] = node.name
+            if isinstance(self.nodes[-1], TorchCall):
+                raise SeparableError(f"the network changes a tensor in place by {name}, which cannot be compiled")
+
+    def see(self, name: str, value: Any) -> None:
+        """Note the shape of a value that kernels may read; others are PyTorch's alone."""
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            raise Unsupported(f"the result is of {getattr(value, 'dtype', type(value).__name__)}, not float32")
+        if value.dim() == 4:
+            n, c, h, w = value.shape
+        elif value.dim() == 2:
+            (n, c), h, w = value.shape, 1, 1
+            self.vectors.add(name)
+        else:
+            raise Unsupported(f"the result has {value.dim()} dimensions")
+        self.shapes[name] = (int(n), int(c), int(h), int(w))
+
+    def value(self, node: Any) -> str:
+        """Name of a value that kernels can read."""
+        if not isinstance(node, fx.Node):
+            raise Unsupported("an operand is a number")
+        name = self.names.get(node.name, node.name)
+        if name not in self.shapes:
+            raise Unsupported("an operand is a constant, or not an activation of float32")
+        return name
+
+    def constant(self, node: Any) -> Tensor:
+        if not isinstance(node, fx.Node) or node.name not in self.constants:
+            raise Unsupported("its weights are computed")
+        constant: Tensor = self.constants[node.name].detach()
+        if constant.dtype != torch.float32:
+            raise Unsupported(f"its weights are of {constant.dtype}")
+        return constant
+
+    def torch_call(self, node: fx.Node, reason: str) -> TorchCall:
+        def argument(value: Any) -> Any:
+            if not isinstance(value, fx.Node):
+                return value
+            constant = self.constants.get(value.name)
+            return Reference(self.names.get(value.name, value.name)) if constant is None else constant
+
+        args = tuple(_mapped(a, argument) for a in node.args)
+        kwargs = {key: _mapped(value, argument) for key, value in node.kwargs.items()}
+        return TorchCall(node.name, node.name, node.target, args, kwargs, reason)
+
+
+def _blocks(graph: fx.Graph, constants: Mapping[str, Any]) -> dict[str, int]:
+    """Find values between the two halves of a separable convolution whose multiplier is above 1, and the multiplier.
+
+    Their channels interleave, c·D + d; kernels want D blocks of c. As only the two halves, and a batch norm and an
+    activation between them, see these channels, their weights can be put in the order of blocks, and nobody knows.
+    """
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.target is not aten.conv2d.default:
+            continue
+        chain = [node]
+        while len(chain[-1].users) == 1:
+            follower = next(iter(chain[-1].users))
+            if follower.target not in _CHANNELWISE or follower.args[0] is not chain[-1]:
+                break
+            chain.append(follower)
+        second = next(iter(chain[-1].users)) if len(chain[-1].users) == 1 else None
+        if second is None or second.target is not aten.conv2d.default or second.args[0] is not chain[-1]:
+            continue
+        (groups, inputs, outputs), (more, inside, last) = (_grouping(conv, constants) for conv in (node, second))
+        if groups == inputs and outputs > inputs and more == 1 and _is_pointwise(second, constants):
+            multiplier = outputs // inputs
+        elif more == last and inside > last and groups == 1 and _is_pointwise(node, constants):
+            multiplier = inside // last
+        else:
+            continue
+        found.update({link.name: multiplier for link in chain})
+    return found
+
+
+def _grouping(conv: fx.Node, constants: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Groups, input and output channels."""
+    weight = constants.get(getattr(conv.args[1], "name", ""))
+    groups = conv.args[6] if len(conv.args) > 6 else conv.kwargs.get("groups", 1)
+    if weight is None or not isinstance(groups, int):
+        return 0, 0, 0
+    return groups, weight.shape[1] * groups, weight.shape[0]
+
+
+def _is_pointwise(conv: fx.Node, constants: Mapping[str, Any]) -> bool:
+    given = _arguments(conv, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), _CONVOLUTION)
+    shape = constants[given["weight"].name].shape[2:]
+    return tuple(shape) == (1, 1) and _pair(given["stride"]) == (1, 1) and _pair(given["padding"]) == (0, 0)
+
+
+def _blocked(tensor: Tensor, blocks: int, dimension: int) -> Tensor:
+    """Reorder channels c·D + d to D blocks of c."""
+    if blocks == 1:
+        return tensor
+    blocked: Tensor = tensor.unflatten(dimension, (-1, blocks))
+    return blocked.transpose(dimension, dimension + 1).flatten(dimension, dimension + 1)
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    return tree_map(function, value)
+
+
+def _pair(value: Any) -> Pair:
+    values = [value] if isinstance(value, int) else list(value)
+    return (int(values[0]), int(values[-1]))
+
+
+def _arguments(node: fx.Node, names: tuple[str, ...], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    given = dict(zip(names, node.args, strict=False))
+    return {**defaults, **given, **node.kwargs}
+
+
+_CONVOLUTION: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
+
+def _convolution(lowering: _Lowering, node: fx.Node) -> None:
+    given = _arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), _CONVOLUTION)
+    source, weight = lowering.value(given["input"]), lowering.constant(given["weight"])
+    bias = torch.zeros(weight.shape[0]) if given["bias"] is None else lowering.constant(given["bias"])
+    kernel, dilation, padding = _pair(weight.shape[2:]), _pair(given["dilation"]), given["padding"]
+    if isinstance(padding, str):
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)] if padding == "same" else [0, 0]
+        if any(n % 2 for n in total):
+            raise Unsupported("padding='same' of an even kernel is not symmetric")
+        padding = [n // 2 for n in total]
+    window = Window(kernel, _pair(given["stride"]), _pair(padding), dilation)
+    groups, outputs, inputs = given["groups"], weight.shape[0], weight.shape[1] * given["groups"]
+    blocks_in, blocks_out = lowering.blocks.get(source, 1), lowering.blocks.get(node.name, 1)
+    if groups == 1:
+        weight = _blocked(_blocked(weight, blocks_out, 0), blocks_in, 1)
+        bias = _blocked(bias, blocks_out, 0)
+        lowering.nodes.append(Convolution(node.name, source, node.name, weight, bias, window))
+    elif groups == inputs:
+        multiplier = outputs // inputs
+        if multiplier != blocks_out:
+            raise Unsupported(f"depth multiplier {multiplier} with no pointwise convolution right after it")
+        filters = weight.flatten(1).view(inputs, multiplier, -1).permute(1, 2, 0)
+        depthwise = Depthwise(filters, bias.view(inputs, multiplier).T, window)
+        lowering.nodes.append(Filtering(node.name, source, node.name, depthwise))
+    elif groups == outputs and inputs // outputs == blocks_in:
+        filters = weight.flatten(2).permute(1, 2, 0)
+        depthwise = Depthwise(filters, bias[None], window)
+        lowering.nodes.append(Filtering(node.name, source, node.name, depthwise, summed=True))
+    else:
+        raise Unsupported(f"a grouped convolution ({groups} groups)")
+
+
+def _batch_norm(lowering: _Lowering, node: fx.Node) -> None:
+    names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn")
+    given = _arguments(node, names, {})
+    if given["training"]:
+        raise Unsupported("batch norm in training mode")
+    source = lowering.value(given["input"])
+    mean, variance = lowering.constant(given["running_mean"]), lowering.constant(given["running_var"])
+    scale = (variance.double() + given["eps"]).rsqrt()
+    if given["weight"] is not None:
+        scale = scale * lowering.constant(given["weight"]).double()
+    shift = -mean.double() * scale
+    if given["bias"] is not None:
+        shift = shift + lowering.constant(given["bias"]).double()
+    # A convolution of one tap: folded into the convolution before it where there is one (fuse.py).
+    blocks = lowering.blocks.get(node.name, 1)
+    scale, shift = (_blocked(values, blocks, 0).float() for values in (scale, shift))
+    depthwise = Depthwise(scale.view(1, 1, -1), shift.view(1, -1), Window())
+    lowering.nodes.append(Filtering(node.name, source, node.name, depthwise))
+
+
+def _linear(lowering: _Lowering, node: fx.Node) -> None:
+    given = _arguments(node, ("input", "weight", "bias"), {"bias": None})
+    source, weight = lowering.value(given["input"]), lowering.constant(given["weight"])
+    if source not in lowering.vectors:
+        raise Unsupported("a linear layer over the last dimension of images")
+    bias = torch.zeros(weight.shape[0]) if given["bias"] is None else lowering.constant(given["bias"])
+    lowering.nodes.append(Convolution(node.name, source, node.name, weight[:, :, None, None], bias, Window()))
+
+
+def _activation(make: Callable[..., Activation]) -> Callable[[_Lowering, fx.Node], None]:
+    def activation_handler(lowering: _Lowering, node: fx.Node) -> None:
+        activation = make(*node.args[1:], **node.kwargs)
+        lowering.nodes.append(Activate(node.name, lowering.value(node.args[0]), node.name, activation))
+
+    return activation_handler
+
+
+def _clamp(low: float | None = None, high: float | None = None, **named: float | None) -> Activation:
+    low, high = named.get("min", named.get("min_val", low)), named.get("max", named.get("max_val", high))
+    return Activation(alpha=-math.inf if low is None else float(low), beta=math.inf if high is None else float(high))
+
+
+def _gelu(approximate: str = "none") -> Activation:
+    return Activation(ActivationKind.GELU if approximate == "none" else ActivationKind.GELU_TANH)
+
+
+def _add(lowering: _Lowering, node: fx.Node) -> None:
+    if node.kwargs.get("alpha", 1) != 1:
+        raise Unsupported("a sum with a factor")
+    one, other = lowering.value(node.args[0]), lowering.value(node.args[1])
+    if lowering.shapes[one] != lowering.shapes[other]:
+        raise Unsupported("a sum that broadcasts")
+    lowering.nodes.append(Add(node.name, one, other, node.name))
+
+
+def _multiply(lowering: _Lowering, node: fx.Node) -> None:
+    one, other = lowering.value(node.args[0]), lowering.value(node.args[1])
+    a, b = lowering.shapes[one], lowering.shapes[other]
+    if a[2:] == (1, 1) and b[2:] != (1, 1):
+        one, other, a, b = other, one, b, a
+    if a[:2] != b[:2] or b[2:] != (1, 1):
+        raise Unsupported("a product that is no scaling of channels")
+    lowering.nodes.append(Scale(node.name, one, other, node.name))
+
+
+def _mean(lowering: _Lowering, node: fx.Node) -> None:
+    given = _arguments(node, ("input", "dim", "keepdim"), {"keepdim": False})
+    source = lowering.value(given["input"])
+    if source in lowering.vectors or sorted(d % 4 for d in given["dim"] or ()) != [2, 3]:
+        raise Unsupported("a mean over other dimensions than height and width")
+    lowering.nodes.append(Mean(node.name, source, node.name))
+
+
+def _adaptive_average(lowering: _Lowering, node: fx.Node) -> None:
+    if _pair(node.args[1]) != (1, 1):
+        raise Unsupported("adaptive pooling to more than one pixel")
+    lowering.nodes.append(Mean(node.name, lowering.value(node.args[0]), node.name))
+
+
+def _pool(maximum: bool) -> Callable[[_Lowering, fx.Node], None]:
+    tail = ("dilation", "ceil_mode") if maximum else ("ceil_mode", "count_include_pad", "divisor_override")
+
+    def handler(lowering: _Lowering, node: fx.Node) -> None:
+        defaults = {"stride": (), "padding": 0, "dilation": 1, "count_include_pad": True, "divisor_override": None}
+        given = _arguments(node, ("input", "kernel_size", "stride", "padding", *tail), defaults)
+        if given["divisor_override"] is not None:
+            raise Unsupported("average pooling with a divisor of its own")
+        kernel = _pair(given["kernel_size"])
+        stride = _pair(given["stride"]) if given["stride"] not in ((), [], None) else kernel
+        window = Window(kernel, stride, _pair(given["padding"]), _pair(given["dilation"]))
+        source = lowering.value(given["input"])
+        lowering.nodes.append(Pool(node.name, source, node.name, window, maximum, bool(given["count_include_pad"])))
+
+    return handler
+
+
+def _slice(lowering: _Lowering, node: fx.Node) -> None:
+    given = _arguments(node, ("input", "dim", "start", "end", "step"), {"dim": 0, "start": 0, "end": None, "step": 1})
+    source = lowering.value(given["input"])
+    if source in lowering.vectors:
+        raise Unsupported("a part of a vector")
+    dimension, size = given["dim"] % 4, lowering.shapes[source][given["dim"] % 4]
+    whole = given["start"] in (0, None) and (given["end"] is None or given["end"] >= size)
+    if dimension < 2 or not whole:
+        raise Unsupported("a part of a tensor")
+    stride = (given["step"], 1) if dimension == 2 else (1, given["step"])
+    lowering.nodes.append(Copy(node.name, source, node.name, stride))
+
+
+def _pad(lowering: _Lowering, node: fx.Node) -> None:
+    given = _arguments(node, ("input", "pad", "mode", "value"), {"mode": "constant", "value": 0})
+    source, amounts = lowering.value(given["input"]), list(given["pad"])
+    zeros = given["mode"] == "constant" and not given["value"]
+    if source in lowering.vectors or not zeros or len(amounts) != 6 or any(amounts[:4]) or min(amounts) < 0:
+        raise Unsupported("padding of pixels")
+    lowering.nodes.append(Copy(node.name, source, node.name, before=amounts[4]))
+
+
+def _reshaped(lowering: _Lowering, node: fx.Node) -> None:
+    """Flattening images of one pixel, and the way back, change nothing in memory."""
+    source = lowering.value(node.args[0])
+    n, c, h, w = lowering.shapes[source]
+    if (h, w) != (1, 1) or lowering.shapes[node.name] != (n, c, 1, 1):
+        raise Unsupported("a change of shape")
+    lowering.nodes.append(Copy(node.name, source, node.name))
+
+
+def _same(lowering: _Lowering, node: fx.Node) -> None:
+    lowering.nodes.append(Copy(node.name, lowering.value(node.args[0]), node.name))
+
+
+Handler = Callable[[_Lowering, fx.Node], None]
+_K = ActivationKind
+HANDLERS: dict[Any, Handler] = {
+    aten.conv2d.default: _convolution,
+    aten.conv2d.padding: _convolution,
+    aten.batch_norm.default: _batch_norm,
+    aten.linear.default: _linear,
+    aten.add.Tensor: _add,
+    aten.add_.Tensor: _add,
+    aten.mul.Tensor: _multiply,
+    aten.mul_.Tensor: _multiply,
+    aten.mean.dim: _mean,
+    aten.adaptive_avg_pool2d.default: _adaptive_average,
+    aten.max_pool2d.default: _pool(True),
+    aten.avg_pool2d.default: _pool(False),
+    aten.slice.Tensor: _slice,
+    aten.pad.default: _pad,
+    aten.flatten.using_ints: _reshaped,
+    aten.view.default: _reshaped,
+    aten.reshape.default: _reshaped,
+    aten.squeeze.dims: _reshaped,
+    aten.unsqueeze.default: _reshaped,
+    aten.dropout.default: _same,
+    aten.clone.default: _same,
+    aten.contiguous.default: _same,
+}
+for _packet, _make in {
+    "relu": lambda: RELU,
+    "relu6": lambda: Activation(alpha=0.0, beta=6.0),
+    "hardtanh": lambda low=-1.0, high=1.0, **named: _clamp(low, high, **named),
+    "clamp": _clamp,
+    "leaky_relu": lambda slope=0.01, **named: Activation(_K.LEAKY_RELU, named.get("negative_slope", slope)),
+    "silu": lambda: Activation(_K.SILU),
+    "hardswish": lambda: Activation(_K.HARDSWISH),
+    "hardsigmoid": lambda: Activation(_K.HARDSIGMOID),
+    "sigmoid": lambda: Activation(_K.SIGMOID),
+    "gelu": _gelu,
+}.items():
+    for _form in (_packet, f"{_packet}_"):
+        if hasattr(aten, _form):
+            HANDLERS[getattr(aten, _form).default] = _activation(_make)
+
+
+# What may stand between the halves of a separable convolution without mixing channels.
+_CHANNELWISE = {target for target, handler in HANDLERS.items() if handler in (_batch_norm, _same)} | {
+    target for target, handler in HANDLERS.items() if getattr(handler, "__name__", "") == "activation_handler"
+}

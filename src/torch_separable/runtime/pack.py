@@ -1,0 +1,50 @@
+"""Weights in the order in which micro-kernels read them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_separable.runtime.library import InstructionSet
+
+
+def padded(channels: int, lanes: int) -> int:
+    """Channels rounded up to whole vectors."""
+    return -(-channels // lanes) * lanes
+
+
+def pad_blocks(tensor: Tensor, blocks: int, lanes: int, dimension: int) -> Tensor:
+    """Pad each of ``blocks`` equal parts of a dimension with zeros to whole vectors."""
+    size = tensor.shape[dimension] // blocks
+    more = padded(size, lanes) - size
+    if not more:
+        return tensor
+    parts = tensor.movedim(dimension, -1).unflatten(-1, (blocks, size))
+    return F.pad(parts, (0, more)).flatten(-2).movedim(-1, dimension)
+
+
+def pack_matrix(weight: Tensor, kernels: InstructionSet) -> Tensor:
+    """Pack a matrix (M, K) as [panel][K][panel's channels], the last panel padded with zeros.
+
+    A micro-kernel reads a panel from front to back.
+    """
+    rows, depth = weight.shape
+    panels = -(-rows // kernels.panel)
+    full = F.pad(weight, (0, 0, 0, panels * kernels.panel - rows))
+    return full.view(panels, kernels.panel, depth).transpose(1, 2).contiguous()
+
+
+def pack_bias(bias: Tensor, kernels: InstructionSet) -> Tensor:
+    """Pad a bias (M,) to whole panels."""
+    return F.pad(bias, (0, -(-len(bias) // kernels.panel) * kernels.panel - len(bias))).contiguous()
+
+
+def pack_dense(weight: Tensor) -> Tensor:
+    """Turn a dense kernel (M, C, kh, kw) into a matrix whose columns follow gathered patches: (kh, kw, C)."""
+    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def pack_filters(weight: Tensor, lanes: int) -> Tensor:
+    """Pad depthwise kernels (multiplier, taps, C) to whole vectors of channels."""
+    return torch.constant_pad_nd(weight, (0, padded(weight.shape[2], lanes) - weight.shape[2])).contiguous()

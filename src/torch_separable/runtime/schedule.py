@@ -1,0 +1,351 @@
+"""From a program to operations: tiles, tasks, and the place of every value in one workspace."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torch_separable.runtime.library import Activate as NativeActivation
+from torch_separable.runtime.library import InstructionSet, Operation
+from torch_separable.runtime.pack import pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
+from torch_separable.runtime.program import (
+    Activate,
+    Activation,
+    Add,
+    Convolution,
+    Copy,
+    Filtering,
+    Mean,
+    Native,
+    Node,
+    Pool,
+    Program,
+    Scale,
+    TorchCall,
+    Window,
+    inputs_of,
+)
+
+_IMPORT, _CONVOLUTION, _DEPTHWISE, _POOL_MAX, _POOL_AVERAGE, _MEAN, _ADD, _SCALE, _ACTIVATE, _COPY = range(10)
+_DIRECT, _GATHERED, _FILTERED = range(3)
+_ALIGN = 16  # floats: one cache line
+
+# A tile of patches that is to stay in L1 beside the weights passing by: half of the usual 32 or 48 KB.
+_TILE_BYTES = 24 * 1024
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run of native operations, or one call of PyTorch.
+
+    Attributes:
+        operations: prepared for the library; empty for a call.
+        nodes: what they compute, in order (an operation each).
+        call: of PyTorch.
+    """
+
+    operations: ctypes.Array[Operation]
+    nodes: tuple[Node, ...]
+    call: TorchCall | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A program prepared for one instruction set and number of threads.
+
+    Attributes:
+        program: as it was scheduled.
+        steps: in order.
+        offsets: place of each value in the workspace, in floats.
+        strides: floats of a pixel of each value.
+        size: of the workspace, in floats.
+        weights: packed, kept alive here because operations name them by address.
+    """
+
+    program: Program
+    steps: tuple[Step, ...]
+    offsets: dict[str, int]
+    strides: dict[str, int]
+    size: int
+    weights: tuple[Tensor, ...]
+
+
+def schedule(program: Program, kernels: InstructionSet, threads: int) -> Schedule:
+    """Prepare ``program`` for ``threads`` threads."""
+    nodes = _unfused(program, threads)
+    program = replace(program, nodes=nodes[0], shapes=nodes[1], blocks=nodes[2])
+    lanes = kernels.lanes
+    strides = {
+        name: program.blocks.get(name, 1) * padded(shape[1] // program.blocks.get(name, 1), lanes)
+        for name, shape in program.shapes.items()
+    }
+    # Images of few channels are not padded: only gathered patches read them, and a run of pixels is one copy there.
+    if _only_gathered(program, program.input):
+        strides[program.input] = program.shapes[program.input][1]
+    offsets, size = _place(program, strides)
+    builder = _Builder(program, kernels, threads, offsets, strides)
+    return Schedule(program, builder.steps(), offsets, strides, size, tuple(builder.weights))
+
+
+def _unfused(
+    program: Program, threads: int
+) -> tuple[tuple[Node, ...], dict[str, tuple[int, int, int, int]], dict[str, int]]:
+    """Split separable convolutions whose weights are too large for every thread to stream them all.
+
+    With several threads and few pixels (late layers) the output channels are shared out instead of the pixels, and the
+    depthwise stage is computed once, not by every thread.
+    """
+    shapes, blocks = dict(program.shapes), dict(program.blocks)
+    nodes: list[Node] = []
+    for node in program.nodes:
+        depthwise = node.depthwise if isinstance(node, Convolution) else None
+        if isinstance(node, Convolution) and depthwise and threads > 1 and _bytes(node.weight) > _level_two() // 2:
+            n, _, h, w = shapes[node.output]
+            between = f"{node.output}.depthwise"
+            multiplier, _, channels = depthwise.weight.shape
+            shapes[between], blocks[between] = (n, multiplier * channels, h, w), multiplier
+            nodes.append(Filtering(f"{node.name}.depthwise", node.input, between, depthwise))
+            nodes.append(replace(node, input=between, depthwise=None))
+        else:
+            nodes.append(node)
+    return tuple(nodes), shapes, blocks
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _level_two() -> int:
+    """Bytes of a core's second-level cache, or half a megabyte where the system does not say."""
+    try:
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (ValueError, OSError):
+        size = 0
+    return size if size > 0 else 512 * 1024
+
+
+def _only_gathered(program: Program, value: str) -> bool:
+    readers = [node for node in program.nodes if value in inputs_of(node)]
+    return bool(readers) and all(
+        isinstance(node, Convolution) and node.depthwise is None and not node.window.is_pointwise for node in readers
+    )
+
+
+def _place(program: Program, strides: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Give every value a place for as long as it is read; values that are not alive together share memory."""
+    last: dict[str, int] = {}
+    for at, node in enumerate(program.nodes):
+        for name in inputs_of(node):
+            last[name] = at
+    for name in program.outputs:
+        last[name] = len(program.nodes)
+    offsets: dict[str, int] = {}
+    living: list[tuple[int, int, str]] = []  # (begin, end, value)
+    size = 0
+
+    def place(name: str) -> None:
+        nonlocal size
+        n, _, h, w = program.shapes[name]
+        # A panel may write a vector beyond a tensor's last pixel only within its stride, so no slack is needed.
+        room = -(-n * h * w * strides[name] // _ALIGN) * _ALIGN
+        begin = 0
+        for start, end, _ in sorted(living):
+            if begin + room <= start:
+                break
+            begin = max(begin, end)
+        offsets[name] = begin
+        living.append((begin, begin + room, name))
+        size = max(size, begin + room)
+
+    place(program.input)
+    for at, node in enumerate(program.nodes):
+        if node.output in program.shapes:
+            place(node.output)
+        living[:] = [entry for entry in living if last.get(entry[2], at) > at]
+    return offsets, size
+
+
+class _Builder:
+    def __init__(
+        self,
+        program: Program,
+        kernels: InstructionSet,
+        threads: int,
+        offsets: dict[str, int],
+        strides: dict[str, int],
+    ) -> None:
+        self.program, self.kernels, self.threads = program, kernels, threads
+        self.offsets, self.strides = offsets, strides
+        self.weights: list[Tensor] = []
+
+    def steps(self) -> tuple[Step, ...]:
+        steps: list[Step] = []
+        operations = [self._import()]
+        nodes: list[Node] = [Copy("input", self.program.input, self.program.input)]
+        for node in self.program.nodes:
+            if isinstance(node, TorchCall):
+                steps += [_step(operations, nodes), Step(_array([]), (node,), node)]
+                operations, nodes = [], []
+                continue
+            built = self._operations(node)
+            operations += built
+            nodes += [node] * len(built)
+        steps.append(_step(operations, nodes))
+        return tuple(step for step in steps if step.call is not None or len(step.operations))
+
+    def _import(self) -> Operation:
+        name = self.program.input
+        n, c, h, w = self.program.shapes[name]
+        return Operation(
+            kind=_IMPORT, output=self.offsets[name], batch=n, in_height=h, in_width=w, in_channels=c,
+            out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name],
+        )  # fmt: skip
+
+    def _base(self, kind: int, node: Native, window: Window = Window()) -> Operation:  # noqa: B008 - it is frozen
+        n, c, h, w = self.program.shapes[node.input]
+        _, m, oh, ow = self.program.shapes[node.output]
+        residual = getattr(node, "residual", None)
+        return Operation(
+            kind=kind,
+            activation=_native(getattr(node, "activation", Activation())),
+            input=self.offsets[node.input],
+            output=self.offsets[node.output],
+            residual=-1 if residual is None else self.offsets[residual],
+            residual_stride=0 if residual is None else self.strides[residual],
+            batch=n, in_height=h, in_width=w, in_channels=c, in_stride=self.strides[node.input],
+            out_height=oh, out_width=ow, out_channels=m, out_stride=self.strides[node.output],
+            kernel_height=window.kernel[0], kernel_width=window.kernel[1],
+            stride_height=window.stride[0], stride_width=window.stride[1],
+            pad_height=window.padding[0], pad_width=window.padding[1],
+            dilation_height=window.dilation[0], dilation_width=window.dilation[1],
+            tile_rows=1, splits=1, multiplier=1,
+        )  # fmt: skip
+
+    def _operations(self, node: Native) -> list[Operation]:
+        match node:
+            case Convolution():
+                return [self._convolution(node)]
+            case Filtering():
+                return self._filtering(node)
+            case Pool():
+                operation = self._base(_POOL_MAX if node.maximum else _POOL_AVERAGE, node, node.window)
+                operation.count_padding = node.count_padding
+                return [operation]
+            case Mean():
+                return [self._base(_MEAN, node)]
+            case Add():
+                return [self._base(_ADD, node)]
+            case Scale():
+                return [self._base(_SCALE, node)]
+            case Activate():
+                return [self._base(_ACTIVATE, node)]
+            case Copy():
+                operation = self._base(_COPY, node, Window(stride=node.stride))
+                operation.pad_width = node.before
+                return [operation]
+
+    def _keep(self, tensor: Tensor) -> int:
+        self.weights.append(tensor)
+        return tensor.data_ptr()
+
+    def _convolution(self, node: Convolution) -> Operation:
+        lanes = self.kernels.lanes
+        blocks_in, blocks_out = (self.program.blocks.get(name, 1) for name in (node.input, node.output))
+        depthwise = node.depthwise
+        operation = self._base(_CONVOLUTION, node, node.window if depthwise is None else depthwise.window)
+        if depthwise is not None:
+            operation.patches = _FILTERED
+            operation.multiplier = depthwise.weight.shape[0]
+            operation.between = _native(depthwise.activation)
+            operation.filters = self._keep(pack_filters(depthwise.weight, lanes))
+            operation.filter_bias = self._keep(pack_filters(depthwise.bias[:, None], lanes))
+            matrix = pad_blocks(node.weight.flatten(1), operation.multiplier, lanes, 1)
+        elif node.window.is_pointwise:
+            operation.patches = _DIRECT
+            matrix = node.weight.flatten(1)
+            if blocks_in > 1:
+                matrix = pad_blocks(matrix, blocks_in, lanes, 1)
+        else:
+            operation.patches = _GATHERED
+            matrix = pack_dense(node.weight)
+        operation.depth = matrix.shape[1]
+        bias = node.bias
+        if blocks_out > 1:
+            matrix, bias = pad_blocks(matrix, blocks_out, lanes, 0), pad_blocks(bias, blocks_out, lanes, 0)
+        operation.weights = self._keep(pack_matrix(matrix, self.kernels))
+        operation.bias = self._keep(pack_bias(bias, self.kernels))
+        operation.tile_rows, operation.splits = self._tiles(operation)
+        return operation
+
+    def _tiles(self, operation: Operation) -> tuple[int, int]:
+        """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
+
+        Small weights stay in L2 while tiles of L1's size pass by. Larger ones are streamed from L3 once for every tile,
+        so tiles are as large as L2 allows. With several threads there is at least a tile for each, or else the channels
+        of a tile are shared out.
+        """
+        panels = -(-operation.out_stride // self.kernels.panel)
+        weights = 4 * operation.depth * panels * self.kernels.panel
+        room = _TILE_BYTES if weights <= _level_two() // 2 else _level_two() // 2
+        direct = operation.patches == _DIRECT
+        width = 1 if direct else operation.out_width
+        rows = operation.out_height * (operation.batch * operation.out_width if direct else 1)
+        images = 1 if direct else operation.batch
+        least = self.kernels.rows if direct else -(-self.kernels.rows // width)
+        tile = max(room // (4 * operation.depth * width), least, 1)
+        if self.threads > 1 and images * rows >= self.threads:
+            splits_pay = direct and weights > _level_two() // 2 and panels >= self.threads
+            if splits_pay:
+                return min(tile, rows), self.threads
+            tiles = -(-rows // tile)
+            if images * tiles < 4 * self.threads:  # few tiles: make them a multiple of the threads, of equal size
+                tiles = -(-images * tiles // self.threads) * self.threads // images or 1
+                tile = -(-rows // tiles)
+        elif self.threads > 1 and panels >= self.threads:
+            return min(tile, rows), self.threads
+        return min(tile, rows), 1
+
+    def _filtering(self, node: Filtering) -> list[Operation]:
+        lanes, depthwise = self.kernels.lanes, node.depthwise
+        multiplier, _, channels = depthwise.weight.shape
+        filters, bias = pack_filters(depthwise.weight, lanes), pack_filters(depthwise.bias[:, None], lanes)
+        operations = []
+        for block in range(1 if node.summed else multiplier):
+            operation = self._base(_DEPTHWISE, node, depthwise.window)
+            operation.output += block * padded(channels, lanes)
+            operation.out_channels = channels
+            operation.multiplier = multiplier if node.summed else 1
+            operation.filters = self._keep(filters if node.summed else filters[block].contiguous())
+            operation.filter_bias = self._keep(bias if node.summed else bias[block].contiguous())
+            operations.append(operation)
+        return operations
+
+
+def _native(activation: Activation) -> NativeActivation:
+    return NativeActivation(int(activation.kind), activation.alpha, activation.beta, 0)
+
+
+def _array(operations: Sequence[Operation]) -> ctypes.Array[Operation]:
+    return (Operation * len(operations))(*operations)
+
+
+def _step(operations: Sequence[Operation], nodes: Sequence[Node]) -> Step:
+    return Step(_array(operations), tuple(nodes))
+
+
+def view_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:
+    """A value in the workspace as the network sees it: (N, C, H, W), or (N, C), without copying."""
+    n, c, h, w = schedule.program.shapes[name]
+    stride = schedule.strides[name]
+    pixels = torch.as_strided(
+        workspace,
+        (n, c, h, w),
+        (h * w * stride, 1, w * stride, stride),
+        workspace.storage_offset() + schedule.offsets[name],
+    )
+    return pixels[:, :, 0, 0] if name in schedule.program.vectors else pixels

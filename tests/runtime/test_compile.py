@@ -1,0 +1,208 @@
+"""Compiled networks give the network's outputs, whatever the shape, the strides, the threads and who calls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_separable as ts
+from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.runtime import compile, instruction_sets
+
+
+def trained_like(model: nn.Module) -> nn.Module:
+    """Give batch norms statistics and weights of their own, so that folding them is tested."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return model.eval()
+
+
+def assert_same(compiled: ts.CompiledModel, model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        expected = model(x)
+    got = compiled(x)
+    assert got.shape == expected.shape
+    assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max().clamp_min(1e-3))
+
+
+NETWORKS = {
+    "mobilenet_v1": (lambda: ts.models.mobilenet_v1(0.25), (2, 3, 64, 64)),
+    "conv_mobilenet": (lambda: ts.models.conv_mobilenet(0.25), (1, 3, 64, 64)),
+    "mobilenet_v2": (lambda: ts.models.mobilenet_v2(0.35), (1, 3, 64, 64)),
+    "resnet20": (ts.models.resnet20, (3, 3, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_our_networks_run_without_pytorch(name: str, threads: int) -> None:
+    make, shape = NETWORKS[name]
+    model, x = trained_like(make()), torch.randn(shape)
+    compiled = compile(model, x, threads=threads)
+    assert compiled.fallbacks == ()
+    assert_same(compiled, model, x)
+
+
+@pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_converted_networks_run_without_pytorch(order: str, rank: int) -> None:
+    model, images = trained_like(ts.models.CifarResNet(1)), torch.randn(16, 3, 16, 16)
+    statistics = ts.calibrate(model, images)
+    converted = ts.apply(model, ts.plan(model, statistics, rank=rank, order=order), statistics)  # type: ignore[arg-type]
+    compiled = compile(converted, images)
+    assert compiled.fallbacks == ()
+    assert_same(compiled, converted.eval(), images)
+
+
+class Attention(nn.Module):
+    """A squeeze-and-excite block, an average pool, and what has no kernel: a softmax over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.Hardswish(inplace=True))
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 12, 1), nn.Hardsigmoid()
+        )
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.pool(x * self.squeeze(x)).softmax(1)
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_has_no_kernel_runs_in_pytorch_and_is_named() -> None:
+    model, x = Attention().eval(), torch.randn(2, 3, 9, 11)
+    compiled = compile(model, x)
+    assert [text.partition(":")[0] for text in compiled.fallbacks] == ["softmax"]
+    assert "no kernel" in compiled.fallbacks[0]
+    assert_same(compiled, model, x)
+
+
+def test_any_strides_and_other_batches_and_sizes() -> None:
+    model, x = trained_like(ts.models.mobilenet_v1(0.25)), torch.randn(2, 3, 64, 64)
+    compiled = compile(model, x)
+    assert_same(compiled, model, x.to(memory_format=torch.channels_last))
+    assert_same(compiled, model, torch.randn(2, 64, 3, 128)[:, :, :, ::2].permute(0, 2, 1, 3))
+    assert_same(compiled, model, torch.randn(1, 3, 64, 64))
+    assert_same(compiled, model, torch.randn(3, 3, 33, 47))
+
+
+def test_the_network_may_change_afterwards() -> None:
+    model, x = trained_like(ts.models.resnet20()), torch.randn(1, 3, 32, 32)
+    compiled = compile(model, x)
+    before = compiled(x).clone()
+    assert model.training is False
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(compiled(x), before)
+
+
+def test_many_threads_calling_one_network_get_identical_results() -> None:
+    model, x = trained_like(ts.models.resnet20()), torch.randn(4, 1, 3, 32, 32)
+    compiled = compile(model, x[0], threads=1)
+    alone = [compiled(image).clone() for image in x]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda i: compiled(x[i % 4]), range(200)))
+    assert all(torch.equal(result, alone[i % 4]) for i, result in enumerate(results))
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    model, x = trained_like(ts.models.mobilenet_v1(0.5)), torch.randn(1, 3, 64, 64)
+    one, two = (compile(model, x, threads=n)(x) for n in (1, 2))
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_repeated_calls_keep_their_memory() -> None:
+    import resource
+
+    model, x = trained_like(ts.models.mobilenet_v1(0.25)), torch.randn(1, 3, 32, 32)
+    compiled = compile(model, x)
+    for _ in range(200):
+        compiled(x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(5000):
+        compiled(x)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
+
+
+@pytest.mark.parametrize("isa", list(instruction_sets()) if ts.runtime.available() else [])
+def test_instruction_set_can_be_chosen(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_SEPARABLE_ISA", isa)
+    model, x = trained_like(ts.models.mobilenet_v2(0.35)), torch.randn(1, 3, 64, 64)
+    compiled = compile(model, x)
+    assert compiled.kernels.name == isa
+    assert_same(compiled, model, x)
+
+
+def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_SEPARABLE_ISA", "mmx")
+    with pytest.raises(SeparableError, match=r"TORCH_SEPARABLE_ISA=mmx: this processor can run .*baseline"):
+        compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randn(3, 8, 8), r"shape \(3, 8, 8\): expected \(N, C, H, W\)"),
+        (torch.randn(1, 3, 8, 8).double(), r"torch.float64 on cpu: expected torch.float32 on the CPU"),
+        (torch.randn(1, 3, 8, 8, device="meta"), r"on meta: expected torch.float32 on the CPU"),
+        ([1, 2], r"the input is a list: expected a tensor"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_kernel_runs(x: object, message: str) -> None:
+    compiled = compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8))
+    with pytest.raises(SeparableValueError, match=message):
+        compiled(x)  # type: ignore[arg-type]
+
+
+def test_wrong_channels_are_refused_with_the_shape() -> None:
+    compiled = compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8))
+    with pytest.raises(SeparableError, match="Conv2d cannot be captured"):
+        compiled(torch.randn(1, 4, 8, 8))
+
+
+def test_weights_that_are_not_finite_and_wrong_threads_are_refused() -> None:
+    broken = nn.Conv2d(3, 8, 3)
+    with torch.no_grad():
+        broken.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(SeparableError, match="weights weight hold NaN"):
+        compile(broken, torch.randn(1, 3, 8, 8))
+    with pytest.raises(SeparableValueError, match="threads=0"):
+        compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8), threads=0)
+
+
+def test_verification_and_profile() -> None:
+    model, x = trained_like(ts.models.resnet20()), torch.randn(2, 3, 32, 32)
+    compiled = compile(model, x)
+    assert compiled.verify(x).error <= 1e-5
+    assert compiled.verify(x).agreement == 1.0
+    times = compiled.profile(x, rounds=3)
+    assert {"dense", "import", "mean", "copy", "pointwise"} == {each.kind for each in times}
+    assert all(each.milliseconds > 0 for each in times)
+
+
+def test_without_the_library_compile_says_so_and_all_else_works(tmp_path: Path) -> None:
+    code = (
+        "import torch, torch_separable as ts\n"
+        "from torch_separable.runtime import library\n"
+        "library._FILE = 'absent.so'\n"
+        "print(ts.analyze(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8)).macs)\n"
+        "try:\n    ts.compile(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8))\n"
+        "except ts.SeparableError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[0] == "7776"
+    assert "this installation has no kernel library" in done.stdout
