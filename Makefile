@@ -42,7 +42,8 @@ bench: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/figures/make.py
-	$(BIN)/python -m pytest tests/docs
+	$(BIN)/python docs/make_explorer.py
+	$(BIN)/python -m pytest tests/docs tests/explain
 
 clean:
 	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,21 +6,28 @@ ts.summary(model, (3, 224, 224))                                  # what it cost
 ts.explain(nn.Conv2d(4, 8, 3, padding=1, groups=2), (3, 3))       # the arithmetic of one convolution
 ts.convert(model, images, budget=ts.Budget(macs=0.5)).model       # depthwise separable, weights kept
 ts.recover(student, teacher, data)                                # the rest of the accuracy, by distillation
+ts.save(model, "folder"); ts.load("folder")                       # weights and plan; nothing in it is executed
+ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another runtime, checked against the network
 """
 
-from torch_separable import models, nn
+from torch_separable import models, nn, runtime
 from torch_separable._version import __version__
 from torch_separable.convert import Budget, Conversion, Plan, Statistics, apply, calibrate, convert, plan
 from torch_separable.cost import Summary, analyze, summary
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.explain import Explanation, explain
+from torch_separable.export import Exported, export
 from torch_separable.nn import depthwise_separable_conv
 from torch_separable.recover import ImageData, evaluate, load_data, recover
+from torch_separable.runtime import CompiledModel, compile
+from torch_separable.saving import load, save
 
 __all__ = [
     "Budget",
+    "CompiledModel",
     "Conversion",
     "Explanation",
+    "Exported",
     "ImageData",
     "MissingExtraError",
     "Plan",
@@ -32,14 +39,19 @@ __all__ = [
     "analyze",
     "apply",
     "calibrate",
+    "compile",
     "convert",
     "depthwise_separable_conv",
     "evaluate",
     "explain",
+    "export",
+    "load",
     "load_data",
     "models",
     "nn",
     "plan",
     "recover",
+    "runtime",
+    "save",
     "summary",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,19 @@ from rich.console import Console
 from torch import nn
 
 from torch_separable import runs
-from torch_separable.convert import Budget, apply, calibrate, plan
+from torch_separable.convert import Budget, apply, calibrate
+from torch_separable.convert.planner import plans
 from torch_separable.cost import analyze
 from torch_separable.extras import optional
-from torch_separable.files import save_weights, write_json
+from torch_separable.files import save_weights
+from torch_separable.measure import compare, step
 from torch_separable.models import CifarResNet
+from torch_separable.networks import Network
 from torch_separable.recover import ImageData, evaluate, load_data, recover
 from torch_separable.report import write_report
-from torch_separable.timing import interleaved
 
 _MACS = 0.19  # a little below a fifth, so that five times fewer is kept whatever the choice of layers rounds to
+_CURVE = (0.6, 0.4, 0.28)  # larger budgets, converted without training, for the curve of accuracy over MACs
 _CALIBRATION_IMAGES = 512
 _TIMED_IMAGES = 8
 
@@ -43,25 +48,29 @@ def run_demo(
         recovery_epochs: of distillation.
 
     Raises:
-        MissingExtraError: scikit-learn, accelerate or matplotlib are not installed (extra ``demo``).
+        MissingExtraError: scikit-learn, accelerate, altair or vl-convert-python are not installed (extra ``demo``).
     """
-    optional("matplotlib.figure", "demo")  # what the page needs in the end
+    for needed_in_the_end in ("altair", "vl_convert"):
+        optional(needed_in_the_end, "demo")
     train, test = load_data("digits"), load_data("digits", "test")
     torch.manual_seed(seed)
     common: dict[str, Any] = {"batch_size": 64, "augment": ("crop",), "seed": seed, "progress": progress}
+    training: list[dict[str, Any]] = []
     with _said("training a dense network", progress):
         dense = recover(
             CifarResNet(blocks=1, num_classes=10, in_channels=1), None, train,
-            epochs=epochs, learning_rate=4e-3, logits_weight=0, label_weight=1, **common,
+            epochs=epochs, learning_rate=4e-3, logits_weight=0, label_weight=1,
+            on_epoch=lambda record: training.append(record.to_dict()), **common,
         )  # fmt: skip
 
     with _said("converting it to depthwise separable", progress):
-        statistics = calibrate(dense, train.sample(_CALIBRATION_IMAGES, seed=seed))
-        budget = Budget(macs=_MACS)
-        baseline_plan = plan(dense, statistics, budget=budget, method="svd")
-        baseline = apply(dense, baseline_plan, statistics)
-        chosen = plan(dense, statistics, budget=budget)
-        converted = apply(dense, chosen, statistics)
+        statistics = calibrate(dense, train.sample(_CALIBRATION_IMAGES, seed=seed), progress=progress)
+        budgets = [Budget(macs=share) for share in (_MACS, *_CURVE)]
+        baselines = plans(dense, statistics, budgets, method="svd", progress=progress)
+        choices = plans(dense, statistics, budgets, progress=progress)
+        chosen = choices[0]
+        baseline = apply(dense, baselines[0], statistics)
+        converted = apply(dense, chosen, statistics, progress=progress)
 
     history: list[dict[str, Any]] = []
     with _said("recovering its accuracy by distillation", progress):
@@ -71,28 +80,43 @@ def run_demo(
         )  # fmt: skip
 
     save_weights(dense, output / "dense.safetensors")
-    network = runs.Network("torch_separable.models:CifarResNet", {"blocks": 1, "num_classes": 10, "in_channels": 1})
+    arguments = {"blocks": 1, "num_classes": 10, "in_channels": 1}
+    network = Network("torch_separable.models:CifarResNet", arguments, train.image_shape)
+    command = shlex.join(["separable", "demo", "--output", str(output), "--seed", str(seed)])
     settings = {"data": train.describe(), "seed": seed, "budget": f"macs={_MACS}", "images": _CALIBRATION_IMAGES}
-    runs.write_run(output, recovered, chosen, network, settings, {"kind": "demo", "complete": False})
+    unmeasured = {"kind": "demo", "complete": False}
+    runs.write_run(output, recovered, chosen, network, settings, unmeasured, command=command)
 
     with _said("measuring", progress):
+        test_of = partial(_step, test=test)
+        steps = [
+            test_of("dense", dense, weights=output / "dense.safetensors"),
+            test_of("converted by SVD (baseline)", baseline),
+            test_of("converted by least squares", converted),
+            test_of("recovered by distillation", recovered, weights=output / runs.WEIGHTS),
+        ]
+        curve = [{"budget": f"macs={_MACS}", "method": "svd", **steps[1]}]
+        curve.append({"budget": f"macs={_MACS}", "method": "least_squares", **steps[2]})
+        for share, *both in zip(_CURVE, baselines[1:], choices[1:], strict=True):
+            for other in both:
+                point = test_of("converted", apply(dense, other, statistics, progress=progress))
+                curve.append({"budget": f"macs={share}", "method": other.method, **point})
+        compared = compare(dense, recovered, test.sample(_TIMED_IMAGES))
         results = {
             "kind": "demo",
             "complete": True,
             "title": "Handwritten digits: a dense CNN made depthwise separable",
             "data": {"train": len(train), "test": len(test), "size": list(train.image_shape)},
-            "steps": [
-                _step("dense", dense, test, output / "dense.safetensors"),
-                _step("converted by SVD (baseline)", baseline, test),
-                _step("converted by least squares", converted, test),
-                _step("recovered by distillation", recovered, test, output / runs.WEIGHTS),
-            ],
-            "milliseconds": _times(dense, recovered, test),
+            "steps": steps,
+            "curve": curve,
+            "milliseconds": compared.times(),
+            "layers": compared.layer_rows(),
+            "training": training,
             "history": history,
             "machine": runs.machine(),
-            "commands": [f"separable demo --output {output} --seed {seed}"],
+            "commands": [command],
         }
-    write_json(output / runs.RESULTS, results)
+    runs.write_run(output, recovered, chosen, network, settings, results, command=command)
     write_report(output)
     return results
 
@@ -100,25 +124,8 @@ def run_demo(
 def _step(name: str, model: nn.Module, test: ImageData, weights: Path | None = None) -> dict[str, Any]:
     counted = analyze(model, torch.zeros(1, *test.image_shape))
     result = evaluate(model, test, progress=False)
-    return {
-        "name": name,
-        "accuracy": result.accuracy,
-        "correct": result.correct,
-        "count": result.count,
-        "macs": counted.macs,
-        "parameters": counted.parameters,
-        "bytes": None if weights is None else weights.stat().st_size,
-    }
-
-
-def _times(dense: nn.Module, separable: nn.Module, test: ImageData) -> dict[str, Any]:
-    """Time both networks in turn, as PyTorch runs them: eager, in evaluation mode."""
-    images = test.sample(_TIMED_IMAGES)
-    dense.eval()
-    separable.eval()
-    with torch.inference_mode():
-        times = interleaved({"dense": lambda: dense(images), "separable": lambda: separable(images)}, rounds=60)
-    return {**times, "images": _TIMED_IMAGES, "rounds": 60, "threads": torch.get_num_threads()}
+    size = None if weights is None else weights.stat().st_size
+    return step(name, counted.macs, counted.parameters, size, result.to_dict())
 
 
 @contextmanager

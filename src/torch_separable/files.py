@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from torch_separable.errors import SeparableError
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
+_ASIDE: dict[Path, Path] = {}  # the files that are being written aside, and whose places they will take
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` that takes its place when the block ends without an exception.
 
-    Whatever interrupts the block, ``path`` keeps what it had and the temporary file is removed.
+    Whatever interrupts the block, ``path`` keeps what it had and the temporary file is removed. In an inner block, that
+    temporary file is written as it is.
 
     Raises:
         SeparableError: the folder cannot be made or written, or the disk is full.
@@ -44,6 +46,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ['a.txt']
     """
     path = Path(path)
+    if path in _ASIDE:
+        try:
+            yield path
+        except OSError as error:
+            raise _cannot_write(_ASIDE[path], error) from error
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -51,10 +59,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise _cannot_write(path, error) from error
     aside = Path(name)
+    _ASIDE[aside] = path
     try:
         yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(aside)
         umask = os.umask(0)
         os.umask(umask)
         aside.chmod(0o666 & ~umask)
@@ -62,7 +70,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
+        del _ASIDE[aside]
         aside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold what was written to the file ``path``."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _cannot_write(path: Path, error: OSError) -> SeparableError:
@@ -181,8 +196,13 @@ def _read_torch(path: Path) -> object:
         ) from error
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, keep_types: bool = False) -> None:
     """Load the weights in ``path`` into ``model``, all of them or none.
+
+    Args:
+        model: the network.
+        path: the file.
+        keep_types: whether the network takes the types of the file's numbers, as float16, or keeps its own.
 
     Raises:
         SeparableError: names or shapes differ (the message lists the first of each kind), or a weight is not finite.
@@ -222,6 +242,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise SeparableError(
             f"{path} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
         )
+    if keep_types:
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point() and given[name].is_floating_point():
+                tensor.data = tensor.data.to(given[name].dtype)
     model.load_state_dict(given)
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 _PATIENCE_S = 2.0
 
@@ -18,6 +19,16 @@ class Advance(Protocol):
 
     def __call__(self, note: str = "", steps: int = 1) -> None:
         """Move the bar by ``steps``."""
+
+
+class _Rate(ProgressColumn):
+    """Steps a second, or seconds a step where it takes them."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
 
 @contextmanager
@@ -31,6 +42,7 @@ def progress_bar(title: str, total: int, *, shown: bool, done: int = 0) -> Itera
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,

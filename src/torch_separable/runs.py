@@ -6,19 +6,26 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from torch_separable._version import __version__
-from torch_separable.convert import Plan, apply
+from torch_separable.card import MARK, model_card
+from torch_separable.convert import Plan
+from torch_separable.convert.apply import outline
 from torch_separable.errors import SeparableError
-from torch_separable.files import load_weights, read_json, save_weights, write_json
+from torch_separable.files import flush, load_weights, read_json, replacing, save_weights, write_json, write_text
+from torch_separable.networks import Network, bounded
 
 WEIGHTS, PLAN, CONFIG, RESULTS, PAGE = "model.safetensors", "plan.json", "config.json", "results.json", "index.html"
+CARD = "README.md"
+SCHEMA = 1
 
 
 def machine() -> dict[str, Any]:
@@ -43,16 +50,8 @@ def _processor() -> str:
 
 
 def command_line() -> str:
-    """Return the command that is running, as one would type it."""
+    """Return the command ``separable`` that is running, as one would type it."""
     return shlex.join(["separable", *sys.argv[1:]])
-
-
-@dataclass(frozen=True)
-class Network:
-    """How to build a dense network: a function's name and its arguments."""
-
-    model: str
-    arguments: dict[str, Any]
 
 
 def check_place(folder: Path) -> None:
@@ -69,24 +68,70 @@ def check_place(folder: Path) -> None:
 
 
 def write_run(
-    folder: Path, model: nn.Module, plan: Plan, network: Network, settings: dict[str, Any], results: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    plan: Plan,
+    network: Network,
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any],
+    *,
+    command: str | None = None,
 ) -> None:
-    """Write a converted network and how it came to be; each file whole or not at all, the weights last."""
-    plan.save(folder / PLAN)
+    """Write a converted network and how it came to be: whole, or not at all.
+
+    Everything is written aside first. Then the old weights go, the new files take their places, and the weights come
+    last; so a folder with weights is whole at any moment, and of one conversion.
+
+    Args:
+        folder: for the files; others in it stay.
+        model: the network.
+        plan: what was carried out.
+        network: how to build the dense network.
+        settings: of the run.
+        results: what was measured.
+        command: that repeats it.
+
+    Raises:
+        SeparableError: the folder cannot be written, or something cannot stand in a file.
+    """
+    network.check("the network to save")
     config = {
+        "version": SCHEMA,
         "model": network.model,
         "arguments": network.arguments,
-        "settings": settings,
-        "command": command_line(),
+        "input_shape": network.input_shape,
+        "settings": dict(settings),
+        "command": command,
         "machine": machine(),
     }
-    write_json(folder / CONFIG, config)
-    write_json(folder / RESULTS, results)
-    save_weights(model, folder / WEIGHTS)
+    with ExitStack() as stack:
+        # The first of them takes its place last.
+        names = [WEIGHTS, PLAN, CONFIG, RESULTS, *([CARD] if _card_is_ours(folder / CARD) else [])]
+        aside = {name: stack.enter_context(replacing(folder / name)) for name in names}
+        save_weights(model, aside[WEIGHTS])
+        plan.save(aside[PLAN])
+        write_json(aside[CONFIG], config)
+        write_json(aside[RESULTS], dict(results))
+        if CARD in aside:
+            size = aside[WEIGHTS].stat().st_size
+            write_text(aside[CARD], model_card(plan, network, results, size, machine(), command))
+        for path in aside.values():
+            flush(path)
+        (folder / WEIGHTS).unlink(missing_ok=True)
+
+
+def _card_is_ours(path: Path) -> bool:
+    """Whether the model card may be replaced: there is none, or nobody has made it their own."""
+    try:
+        return MARK in path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise SeparableError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def read_network(folder: Path) -> Network:
-    """Read how to build the dense network of a run.
+    """Read how to build the dense network of a run; nothing is imported.
 
     Raises:
         SeparableError: the folder is not of a run, or its config is damaged.
@@ -95,21 +140,71 @@ def read_network(folder: Path) -> Network:
         raise SeparableError(
             f"{folder} is not a converted network: it has no {CONFIG}. Give a folder that convert wrote"
         )
+    where = str(folder / CONFIG)
     config = read_json(folder / CONFIG, "how to build the dense network")
     if not isinstance(config, dict) or not isinstance(config.get("model"), str):
-        raise SeparableError(f'{folder / CONFIG} does not name a model: it should hold "model" and "arguments"')
-    arguments = config.get("arguments", {})
+        raise SeparableError(f'{where} does not name a model: it should hold "model" and "arguments"')
+    version = config.get("version", SCHEMA)
+    if type(version) is not int or version != SCHEMA:
+        raise SeparableError(f"{where} has version {version!r}; this release reads version {SCHEMA}: convert again")
+    arguments, shape = config.get("arguments", {}), config.get("input_shape")
     if not isinstance(arguments, dict):
-        raise SeparableError(f'{folder / CONFIG}: "arguments" should be a JSON object')
-    return Network(config["model"], arguments)
+        raise SeparableError(f'{where}: "arguments" should be a JSON object')
+    if not isinstance(shape, list | None):
+        raise SeparableError(f'{where}: "input_shape" should be a list of whole numbers, as [3, 32, 32]')
+    network = Network(config["model"], arguments, None if shape is None else tuple(shape))
+    network.check(where)
+    return network
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read what was measured of a network; an absent file is an empty one.
+
+    Raises:
+        SeparableError: the file is damaged.
+    """
+    if not (folder / RESULTS).exists():
+        return {}
+    results = read_json(folder / RESULTS, "a run's results")
+    if not isinstance(results, dict):
+        raise SeparableError(f"{folder / RESULTS} should hold a run's results, but is a {type(results).__name__}")
+    return results
+
+
+def build_dense(folder: Path, network: Network) -> nn.Module:
+    """Build the dense network of a run, unless it would be far larger than the run's weights say.
+
+    Raises:
+        SeparableError: it would be, it cannot be built, or the weights are missing or damaged.
+    """
+    with bounded(*_dense_size(folder / WEIGHTS)):
+        return network.build()
+
+
+def _dense_size(weights: Path) -> tuple[int, int]:
+    """How many values, at most, and tensors the dense network of these weights has; only the file's header is read."""
+    if not weights.is_file():
+        raise SeparableError(f"no weights at {weights}: the network was not saved to its end; save it again")
+    try:
+        with safe_open(weights, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it has no others
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SeparableError(f"{weights} is not a whole safetensors file ({error}): fetch or save it again") from error
+    sizes = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
+    values = sum(sizes.values())
+    for name, shape in shapes.items():
+        layer, found, _ = name.rpartition("conv_dw.weight")
+        if found:  # a dense kernel has at most as many entries as the pointwise one has, for each tap
+            values += sizes.get(f"{layer}conv_pw.weight", 0) * int(torch.Size(shape[2:]).numel())
+    return values, len(shapes)
 
 
 def load_converted(folder: Path, dense: nn.Module) -> nn.Module:
-    """Build the converted network of a run from its dense network and plan, and load its weights.
+    """Build the converted network of a run from its dense network and plan, and load its weights, in their own types.
 
     Raises:
         SeparableError: a file is missing or damaged, or plan and weights do not fit the network.
     """
-    converted = apply(dense, Plan.load(folder / PLAN))
-    load_weights(converted, folder / WEIGHTS)
+    converted = outline(dense, Plan.load(folder / PLAN))
+    load_weights(converted, folder / WEIGHTS, keep_types=True)
     return converted

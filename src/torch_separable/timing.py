@@ -5,6 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+from torch import nn
+
+WARM_UP = 2
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 30) -> dict[str, float]:
@@ -13,7 +18,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 30) 
     What slows the machine for a while slows every call alike, so the ratios of the medians hold where the times do not.
 
     Args:
-        calls: what to time, by name; each runs twice before it counts.
+        calls: what to time, by name; each runs twice (`WARM_UP`) before it counts.
         rounds: how often each is timed.
 
     Example:
@@ -23,11 +28,80 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 30) 
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        call()
-        call()
+        for _ in range(WARM_UP):
+            call()
     for _ in range(rounds):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def rounds_within(seconds: float, *calls: Callable[[], object], fewest: int, most: int) -> int:
+    """Return how many rounds of all ``calls`` take about ``seconds``, judged by one round after one that warms up.
+
+    Example:
+        >>> rounds_within(1, lambda: sum(range(10)), fewest=5, most=60)
+        60
+    """
+    start = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        for call in calls:
+            call()
+    return max(fewest, min(most, int(seconds / max(time.perf_counter() - start, 1e-9))))
+
+
+class LayerClock:
+    """A call that notes, each time it is made, the milliseconds that it spends within each of its layers.
+
+    Args:
+        call: what to run.
+        layers: the modules to watch, by name, none of them within another; one that runs several times in a call counts
+            with the sum, one that does not run with 0.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(64, 64)
+        >>> clock = LayerClock(lambda: layer(torch.zeros(8, 64)), {"fc": layer})
+        >>> for _ in range(3):
+        ...     clock()
+        >>> sorted(clock.medians()), clock.medians()["fc"] > 0
+        (['', 'fc'], True)
+    """
+
+    def __init__(self, call: Callable[[], object], layers: Mapping[str, nn.Module]) -> None:
+        self.call, self.layers = call, layers
+        self.rounds: list[dict[str, float]] = []
+
+    def __call__(self) -> None:
+        """Make the call."""
+        spent = dict.fromkeys(self.layers, 0.0)
+        started: dict[str, float] = {}
+
+        def enters(name: str) -> Callable[..., None]:
+            def hook(*_: object) -> None:
+                started[name] = time.perf_counter()
+
+            return hook
+
+        def leaves(name: str) -> Callable[..., None]:
+            def hook(*_: object) -> None:
+                spent[name] += 1e3 * (time.perf_counter() - started[name])
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, module in self.layers.items():
+                stack.callback(module.register_forward_pre_hook(enters(name)).remove)
+                stack.callback(module.register_forward_hook(leaves(name)).remove)
+            start = time.perf_counter()
+            self.call()
+            whole = 1e3 * (time.perf_counter() - start)
+        self.rounds.append({"": whole - sum(spent.values()), **spent})
+
+    def medians(self, skip: int = 0) -> dict[str, float]:
+        """Return each layer's median over calls, without the first ``skip``; ``""`` is what is outside of them."""
+        rounds = self.rounds[skip:]
+        return {name: statistics.median(spent[name] for spent in rounds) for name in rounds[0]}

@@ -159,7 +159,7 @@ def test_checkpoint_is_neither_mixed_with_another_run_nor_used_unasked(tmp_path:
     epochs: list[Any] = []
     run(str(tmp_path), temperature=4.0, resume=False, on_epoch=epochs.append, **settings)
     assert [record.epoch for record in epochs] == [0, 1]
-    assert json.loads((tmp_path / "config.json").read_text())["settings"]["temperature"] == 4
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["temperature"] == 4
 
 
 @pytest.mark.slow

@@ -177,13 +177,13 @@ def test_folder_holds_what_the_run_was_and_gave(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.safetensors",
         "checkpoint.safetensors",
-        "config.json",
         "log.jsonl",
+        "settings.json",
     ]
     loaded = network(5)
     load_weights(loaded, folder / "best.safetensors")
     assert equal(loaded, recovered)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "settings.json").read_text())
     assert RecoverConfig.from_dict(config["settings"]) == RecoverConfig(epochs=2, batch_size=32)
     assert config["data"] == images().describe()
     assert config["validation"]["split"] == "valid"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,10 @@ from torch_separable.cli.arguments import (
     print_json,
     read_budget,
 )
-from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
+from torch_separable.errors import SeparableError, SeparableValueError
+
+_TIMED_IMAGES = 8
+_METHODS = {"least_squares": "least squares", "svd": "SVD (baseline)"}
 
 
 def convert(
@@ -43,6 +46,9 @@ def convert(
         int, typer.Option(min=1, help="Calibration images; 256 to 1,024 suffice. No labels are used.")
     ] = 512,
     split: Annotated[str, typer.Option(help="Split that they are drawn from.")] = "train",
+    evaluate: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="Measure the accuracy of both networks on this split, too.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -59,9 +65,14 @@ def convert(
     """
     from torch_separable import runs
     from torch_separable.cli.networks import build_network
+    from torch_separable.cli.report import page_of
     from torch_separable.convert import convert as convert_network
+    from torch_separable.convert.render import render_plan
+    from torch_separable.measure import compare
+    from torch_separable.networks import Network
+    from torch_separable.recover import evaluate as evaluate_network
     from torch_separable.recover import load_data
-    from torch_separable.report import write_report
+    from torch_separable.terminal import show
 
     if (output / runs.WEIGHTS).exists() and not force:
         raise SeparableError(f"{output} already holds a converted network: choose another folder, or give --force")
@@ -70,21 +81,35 @@ def convert(
         raise SeparableValueError(f"--budget {budget} and --rank {rank} are both given: give one of them")
     if budget is None and rank is None:
         budget = "macs=0.5"
+    progress = not (quiet or json)
     arguments = keyword_arguments("--model-arg", model_arg)
+    Network(model, arguments).check("the network to convert")  # what could not be written in the end
     network = build_network(model, arguments, weights)
-    source = load_data(
-        data, split, image_size=image_size, mean=channel_values("--mean", mean), std=channel_values("--std", std)
-    )
+    prepared: dict[str, Any] = {
+        "image_size": image_size,
+        "mean": channel_values("--mean", mean),
+        "std": channel_values("--std", std),
+    }
+    source = load_data(data, split, **prepared)
+    held_out = None if evaluate is None else load_data(data, evaluate, **prepared)
+    sample = source.sample(min(images, len(source)), seed=seed)
     conversion = convert_network(
         network,
-        source.sample(min(images, len(source)), seed=seed),
+        sample,
         budget=None if budget is None else read_budget(budget),
         rank=rank,
         order=order,  # type: ignore[arg-type]
         method=method,  # type: ignore[arg-type]
         memory=read_bytes(memory),
-        progress=not (quiet or json),
+        progress=progress,
     )
+    evaluations = (
+        [None, None]
+        if held_out is None
+        else [evaluate_network(one, held_out, progress=progress) for one in (network, conversion.model)]
+    )
+    before, after = (None if evaluation is None else evaluation.to_dict() for evaluation in evaluations)
+    compared = compare(network, conversion.model, sample[:_TIMED_IMAGES])
     settings = {
         "weights": None if weights is None else str(weights),
         "data": source.describe(),
@@ -95,22 +120,31 @@ def convert(
         "rank": rank,
         "order": order,
         "method": method,
+        "evaluate": evaluate,
     }
     results = {
         "kind": "convert",
         "title": f"{type(network).__name__}, converted",
         "conversion": conversion.report.to_dict(),
+        "data": {"calibration": len(sample), "test": None if held_out is None else len(held_out), "split": evaluate},
+        "steps": [
+            compared.step("dense", 0, before),
+            compared.step(f"converted by {_METHODS.get(method, method)}", 1, after),
+        ],
+        "milliseconds": compared.times(),
+        "layers": compared.layer_rows(),
     }
-    runs.write_run(output, conversion.model, conversion.plan, runs.Network(model, arguments), settings, results)
+    made_of = Network(model, arguments, source.image_shape)
+    runs.write_run(output, conversion.model, conversion.plan, made_of, settings, results, command=runs.command_line())
     if json:
         print_json({"output": str(output), **conversion.report.to_dict()})
     else:
-        print(conversion.plan)
+        show(render_plan(conversion.plan))
         print(conversion.report)
-    try:
-        print(f"written to {output}; open {write_report(output)}")
-    except MissingExtraError as missing:  # the page is a help to look at the run, which is whole without it
-        print(f"written to {output}, without a page: {missing}")
+        if held_out is not None:
+            print("accuracy    {} -> {}".format(*evaluations))
+    print(f"written to {output}")
+    print(page_of(output))
 
 
 def read_bytes(text: str) -> int:

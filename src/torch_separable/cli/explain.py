@@ -23,6 +23,7 @@ def explain(
     depth_multiplier: Annotated[int, typer.Option(help="Multiplier, or rank, of a depthwise separable layer.")] = 1,
     bias: Annotated[bool, typer.Option(help="Whether outputs have a bias.")] = True,
     figure: Annotated[Path | None, typer.Option(help="Draw it: a .svg, .png or .pdf file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an interactive page that opens at this layer.")] = None,
     json: Json = False,
 ) -> None:
     """Work out what one convolution costs, and what grouping or separating it would save.
@@ -30,6 +31,7 @@ def explain(
     Example: **separable explain --in 4 --out 8 --kernel 3 --groups 2 --input 3,3 --figure groups.svg**
     """
     from torch_separable.explain import explain as work_out
+    from torch_separable.explain.explorer import ExplorerState, write_explorer
 
     input_size = whole_numbers("--input", size)
     kernel_size = whole_numbers("--kernel", kernel)
@@ -50,9 +52,13 @@ def explain(
     )
     if figure is not None:
         explanation.save(figure)
+    if html is not None:
+        write_explorer(html, ExplorerState.of(explanation))
     if json:
         print_json(explanation.to_dict())
     else:
         print(explanation)
         if figure is not None:
             print(f"\nfigure: {figure}")
+        if html is not None:
+            print(f"\npage: {html}")

@@ -15,7 +15,9 @@ from torch_separable.cli.convert import convert
 from torch_separable.cli.demo import demo
 from torch_separable.cli.evaluate import evaluate
 from torch_separable.cli.explain import explain
+from torch_separable.cli.export import export
 from torch_separable.cli.recover import recover
+from torch_separable.cli.report import report
 from torch_separable.cli.summary import summary
 from torch_separable.errors import SeparableError
 
@@ -84,7 +86,7 @@ def _options(
     """Count, explain, convert to, and recover depthwise separable convolutions in PyTorch networks."""
 
 
-for command in (demo, summary, explain, convert, recover, evaluate):
+for command in (demo, summary, explain, convert, recover, evaluate, report, export):
     app.command()(command)
 
 

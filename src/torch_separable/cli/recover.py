@@ -25,6 +25,8 @@ from torch_separable.errors import SeparableError, SeparableValueError
 if TYPE_CHECKING:
     from torch import nn
 
+_TIMED_IMAGES = 8
+
 
 def recover(
     folder: Annotated[Path, typer.Argument(help="A folder that convert wrote.")],
@@ -58,9 +60,17 @@ def recover(
     import torch
 
     from torch_separable import runs
-    from torch_separable.files import save_weights, write_json
+    from torch_separable.cli.report import page_of
+    from torch_separable.convert import Plan
+    from torch_separable.files import read_json
+    from torch_separable.measure import compare
+    from torch_separable.networks import built_by
     from torch_separable.recover import EpochRecord, load_data
+    from torch_separable.recover import evaluate as evaluate_network
     from torch_separable.recover import recover as distil
+    from torch_separable.recover.journal import read_records
+    from torch_separable.recover.run import LOG
+    from torch_separable.report import results_table
 
     if not 0 <= hold_out < 1:
         raise SeparableValueError(f"--hold-out {hold_out}: must be a share, at least 0 and below 1")
@@ -76,6 +86,7 @@ def recover(
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
         source, validation = source.subset(order[held:]), source.subset(order[:held])
     place = output or folder / "recovered"
+    progress = not (quiet or json)
     history: list[EpochRecord] = []
 
     def follow(record: EpochRecord) -> None:
@@ -90,16 +101,44 @@ def recover(
         validation=validation,
         output_dir=place,
         resume=not fresh,
-        progress=not (quiet or json),
+        progress=progress,
         on_epoch=follow,
         **{"epochs": epochs, **keyword_arguments("--set", setting)},
     )
-    save_weights(recovered, place / runs.WEIGHTS)
-    write_json(place / "command.json", {"command": runs.command_line(), "machine": runs.machine()})
+    settings = {"data": source.describe(), "teacher": str(teacher), "epochs": epochs, "set": setting}
+    # A run that goes on from a checkpoint has its first epochs in the log alone.
+    epochs_done = [record for record in read_records(place / LOG) if record["kind"] == "epoch"]
+    tried = [record["validation"] for record in epochs_done if record["validation"]]
+    compared = compare(dense, recovered, source.sample(min(_TIMED_IMAGES, len(source))))
+    before, converted, best = None, None, None
+    if validation is not None and tried:
+        before = evaluate_network(dense, validation, progress=progress).to_dict()
+        converted, best = tried[0], max(tried, key=lambda result: (result["accuracy"], -result["loss"]))
+    converted_by = read_json(folder / runs.CONFIG, "how the network was converted").get("command")
+    results = {
+        "kind": "recover",
+        "title": f"{type(dense).__name__}, converted and recovered",
+        "data": {"train": len(source), "test": None if validation is None else len(validation), "split": "hold-out"},
+        "steps": [
+            compared.step("dense", 0, before),
+            compared.step("converted", 1, converted),
+            compared.step("recovered by distillation", 1, best),
+        ],
+        "milliseconds": compared.times(),
+        "layers": compared.layer_rows(),
+        "epochs": epochs_done,
+        "commands": [command for command in (converted_by, runs.command_line()) if isinstance(command, str)],
+    }
+    network = built_by(dense)
+    assert network is not None
+    plan = Plan.load(folder / runs.PLAN)
+    runs.write_run(place, recovered, plan, network, settings, results, command=runs.command_line())
     if json:
         print_json({"weights": str(place / runs.WEIGHTS), "epochs": [record.to_dict() for record in history]})
     else:
-        print(f"written to {place / runs.WEIGHTS}: try it with separable evaluate {folder} --weights ...")
+        print(results_table(results))
+        print(f"written to {place}: try it with separable evaluate {place} ...")
+    print(page_of(place))
 
 
 def converted_network(
@@ -110,8 +149,9 @@ def converted_network(
     Nothing that a folder names is imported but the networks of ``torch_separable.models``; others the caller names.
     """
     from torch_separable import runs
-    from torch_separable.cli.networks import build_network, is_built_in
+    from torch_separable.cli.networks import look_here
     from torch_separable.files import load_weights
+    from torch_separable.networks import Network, is_built_in
 
     network = runs.read_network(folder)
     if model is None and not is_built_in(network.model):
@@ -119,7 +159,11 @@ def converted_network(
             f"{folder} was made of {network.model}, which would have to be imported: if you trust it, "
             f"give --model {network.model}"
         )
-    dense = build_network(model or network.model, {**network.arguments, **arguments}, teacher)
+    network = Network(model or network.model, {**network.arguments, **arguments}, network.input_shape)
+    look_here(network.model)
+    dense = runs.build_dense(folder, network)
+    if teacher is not None:
+        load_weights(dense, teacher)
     converted = runs.load_converted(folder, dense)
     if weights is not None:
         load_weights(converted, weights)

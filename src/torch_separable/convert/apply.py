@@ -78,10 +78,7 @@ def apply(
     if plan.method == "svd" or images is None:
         for entry in plan.converted:
             conv = found[entry.name]
-            # A fitted layer has a bias, so one whose weights are still to be loaded needs the place for it.
-            fitted = plan.method == "least_squares" and conv.bias is None
-            bias = torch.zeros(conv.out_channels) if fitted else None
-            _replace(student, entry, _decoupled(grouped_weight(conv), entry), bias)
+            _replace(student, entry, _decoupled(grouped_weight(conv), entry), _new_bias(plan, conv))
         return student
 
     statistics = images if isinstance(images, Statistics) else calibrate(model, images, memory=memory)
@@ -121,6 +118,37 @@ def apply(
                 _replace(student, entry, factors, bias)
                 advance(name)
     return student
+
+
+def outline(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of ``model`` with the layers of the plan, all of their kernels zero: to load weights into.
+
+    Raises:
+        SeparableError: the plan is for another network; the message names the first layer that differs.
+
+    Example:
+        >>> dense = nn.Sequential(nn.Conv2d(3, 8, 3))
+        >>> outline(dense, Plan("svd", (LayerPlan("0", (8, 3, 3, 3), "pointwise_first", 2),)))[0].conv_dw.weight.shape
+        torch.Size([8, 2, 3, 3])
+    """
+    refresh_weights(model)
+    found = survey(model).convertible
+    check_plan(model, plan, found)
+    student = copy.deepcopy(model)
+    for entry in plan.converted:
+        assert entry.order is not None
+        conv = found[entry.name]
+        (M, C), K, D = conv.weight.shape[:2], math.prod(conv.kernel_size), entry.rank
+        channels = C if entry.order == "depthwise_first" else M // conv.groups
+        zero = torch.zeros(1)
+        factors = Factors(entry.order, zero.expand(channels, D, K), zero.expand(M // conv.groups, C, D))
+        _replace(student, entry, (factors,) * conv.groups, _new_bias(plan, conv))
+    return student
+
+
+def _new_bias(plan: Plan, conv: Conv) -> Tensor | None:
+    """A fitted layer has a bias even where the dense one has none; whoever loads its weights needs the place for it."""
+    return torch.zeros(conv.out_channels) if plan.method == "least_squares" and conv.bias is None else None
 
 
 def _record_student(student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics) -> Recording:
@@ -250,4 +278,5 @@ def separable_of(conv: Any, factors: tuple[Factors, ...], bias: Tensor | None) -
     for hooks in _HOOKS:
         kept = {i: h for i, h in getattr(conv, hooks).items() if not isinstance(h, COMPUTES_WEIGHT)}
         getattr(layer, hooks).update(kept)
+    layer._is_full_backward_hook = conv._is_full_backward_hook
     return layer

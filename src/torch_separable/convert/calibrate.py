@@ -18,6 +18,7 @@ from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.outputs import evaluating, logits_of
+from torch_separable.progress import progress_bar
 
 Images = Tensor | Iterable[Batch]
 
@@ -26,7 +27,7 @@ _BATCH = 64
 _FEWEST_IMAGES = 8
 _FEWEST_PIXELS = 1024
 _LARGEST = 32  # normalised pixels stay well below
-_BLOCK = 8192  # rows of samples that are centred at a time
+_BLOCK = 512  # rows of samples that are centred at a time
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Statistics:
         raise KeyError(name)
 
 
-def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY) -> Statistics:
+def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY, progress: bool = False) -> Statistics:
     """Gather second moments of each convertible convolution's input patches, ``E[x xᵀ]``, from unlabelled images.
 
     The network runs in evaluation mode and is not changed. A few thousand output pixels of each layer are sampled over
@@ -105,6 +106,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY)
             network takes as keyword arguments.
         memory: bytes that samples and moments may take at a time; a layer that needs more by itself for 1,024 output
             pixels takes it. The layers are recorded in as many passes as that needs.
+        progress: whether a bar may appear on a terminal.
 
     Raises:
         SeparableError: there is nothing to convert, too few images, or images that the network cannot take; NaN or
@@ -122,6 +124,8 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY)
     if not found.convertible:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.kept.items())[:3])
         raise SeparableError(f"{type(model).__name__} has no convolution to convert ({reasons or 'none at all'})")
+    if "" in found.convertible:
+        raise SeparableError("the network is a single convolution, which has no place in a network: wrap it in one")
     refresh_weights(model)
     # A first look: which layers run, in which order, and how often.
     once = record(model, batches[:1], found.convertible, dict.fromkeys(found.convertible, 1))
@@ -135,14 +139,18 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY)
     seen: dict[str, Recording] = {}
     moments: dict[str, tuple[Moments, ...]] = {}
     held = 0
-    for group in _groups(running, pixels, once, memory):
-        recordings = record(model, batches, group, pixels, patches=True)
-        for name, conv in group.items():
-            size = _moment_bytes(conv)
-            if held + size <= memory // 2:
-                moments[name] = _dense_moments(conv, recordings[name])
-                held += size
-            seen[name] = replace(recordings.pop(name), patches=None, outputs=torch.empty(0), residual=None)
+    groups = _groups(running, pixels, once, memory)
+    steps = len(groups) * len(batches) + len(running)
+    with progress_bar("calibrating", steps, shown=progress) as advance:
+        for group in groups:
+            recordings = record(model, batches, group, pixels, patches=True, advance=advance)
+            for name, conv in group.items():
+                size = _moment_bytes(conv)
+                if held + size <= memory // 2:
+                    moments[name] = _dense_moments(conv, recordings[name])
+                    held += size
+                seen[name] = replace(recordings.pop(name), patches=None, outputs=torch.empty(0), residual=None)
+                advance(name)
 
     total = analyze(model, _one(placed(model, batches[0])))
     layers = []
@@ -187,16 +195,19 @@ def moments_of(model: nn.Module, statistics: Statistics, name: str) -> tuple[Mom
     return _dense_moments(conv, recording[name])
 
 
-def sample_moments(patches: Tensor, target: Tensor, groups: int) -> tuple[Moments, ...]:
+def sample_moments(
+    patches: Tensor, target: Tensor, groups: int, known: tuple[Moments, ...] | None = None
+) -> tuple[Moments, ...]:
     """Compute centred second moments of samples, in float64, one entry a group.
 
     Args:
         patches: (P, C·K).
         target: (P, M).
         groups: of the convolution.
+        known: moments of the same patches with another target, whose share of the work is taken over.
     """
     result = []
-    for x, t in zip(patches.chunk(groups, dim=1), target.chunk(groups, dim=1), strict=True):
+    for g, (x, t) in enumerate(zip(patches.chunk(groups, dim=1), target.chunk(groups, dim=1), strict=True)):
         count, sum_x, sum_t = over_processes(
             torch.tensor(float(len(x)), dtype=torch.float64),
             x.sum(0, dtype=torch.float64),
@@ -206,13 +217,15 @@ def sample_moments(patches: Tensor, target: Tensor, groups: int) -> tuple[Moment
         entries, outputs = x.shape[1], t.shape[1]
         S, T, v = (sum_x.new_zeros(shape) for shape in ((entries, entries), (outputs, entries), (outputs,)))
         for xb, tb in zip(x.split(_BLOCK), t.split(_BLOCK), strict=True):
-            # Centred before the product, in single precision: the rounding is far below the noise of sampling.
-            xc, tc = xb - mean_x.to(x), tb - mean_t.to(t)
-            S += xc.T @ xc
+            # In double precision: rounded to single, the product need not be positive definite by as much as the ridge.
+            xc, tc = xb - mean_x, tb - mean_t
+            if known is None:
+                S += xc.T @ xc
             T += tc.T @ xc
-            v += tc.square().sum(0, dtype=torch.float64)
+            v += tc.square().sum(0)
         S, T, v = over_processes(S, T, v)
-        result.append(Moments(S / count, T / count, mean_x, mean_t, v / count, int(count)))
+        S = S / count if known is None else known[g].patches
+        result.append(Moments(S, T / count, mean_x, mean_t, v / count, int(count)))
     return tuple(result)
 
 

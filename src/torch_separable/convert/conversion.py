@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, calibrate,
 from torch_separable.convert.factorize import Order
 from torch_separable.convert.plan import Method, Plan
 from torch_separable.convert.planner import Budget, check_choice, plan
+from torch_separable.convert.record import Batch
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Report:
         agreement: share of images whose largest output is the same.
         converted: layers that were replaced.
         kept: reason by name for every convolution that was not.
+        input_shape: of one calibration image, (C, H, W); empty where the network takes several inputs.
     """
 
     macs: tuple[int, int]
@@ -33,6 +36,7 @@ class Report:
     agreement: float
     converted: tuple[str, ...]
     kept: dict[str, str]
+    input_shape: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -45,8 +49,8 @@ class Report:
                 f"MACs        {dense_macs:,} -> {macs:,} ({dense_macs / macs:.2f}x fewer)",
                 f"parameters  {dense_parameters:,} -> {parameters:,} ({dense_parameters / parameters:.2f}x fewer)",
                 f"layers      {len(self.converted)} converted, {len(self.kept)} kept",
-                f"outputs     {100 * self.output_error:.3g} % of their variance changed; "
-                f"the same answer for {100 * self.agreement:.1f} % of the calibration images",
+                f"outputs     {100 * self.output_error:.3g} % of their variance changed",
+                f"answers     the same for {100 * self.agreement:.1f} % of the calibration images",
             ]
         )
 
@@ -96,7 +100,7 @@ def convert(
         True
     """
     check_choice(budget, rank, order, method)  # before the minutes that calibration may take
-    statistics = calibrate(model, images, memory=memory)
+    statistics = calibrate(model, images, memory=memory, progress=progress)
     chosen = plan(model, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress)
     converted = apply(model, chosen, statistics, progress=progress)
     outputs = network_outputs(converted, statistics.batches)
@@ -109,5 +113,11 @@ def convert(
         agreement=float((outputs.argmax(1) == statistics.outputs.argmax(1)).float().mean()),
         converted=tuple(layer.name for layer in chosen.converted),
         kept={layer.name: layer.reason for layer in chosen.layers if layer.order is None},
+        input_shape=_input_shape(statistics.batches[0]),
     )
     return Conversion(converted, chosen, report)
+
+
+def _input_shape(batch: Batch) -> tuple[int, ...]:
+    inputs = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+    return tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()

@@ -29,6 +29,12 @@ Order = Literal["depthwise_first", "pointwise_first"]
 # and enough for moments that are singular (dead channels, fewer patches than entries).
 RIDGE = 1e-6
 
+# Share of the target's variance below which what is left to gain is rounding of the samples.
+_EXACT = 1e-10
+
+# Bytes of the largest intermediate of a sweep; layers that would need more are worked through in parts.
+_WORKSPACE = 2**27
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -164,7 +170,13 @@ def _factors(order: Order, pointwise: Tensor, depthwise: Tensor, rank: int) -> F
 
 
 def fit(
-    moments: Moments, start: Factors, *, weights: Tensor | None = None, sweeps: int = 12, tolerance: float = 3e-3
+    moments: Moments,
+    start: Factors,
+    *,
+    weights: Tensor | None = None,
+    towards: Tensor | None = None,
+    sweeps: int = 12,
+    tolerance: float = 3e-3,
 ) -> Factors:
     """Minimise the error of the output over the data by alternating least squares.
 
@@ -177,6 +189,8 @@ def fit(
         start: factors to begin from; they decide order and rank.
         weights: importance of each output channel, shape (M,); matters depthwise first only, where outputs share
             kernels.
+        towards: dense kernel (M, C, K) to stay near to where the patches say nothing, as fewer patches than entries do
+            of most directions; by default that of ``start``.
         sweeps: at most so many alternations.
         tolerance: stop when a sweep lowers the error by less than this share of it.
 
@@ -186,11 +200,15 @@ def fit(
     _, channels, _ = start.pointwise.shape
     taps = start.depthwise.shape[2]
     S = ridged(moments.patches).view(channels, taps, channels, taps)
-    T = moments.cross.view(-1, channels, taps)
+    # The ridge draws to a kernel that is known, and not to zero: other images than these have patches there.
+    anchor = start.kernel() if towards is None else towards
+    T = moments.cross.view(-1, channels, taps) + _ridge(moments.patches) * anchor
     step = _sweep_depthwise_first if start.order == "depthwise_first" else _sweep_pointwise_first
     best, best_error = start, output_error(start.kernel(), moments, weights)
     current = start
     for _ in range(sweeps):
+        if best_error <= _EXACT:
+            break
         current = step(current, S, T, weights)
         error = output_error(current.kernel(), moments, weights)
         gain = best_error - error
@@ -203,10 +221,13 @@ def fit(
 
 def ridged(patches: Tensor) -> Tensor:
     """Second moments with `RIDGE` added to the diagonal, so that dead channels and few patches leave them definite."""
-    level = RIDGE * patches.diagonal().mean().clamp_min(1e-12)
     ridged = patches.double().clone()
-    ridged.diagonal().add_(level)
+    ridged.diagonal().add_(_ridge(patches))
     return ridged
+
+
+def _ridge(patches: Tensor) -> float:
+    return RIDGE * (float(patches.diagonal().mean()) or 1.0)
 
 
 def output_error(kernel: Tensor, moments: Moments, weights: Tensor | None = None) -> float:
@@ -235,19 +256,37 @@ def _sweep_depthwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tens
     # The depthwise kernels of one channel after the other: (PᵀΩP ⊗ S[c, c]) ΔB[c] = PᵀΩ × what is left to explain.
     ΩP = P if weights is None else P * weights[:, None, None]
     left = T.flatten(1) - torch.einsum("mcd,cdk->mck", P, B).flatten(1) @ S.reshape(channels * taps, -1)
-    H = torch.einsum("mcd,mcq,cicj->cdiqj", ΩP, P, S).reshape(channels, rank * taps, rank * taps)
-    L = _cholesky(H)
+    own = torch.einsum("cicj->cij", S)
     rows = S.reshape(channels, taps, -1)
-    for c in range(channels):
-        R = ΩP[:, c].T @ left[:, c * taps : (c + 1) * taps]
-        step = torch.cholesky_solve(R.reshape(-1, 1), L[c]).reshape(rank, taps)
-        B[c] += step
-        left -= P[:, c] @ (step @ rows[c])
+    together = max(1, _WORKSPACE // (8 * (rank * taps) ** 2))
+    for first in range(0, channels, together):
+        some = slice(first, first + together)
+        PP = torch.einsum("mcd,mcq->cdq", ΩP[:, some], P[:, some])
+        L = _cholesky(torch.einsum("cdq,cij->cdiqj", PP, own[some]).reshape(-1, rank * taps, rank * taps))
+        for c, factor in enumerate(L, start=first):
+            R = ΩP[:, c].T @ left[:, c * taps : (c + 1) * taps]
+            step = torch.cholesky_solve(R.reshape(-1, 1), factor).reshape(rank, taps)
+            B[c] += step
+            left -= P[:, c] @ (step @ rows[c])
     return Factors("depthwise_first", B, P)
 
 
 def _sweep_pointwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None) -> Factors:
-    del weights  # every output has kernels of its own
+    del weights  # every output has kernels of its own, and so is solved for by itself
+    _, rank, taps = factors.depthwise.shape
+    channels = S.shape[0]
+    by_taps = S.permute(1, 3, 0, 2).reshape(taps * taps, channels * channels)
+    together = max(1, _WORKSPACE // (8 * channels * max(channels, rank * taps * taps)))
+    parts = [
+        _sweep_outputs(Factors("pointwise_first", *part[:2]), S, by_taps, part[2])
+        for part in zip(*(t.split(together) for t in (factors.depthwise, factors.pointwise, T)), strict=True)
+    ]
+    return Factors(
+        "pointwise_first", torch.cat([part.depthwise for part in parts]), torch.cat([part.pointwise for part in parts])
+    )
+
+
+def _sweep_outputs(factors: Factors, S: Tensor, by_taps: Tensor, T: Tensor) -> Factors:
     B = _unit_rows(factors.depthwise)
     P = factors.pointwise * factors.depthwise.norm(dim=2)[:, None, :]
     outputs, rank, taps = B.shape
@@ -257,13 +296,14 @@ def _sweep_pointwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tens
     left = T - (torch.einsum("mcd,mdk->mck", P, B).flatten(1) @ flat).view_as(T)
     for d in range(rank):
         b = B[:, d]
-        A = torch.einsum("mi,mcie->mce", b, torch.einsum("ciej,mj->mcie", S, b))
+        A = ((b[:, :, None] * b[:, None, :]).flatten(1) @ by_taps).view(outputs, channels, channels)
         step = _solve(A, torch.einsum("mci,mi->mc", left, b)[..., None])
         P[..., d] += step[..., 0]
         left -= ((step * b[:, None, :]).flatten(1) @ flat).view_as(T)
     # All depthwise kernels of an output at once: rank·K unknowns.
-    SP = torch.einsum("ciej,meq->mciqj", S, P)
-    A = torch.einsum("mcd,mciqj->mdiqj", P, SP).reshape(outputs, rank * taps, rank * taps)
+    Pt = P.transpose(1, 2)
+    PS = (Pt.reshape(outputs * rank, channels) @ S.reshape(channels, -1)).view(outputs, rank * taps, channels, taps)
+    A = (Pt[:, None] @ PS).reshape(outputs, rank * taps, rank * taps)
     R = torch.einsum("mcd,mci->mdi", P, T).reshape(outputs, rank * taps, 1)
     return Factors("pointwise_first", _solve(A, R).reshape(outputs, rank, taps), P)
 

@@ -76,6 +76,27 @@ def _reason_to_keep(conv: Conv) -> str | None:
     return None
 
 
+def in_words(conv: nn.Module) -> str:
+    """Say what a convolution is, as briefly as its kind allows.
+
+    Example:
+        >>> in_words(nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4))
+        'Conv2d(8, 16, 3x3/2, groups 4)'
+    """
+    shape: Any = conv
+    stride = "" if set(shape.stride) == {1} else f"/{_times(shape.stride)}"
+    parts = [str(shape.in_channels), str(shape.out_channels), f"{'x'.join(map(str, shape.kernel_size))}{stride}"]
+    if set(shape.dilation) != {1}:
+        parts.append(f"dilation {_times(shape.dilation)}")
+    if shape.groups > 1:
+        parts.append(f"groups {shape.groups}")
+    return f"{type(conv).__name__}({', '.join(parts)})"
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return str(sizes[0]) if len(set(sizes)) == 1 else "x".join(map(str, sizes))
+
+
 def spec_of(conv: Conv) -> ConvSpec:
     """Return the shape of a convolution; ``padding="same"`` is given as the smaller side of it."""
     return ConvSpec(

@@ -30,6 +30,7 @@ class LayerPlan:
         macs: multiply-accumulates for each image (dense, planned).
         parameters: (dense, planned).
         error: share of the output's variance that a fit to this layer alone loses on the calibration images.
+        dense: the dense convolution in words, as ``Conv2d(16, 32, 3x3/2)``: channels, kernel, stride.
     """
 
     name: str
@@ -40,6 +41,7 @@ class LayerPlan:
     macs: tuple[int, int] = (0, 0)
     parameters: tuple[int, int] = (0, 0)
     error: float = 0.0
+    dense: str = ""
 
     def __post_init__(self) -> None:
         where = f"layer {self.name!r} of the plan"
@@ -60,8 +62,31 @@ class LayerPlan:
             )
         if type(self.error) not in (int, float) or not -math.inf < self.error < math.inf:
             raise SeparableError(f"{where} has error={self.error!r}: expected a number")
-        if not isinstance(self.reason, str):
-            raise SeparableError(f"{where} has reason={self.reason!r}: expected words")
+        for name in ("reason", "dense"):
+            if not isinstance(getattr(self, name), str):
+                raise SeparableError(f"{where} has {name}={getattr(self, name)!r}: expected words")
+
+    @property
+    def before(self) -> str:
+        """The dense convolution in words."""
+        if self.dense or len(self.weight_shape) < 3:
+            return self.dense or f"kernel {'x'.join(map(str, self.weight_shape))}"
+        outputs, inputs, *kernel = self.weight_shape
+        return f"Conv{len(kernel)}d({inputs}, {outputs}, {'x'.join(map(str, kernel))})"
+
+    @property
+    def after(self) -> str:
+        """What stands in its place, in words and in the order in which it runs; empty where it is kept.
+
+        Example:
+            >>> LayerPlan("conv1", (8, 4, 3, 3), "pointwise_first", rank=2).after
+            'pointwise + depthwise 3x3 ·2'
+        """
+        if self.order is None:
+            return ""
+        kernel, multiplier = "x".join(map(str, self.weight_shape[2:])), f" ·{self.rank}" if self.rank > 1 else ""
+        depthwise = f"depthwise {kernel}{multiplier}"
+        return f"{depthwise} + pointwise" if self.order == "depthwise_first" else f"pointwise + {depthwise}"
 
 
 @dataclass(frozen=True)
@@ -149,21 +174,9 @@ class Plan:
             raise SeparableError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
-        rows = [
-            (x.name, f"{x.order} {x.rank}" if x.order else "keep", f"{x.macs[0]:,}", f"{x.macs[1]:,}", x.reason)
-            for x in self.layers
-        ]
-        heads = ("layer", "becomes", "MACs", "planned", "")
-        widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(4)]
-        lines = [
-            "  ".join(
-                [r[0].ljust(widths[0]), r[1].ljust(widths[1]), r[2].rjust(widths[2]), r[3].rjust(widths[3]), r[4]]
-            ).rstrip()
-            for r in (heads, *rows)
-        ]
-        dense, planned = self.macs
-        lines.append(f"whole network: {dense:,} -> {planned:,} MACs ({dense / max(planned, 1):.2f}x fewer)")
-        return "\n".join(lines)
+        from torch_separable.convert.render import render_plan  # which imports this file
+
+        return render_plan(self).plain
 
 
 def _check_version(version: object) -> None:

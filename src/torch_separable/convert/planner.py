@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics as middle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from torch_separable.convert.allocate import choose
 from torch_separable.convert.apply import separable_of
 from torch_separable.convert.calibrate import LayerStatistics, Statistics, moments_of, over_processes
 from torch_separable.convert.factorize import Order, decouple
-from torch_separable.convert.layers import grouped_weight, survey
+from torch_separable.convert.layers import grouped_weight, in_words, survey
 from torch_separable.convert.plan import LayerPlan, Method, Plan, separable_macs, separable_specs
 from torch_separable.convert.record import run
 from torch_separable.convert.sensitivity import Choice, Option, fit_options, measure
@@ -104,9 +104,39 @@ def plan(
         True
     """
     check_choice(budget, rank, order, method)
+    if budget is not None:
+        return plans(model, statistics, [budget], order=order, method=method, progress=progress)[0]
+    assert rank is not None
+    choices = _choices(statistics, rank, order)
+    options, _ = _options(model, statistics, choices, method, progress, every=True)
+    chosen = [min(of, key=lambda o: o.error) for of in options]
+    return _plan(model, statistics, method, chosen, options, rank)
+
+
+def plans(
+    model: nn.Module,
+    statistics: Statistics,
+    budgets: Sequence[Budget],
+    *,
+    order: Order | None = None,
+    method: Method = "least_squares",
+    progress: bool = False,
+) -> list[Plan]:
+    """Make a plan for each budget; the layers are measured once. Arguments and errors are those of `plan`."""
+    choices = _choices(statistics, None, order)
+    rooms = [_room(model, statistics, budget, choices, method) for budget in budgets]  # before minutes of measuring
+    options, changes = _options(model, statistics, choices, method, progress)
+    result = []
+    for sizes, room in rooms:
+        picked = choose([[0.0, *change] for change in changes], sizes, room)
+        chosen = [None if i == 0 else of[i - 1] for i, of in zip(picked, options, strict=True)]
+        result.append(_plan(model, statistics, method, chosen, options, None))
+    return result
+
+
+def _choices(statistics: Statistics, rank: int | None, order: Order | None) -> list[list[Choice]]:
+    """Return for each layer the orders, and within them the rising ranks, that it may take."""
     orders = get_args(Order) if order is None else (order,)
-    found = survey(model).convertible
-    costs = _cost_of(model, statistics, budget, method)
     choices: list[list[Choice]] = []
     for layer in statistics.layers:
         most = math.prod(layer.spec.kernel_size)
@@ -115,7 +145,20 @@ def plan(
         else:
             possible = [(o, r) for o in orders for r in range(1, most + 1)]
             choices.append([c for c in possible if _macs(layer, c) < layer.macs])
+    return choices
 
+
+def _options(
+    model: nn.Module,
+    statistics: Statistics,
+    choices: list[list[Choice]],
+    method: Method,
+    progress: bool,
+    *,
+    every: bool = False,
+) -> tuple[list[list[Option]], list[list[float]]]:
+    """Fit the choices (all of them with ``every``), or else measure how much they change the network's outputs."""
+    found = survey(model).convertible
     options: list[list[Option]] = []
     changes: list[list[float]] = []
     with progress_bar("measuring layers", len(statistics.layers), shown=progress) as advance:
@@ -126,16 +169,12 @@ def plan(
                 changes.append([])
                 continue
             moments = moments_of(model, statistics, layer.name)
-            fitted = fit_options(layer, conv, moments, allowed, method, every=rank is not None)
+            fitted = fit_options(layer, conv, moments, allowed, method, every=every)
             options.append(fitted)
-            if budget is not None:
+            if not every:
                 changes.append(measure(model, statistics, layer, conv, moments, fitted, method))
             advance(layer.name)
-
-    if budget is None:
-        chosen = [min(of, key=lambda o: o.error) for of in options]
-        return _plan(model, statistics, method, list(zip(statistics.layers, chosen, strict=True)), options)
-    return _within(model, budget, statistics, options, changes, costs, method)
+    return options, changes
 
 
 def check_choice(budget: Budget | None, rank: int | None, order: object, method: object) -> None:
@@ -152,25 +191,24 @@ def check_choice(budget: Budget | None, rank: int | None, order: object, method:
         raise SeparableValueError(f"method={method!r}: must be one of {', '.join(get_args(Method))}")
 
 
-def _within(
-    model: nn.Module,
-    budget: Budget,
-    statistics: Statistics,
-    options: list[list[Option]],
-    changes: list[list[float]],
-    cost_of: Callable[[LayerStatistics, Option | None], float],
-    method: Method,
-) -> Plan:
-    layers = statistics.layers
+def _room(
+    model: nn.Module, statistics: Statistics, budget: Budget, choices: list[list[Choice]], method: Method
+) -> tuple[list[list[float]], float]:
+    """Return what each layer costs dense and at each of its choices, in the budget's unit, and the room for them all.
+
+    Raises:
+        SeparableError: the cheapest choices exceed it.
+    """
+    cost_of = _cost_of(model, statistics, budget, method)
     sizes = [
-        [cost_of(layer, None), *(cost_of(layer, o) for o in of)] for layer, of in zip(layers, options, strict=True)
+        [cost_of(layer, None), *(cost_of(layer, c) for c in of)]
+        for layer, of in zip(statistics.layers, choices, strict=True)
     ]
-    costs = [[0.0, *change] for change in changes]
     dense = {"macs": statistics.macs, "params": statistics.parameters, "latency_ms": 0.0}[budget.kind]
     limit = getattr(budget, budget.kind)
     if budget.kind == "latency_ms":
         # What the convertible layers do not account for stays: the network's time less theirs.
-        rest = cost_of.rest  # type: ignore[attr-defined]
+        rest = cost_of.rest
         room = limit - rest
     else:
         rest = dense - sum(size[0] for size in sizes)
@@ -182,9 +220,7 @@ def _within(
             f"Budget({budget.kind}={limit:g}) cannot be met: with every convertible layer at its smallest, "
             f"{budget.kind}={least} is reached. Raise the budget"
         )
-    picked = choose(costs, sizes, room)
-    chosen = [None if i == 0 else of[i - 1] for i, of in zip(picked, options, strict=True)]
-    return _plan(model, statistics, method, list(zip(layers, chosen, strict=True)), options)
+    return sizes, room
 
 
 def _rounded_up(value: float) -> str:
@@ -197,29 +233,51 @@ def _plan(
     model: nn.Module,
     statistics: Statistics,
     method: Method,
-    chosen: list[tuple[LayerStatistics, Option | None]],
+    chosen: Sequence[Option | None],
     options: list[list[Option]],
+    rank: int | None,
 ) -> Plan:
     entries, macs, parameters = [], statistics.macs, statistics.parameters
-    for (layer, option), possible in zip(chosen, options, strict=True):
-        shape = _shape(model, layer.name)
+    for layer, option, possible in zip(statistics.layers, chosen, options, strict=True):
+        shape, words = _shape(model, layer.name), in_words(model.get_submodule(layer.name))
         dense = (layer.macs, layer.parameters)
         if option is None:
             reason = "worth more dense, within the budget" if possible else "no factorisation of it has fewer MACs"
-            entries.append(LayerPlan(layer.name, shape, None, 0, reason, (dense[0], dense[0]), (dense[1], dense[1])))
+            same: Any = {"macs": (dense[0], dense[0]), "parameters": (dense[1], dense[1])}
+            entries.append(LayerPlan(layer.name, shape, None, 0, reason, **same, dense=words))
             continue
-        planned = (_macs(layer, (option.order, option.rank)), _parameters(layer, option, method))
+        planned = (_macs(layer, (option.order, option.rank)), _parameters(layer, (option.order, option.rank), method))
         macs += planned[0] - dense[0]
         parameters += planned[1] - dense[1]
+        reason = _alternative(layer, option, possible, rank)
         entries.append(
             LayerPlan(
-                layer.name, shape, option.order, option.rank, "",
-                (dense[0], planned[0]), (dense[1], planned[1]), option.error,
+                layer.name, shape, option.order, option.rank, reason,
+                (dense[0], planned[0]), (dense[1], planned[1]), option.error, words,
             )
         )  # fmt: skip
     for name, reason in statistics.kept.items():
-        entries.append(LayerPlan(name, _shape(model, name), None, 0, reason))
+        words = in_words(model.get_submodule(name))
+        entries.append(LayerPlan(name, _shape(model, name), None, 0, reason, dense=words))
     return Plan(method, tuple(entries), (statistics.macs, macs), (statistics.parameters, parameters))
+
+
+def _alternative(layer: LayerStatistics, option: Option, possible: list[Option], rank: int | None) -> str:
+    """Say what spoke for a choice: what the next better one would have cost, or the other order have lost."""
+    if rank is not None:
+        others = [o for o in possible if o.order != option.order]
+        return f"{_in_words(others[0])} would lose {100 * others[0].error:.2g} %" if others else "as it was asked for"
+    macs = _macs(layer, (option.order, option.rank))
+    dearer = [(_macs(layer, (o.order, o.rank)) - macs, o) for o in possible if o.error < option.error]
+    dearer = [(more, o) for more, o in dearer if more > 0]
+    if not dearer:
+        return "no factorisation of it with fewer MACs loses less"
+    more, better = min(dearer, key=lambda pair: pair[0])
+    return f"{_in_words(better)} would lose {100 * better.error:.2g} % for {more:,} more MACs"
+
+
+def _in_words(option: Option) -> str:
+    return f"{option.order.replace('_', ' ')} of rank {option.rank}"
 
 
 def _shape(model: nn.Module, name: str) -> tuple[int, ...]:
@@ -232,18 +290,18 @@ def _macs(layer: LayerStatistics, choice: Choice) -> int:
     return separable_macs(layer.spec, *choice, layer.input_pixels, layer.macs // layer.spec.weights)
 
 
-def _parameters(layer: LayerStatistics, option: Option, method: Method) -> int:
-    first, second = separable_specs(layer.spec, option.order, option.rank)
+def _parameters(layer: LayerStatistics, choice: Choice, method: Method) -> int:
+    first, second = separable_specs(layer.spec, *choice)
     biased = method == "least_squares" or layer.spec.bias
     return first.weights + second.weights + (layer.spec.out_channels if biased else 0)
 
 
-def _cost_of(model: nn.Module, statistics: Statistics, budget: Budget | None, method: Method) -> Any:
-    """Return a function that gives the cost of a layer dense (option ``None``) or factorised, in the budget's unit."""
-    if budget is None or budget.kind == "macs":
-        return lambda layer, o: layer.macs if o is None else _macs(layer, (o.order, o.rank))
+def _cost_of(model: nn.Module, statistics: Statistics, budget: Budget, method: Method) -> Any:
+    """Return a function that gives the cost of a layer dense (choice ``None``) or factorised, in the budget's unit."""
+    if budget.kind == "macs":
+        return lambda layer, choice: layer.macs if choice is None else _macs(layer, choice)
     if budget.kind == "params":
-        return lambda layer, o: layer.parameters if o is None else _parameters(layer, o, method)
+        return lambda layer, choice: layer.parameters if choice is None else _parameters(layer, choice, method)
     return _Latency(model, statistics)
 
 
@@ -259,26 +317,32 @@ class _Latency:
             whole = _milliseconds(lambda: run(model, one))
         self.rest = max(whole - sum(self(layer, None) for layer in statistics.layers), 0.0)
 
-    def __call__(self, layer: LayerStatistics, option: Option | None) -> float:
-        key = (layer.spec, layer.input_size, None if option is None else (option.order, option.rank))
+    def __call__(self, layer: LayerStatistics, choice: Choice | None) -> float:
+        key = (layer.spec, layer.input_size, choice)
         if key not in self.known:
             conv = self.convs[layer.name]
             module: Any = conv
-            if option is not None:
-                weight = grouped_weight(conv)
-                module = separable_of(conv, tuple(decouple(w, option.order, option.rank) for w in weight), None)
+            if choice is not None:
+                module = separable_of(conv, tuple(decouple(w, *choice) for w in grouped_weight(conv)), None)
             image = torch.ones(1, layer.spec.in_channels, *layer.input_size).to(conv.weight)
             with torch.inference_mode():
                 self.known[key] = _milliseconds(lambda: module(image))
         return self.known[key] * layer.calls
 
 
+def _finish() -> None:
+    if torch.accelerator.is_available():  # whose calls return before they are done
+        torch.accelerator.synchronize()
+
+
 def _milliseconds(call: Callable[[], object], repeats: int = 15) -> float:
     call()
     times = []
     for _ in range(repeats):
+        _finish()
         start = time.perf_counter()
         call()
+        _finish()
         times.append(1e3 * (time.perf_counter() - start))
     total, count = over_processes(torch.tensor(middle.median(times)), torch.tensor(1.0))
     return float(total / count)

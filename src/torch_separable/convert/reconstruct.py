@@ -54,7 +54,10 @@ def fit_groups(
     if start is None:
         start = tuple(decouple_weighted(w, m.patches, order, rank) for w, m in zip(weight, moments, strict=True))
     shares = importance.chunk(len(moments))
-    return tuple(fit(m, s, weights=i, sweeps=sweeps) for m, s, i in zip(moments, start, shares, strict=True))
+    return tuple(
+        fit(m, s, weights=i, towards=w, sweeps=sweeps)
+        for m, s, i, w in zip(moments, start, shares, weight, strict=True)
+    )
 
 
 def biases(factors: tuple[Factors, ...], moments: tuple[Moments, ...]) -> Tensor:
@@ -117,7 +120,7 @@ def reconstruct(
         fitted = _apply(factors, converted.patches) + biases(factors, moments).to(target)
         before = scale * fitted + shift + theirs
         z = _rectified_target(wanted, before, strength)
-        moments = sample_moments(converted.patches, (z - shift - theirs) / divisor, groups)
+        moments = sample_moments(converted.patches, (z - shift - theirs) / divisor, groups, moments)
         factors = fit_groups(moments, weight, order, rank, importance, start=factors, sweeps=2)
     return factors, biases(factors, moments)
 

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torch_separable.convert.layers import Conv, patches_of
 from torch_separable.errors import SeparableError
 from torch_separable.outputs import evaluating
+from torch_separable.progress import Advance
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -78,6 +79,7 @@ def record(
     patches: bool = False,
     stop_early: bool = False,
     seed: int = 0,
+    advance: Advance | None = None,
 ) -> dict[str, Recording]:
     """Run ``model`` over ``batches`` in evaluation mode and record the ``layers``, in the order in which they run.
 
@@ -92,6 +94,7 @@ def record(
         patches: whether to record the inputs, too.
         stop_early: whether to leave each forward pass as soon as the layers (each called once) are recorded.
         seed: of the draw.
+        advance: called after each batch.
 
     Raises:
         SeparableError: the network cannot take a batch, or a layer's input or output holds NaN or infinity.
@@ -105,6 +108,8 @@ def record(
                     recorder.returned(run(model, batch))
             except _Recorded:
                 pass
+            if advance is not None:
+                advance()
     return recorder.recordings()
 
 
@@ -368,7 +373,8 @@ def input_of(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
 
 def _is_plain_sum(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     one, other = args[:2]
-    return one is not other and one.shape == other.shape and kwargs.get("alpha", 1) == 1
+    tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return tensors and one is not other and one.shape == other.shape and kwargs.get("alpha", 1) == 1
 
 
 def _at(tensor: Tensor, index: tuple[Tensor, ...]) -> Tensor:

@@ -27,6 +27,9 @@ Choice = tuple[Order, int]
 
 # Ranks that are fitted; the error of others is interpolated, for its logarithm falls almost evenly with the rank.
 _FITTED_RANKS = (1, 2, 3, 5, 8, 13, 21, 34)
+# Unknowns of the largest system for which a rank is fitted: beyond, the closed form is near enough to compare by, and
+# the fit would take minutes (kernels of 7x7 at ranks above 8).
+_LARGEST_SYSTEM = 400
 # Errors near which the network's output is measured.
 _PROBES = (0.3, 0.03)
 _PROBE_IMAGES = 128
@@ -81,7 +84,8 @@ def fit_options(
                 if method == "svd":
                     factors = tuple(decouple(w, order, rank) for w in weight)
                 else:
-                    factors = fit_groups(moments, weight, order, rank, importance, sweeps=sweeps)
+                    few = sweeps if rank * weight.shape[-1] <= _LARGEST_SYSTEM else 0
+                    factors = fit_groups(moments, weight, order, rank, importance, sweeps=few)
                 fitted[rank] = Option(order, rank, layer_error(factors, moments, importance), factors)
         known = sorted(fitted)
         logs = [np.log(max(fitted[rank].error, _LEAST)) for rank in known]

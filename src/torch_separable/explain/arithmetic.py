@@ -88,10 +88,10 @@ def count(value: int | float) -> str:
     """A number with thousands separated, and three figures where it is not whole.
 
     Example:
-        >>> count(1296), count(2.2039)
-        ('1,296', '2.2')
+        >>> count(1296), count(2.2039), count(999.7)
+        ('1,296', '2.2', '1,000')
     """
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def share(value: float) -> str:

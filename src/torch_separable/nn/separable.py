@@ -104,8 +104,9 @@ class _DepthwiseSeparableConv(nn.Module):
         if act_layer is not None and act_after:
             self.act2 = built("act_layer", act_layer, **placed)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # called as those of `torch.nn`
         """Apply the layers in the order in which they stand: (N, C, *size) to (N, M, *size')."""
+        x = input
         for layer in self._modules.values():  # children() would leave out a layer that stands in two places
             x = layer(x) if layer is not None else x
         return x
@@ -136,6 +137,14 @@ class _DepthwiseSeparableConv(nn.Module):
             depth = taps.view(self.out_channels, rank, -1)
             merged = torch.einsum("mdc,mdk->mck", point.view(self.out_channels, rank, -1), depth)
         return merged.reshape(*merged.shape[:2], *self.kernel_size)
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel of `merged_weight`, where there is one: networks ask their convolutions for its dtype or device."""
+        try:
+            return self.merged_weight()
+        except SeparableError as error:
+            raise AttributeError(str(error)) from error
 
     def extra_repr(self) -> str:
         """Say what the children do not."""

@@ -47,7 +47,7 @@ def recover(
         validation: labelled images, tried before the first epoch and after each; the weights that did best are
             returned. Without any, the last weights are (their running mean, where ``ema_decay`` is above 0).
         output_dir: folder for ``best.safetensors`` (the weights that are returned), ``checkpoint.safetensors`` (the
-            state to go on from), ``log.jsonl`` (a line for each step and epoch) and ``config.json``. With several
+            state to go on from), ``log.jsonl`` (a line for each step and epoch) and ``settings.json``. With several
             processes, each must see it.
         resume: whether to go on from the checkpoint in ``output_dir``, if there is one; otherwise it is overwritten.
         progress: whether a bar may appear on a terminal after two seconds.

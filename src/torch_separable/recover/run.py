@@ -31,7 +31,7 @@ from torch_separable.recover.losses import feature_distance, logits_divergence, 
 from torch_separable.recover.optimise import make_average, make_optimizer, make_scheduler
 from torch_separable.recover.processes import start_accelerator
 
-CHECKPOINT, BEST, LOG, CONFIG = "checkpoint.safetensors", "best.safetensors", "log.jsonl", "config.json"
+CHECKPOINT, BEST, LOG, SETTINGS = "checkpoint.safetensors", "best.safetensors", "log.jsonl", "settings.json"
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Run:
         if self.out is not None:
             versions = {"torch_separable": __version__, "torch": torch.__version__}
             processes = self.accelerator.num_processes
-            write_json(self.out / CONFIG, {**versions, "processes": processes, **self.identity})
+            write_json(self.out / SETTINGS, {**versions, "processes": processes, **self.identity})
             keep_records(self.out / LOG, self.step if self.step else -1)
         if self.step == 0 and self.validation is not None:
             self._finish_epoch(0, started=time.monotonic())

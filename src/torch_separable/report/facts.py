@@ -15,16 +15,16 @@ class Facts:
     Attributes:
         macs: how many times fewer multiply-accumulates.
         parameters: how many times fewer.
-        bytes: how many times smaller the weights' file is.
-        points_lost: percentage points of accuracy lost.
+        bytes: how many times smaller the weights are; ``None`` where they were not measured.
+        points_lost: percentage points of accuracy lost; ``None`` where it was not measured.
         speed: how many times faster; ``None`` where no times were taken.
         promise_kept: ``speed`` over ``macs``.
     """
 
     macs: float
     parameters: float
-    bytes: float
-    points_lost: float
+    bytes: float | None
+    points_lost: float | None
     speed: float | None
     promise_kept: float | None
 
@@ -38,19 +38,29 @@ def facts_of(results: dict[str, Any]) -> Facts:
     return Facts(
         macs=macs,
         parameters=dense["parameters"] / last["parameters"],
-        bytes=dense["bytes"] / last["bytes"],
-        points_lost=100 * (dense["accuracy"] - last["accuracy"]),
+        bytes=None if None in (dense["bytes"], last["bytes"]) else dense["bytes"] / last["bytes"],
+        points_lost=None
+        if None in (dense["accuracy"], last["accuracy"])
+        else 100 * (dense["accuracy"] - last["accuracy"]),
         speed=speed,
         promise_kept=None if speed is None else speed / macs,
     )
 
 
-def accuracy_sentence(facts: Facts, count: int) -> str:
-    """Say what became of the accuracy on the ``count`` held-out images."""
+def costs_sentence(facts: Facts) -> str:
+    """Say how much smaller the network is."""
+    parts = [f"{facts.macs:.2f}x fewer MACs", f"{facts.parameters:.2f}x fewer parameters"]
+    return ", ".join([*parts, *([] if facts.bytes is None else [f"a file {facts.bytes:.2f}x smaller"])])
+
+
+def accuracy_sentence(facts: Facts, count: int | None, images: str = "held-out images") -> str:
+    """Say what became of the accuracy on the ``count`` images that it was measured on."""
+    if facts.points_lost is None:
+        return "accuracy was not measured"
     change = f"{abs(facts.points_lost):.2f} points of accuracy"
     if change.startswith("0.00"):
-        return f"no accuracy lost on {count} held-out images"
-    return f"{change} {'lost' if facts.points_lost > 0 else 'won'} on {count} held-out images"
+        return f"no accuracy lost on {count:,} {images}"
+    return f"{change} {'lost' if facts.points_lost > 0 else 'won'} on {count:,} {images}"
 
 
 def promise_sentence(facts: Facts) -> str:

@@ -1,46 +1,162 @@
-"""A run as one self-contained HTML file."""
+"""A run as one self-contained HTML file: it opens from a disk, needs no network, and runs no script but its own."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from torch_separable import runs
-from torch_separable.errors import SeparableError
-from torch_separable.files import read_json, write_text
-from torch_separable.report.facts import facts_of, promise_sentence
-from torch_separable.report.figures import layers_figure, steps_figure
+from torch_separable._version import __version__
+from torch_separable.errors import MissingExtraError, SeparableError
+from torch_separable.files import write_text
+from torch_separable.report import charts
+from torch_separable.report.charts import Chart
+from torch_separable.report.content import curve, epochs, headline, layers, percent, steps_of_training
+from torch_separable.report.read import RunFiles, read_run
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page of a run.
+
+    Attributes:
+        html: the whole of it.
+        problems: a sentence for everything that it had to leave out; they stand on the page, too.
+    """
+
+    html: str
+    problems: tuple[str, ...]
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file, whole or not at all, and return its path."""
+        write_text(path, self.html)
+        return Path(path)
 
 
 def write_report(run: Path, path: Path | None = None) -> Path:
     """Write the page of a run directory, by default ``index.html`` in it, and return its path.
 
     Raises:
-        SeparableError: the run's results are missing or damaged.
-        MissingExtraError: matplotlib (extra ``figures``) is not installed.
+        SeparableError: the folder holds nothing of a run, or the file cannot be written.
     """
-    path = path or run / runs.PAGE
-    results = read_json(run / runs.RESULTS, "a run's results")
-    plan = read_json(run / runs.PLAN, "a plan")
-    config = read_json(run / runs.CONFIG, "a run's settings")
-    write_text(path, build_report(results, plan, config))
-    return path
+    return build_page(read_run(run)).write(path or run / runs.PAGE)
 
 
-def build_report(results: dict[str, Any], plan: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return the page; every text from a model or a file is escaped.
+def build_page(run: RunFiles) -> Page:
+    """Return the page; every text from a model or a file is escaped. The same run gives the same page, to the byte."""
+    problems = list(run.problems)
 
-    Args:
-        results: of the run.
-        plan: the conversion, layer by layer.
-        config: settings, command and machine.
+    def attempt(what: str, make: Callable[[], _T]) -> _T | None:
+        """Leave a section out that the documents do not carry, and say so."""
+        try:
+            return make()
+        except MissingExtraError:
+            raise
+        except (SeparableError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            problems.append(f"{what} cannot be shown: {error}.")
+            return None
 
-    Raises:
-        SeparableError: something that the page shows is missing.
-    """
+    results = run.results
+    measured = results.get("steps") is not None or results.get("kind") in ("demo", "convert", "recover")
+    shown = attempt("The headline", lambda: headline(results)) if measured else None
+    by_layer = attempt("The layers", lambda: layers(run))
+    points = attempt("The curve", lambda: curve(results)) or ()
+    done = attempt("The training", lambda: epochs(run)) or ()
+    between = attempt("The training's steps", lambda: steps_of_training(run, done)) or ()
+
+    drawn: dict[str, Chart] = {}
+    bundle = ""
+    try:
+        bundle = charts.script()
+        wanted: dict[str, Callable[[], Chart | None]] = {
+            "shares": lambda: charts.shares_chart(by_layer) if by_layer else None,
+            "accuracy": lambda: charts.accuracy_chart(shown, points) if shown else None,
+            "layers": lambda: charts.layers_chart(by_layer) if by_layer else None,
+            "loss": lambda: charts.training_chart(done, between, {"loss": "loss"}),
+            "agreement": lambda: charts.training_chart(
+                done, (), {"agreement": "agreement", "validation": "held-out accuracy"}, share=True
+            ),
+        }
+        for name, make in wanted.items():
+            chart = attempt(f"The chart of {name}", make)
+            if chart is not None:
+                drawn[name] = chart
+    except MissingExtraError as missing:
+        problems.append(f"The charts are not shown: {missing}.")
+
+    scripts = [_source("page.js"), *([bundle] if drawn else [])]
+    html = _environment().get_template("page.html.j2").render(
+        title=_words(results.get("title")) or "A run of torch-separable",
+        kind=_words(results.get("kind")),
+        problems=problems,
+        shown=shown,
+        layers=by_layer,
+        points=points,
+        epochs=done,
+        charts=drawn,
+        specs={name: chart.spec for name, chart in drawn.items()},
+        commands=_commands(run),
+        settings=_plain(run.config.get("settings")),
+        machine=_plain(run.config.get("machine")),
+        version=__version__,
+        style=Markup(_source("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        hashes=" ".join(f"'{_hash(script)}'" for script in scripts),
+    )  # fmt: skip
+    return Page(html, tuple(problems))
+
+
+def _words(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _commands(run: RunFiles) -> list[str]:
+    """Return what repeats the run, in order."""
+    listed = run.results.get("commands")
+    commands = listed if isinstance(listed, list) else [run.config.get("command")]
+    return [command for command in commands if isinstance(command, str)]
+
+
+def _plain(document: object) -> list[tuple[str, str]]:
+    """Return names and values; without those that are not set."""
+    if not isinstance(document, dict):
+        return []
+    return [(str(name).replace("_", " "), _said(value)) for name, value in document.items() if value is not None]
+
+
+def _said(value: object) -> str:
+    """Write a value in words: what is nested in a line, what is empty not at all."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(part)}" for name, part in value.items() if part not in (None, [], {}, ""))
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _hash(script: str) -> str:
+    """Return the script's name in the page's content security policy, which lets no other run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+@cache
+def _source(name: str) -> str:
+    return (files("torch_separable.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("torch_separable.report"),
         autoescape=True,
@@ -49,19 +165,6 @@ def build_report(results: dict[str, Any], plan: dict[str, Any], config: dict[str
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["percent"] = lambda value: f"{100 * value:.2f} %"
-    try:
-        facts = facts_of(results) if "steps" in results else None
-        return environment.get_template("page.html.j2").render(
-            results=results,
-            plan=plan,
-            config=config,
-            facts=facts,
-            promise="" if facts is None else promise_sentence(facts),
-            steps_figure=Markup(steps_figure(results["steps"])) if facts else "",
-            layers_figure=Markup(layers_figure(plan["layers"])),
-        )
-    except (UndefinedError, LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise SeparableError(
-            f"the run's files lack something that the page shows, or hold it otherwise: {error}. Run it again"
-        ) from error
+    environment.filters["percent"] = percent
+    environment.filters["short"] = lambda value: f"{value:.3g}"
+    return environment

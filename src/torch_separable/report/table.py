@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from torch_separable.report.facts import accuracy_sentence, facts_of, promise_sentence
+from torch_separable.report.facts import accuracy_sentence, costs_sentence, facts_of, promise_sentence
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -22,25 +22,21 @@ def results_table(results: dict[str, Any]) -> str:
     for step in results["steps"]:
         table.add_row(
             step["name"],
-            f"{100 * step['accuracy']:.2f} %",
+            "" if step["accuracy"] is None else f"{100 * step['accuracy']:.2f} %",
             f"{step['macs']:,}",
             f"{step['parameters']:,}",
             "" if step["bytes"] is None else f"{step['bytes']:,}",
         )
     out = io.StringIO()
-    console = Console(file=out, width=min(shutil.get_terminal_size((80, 24)).columns, 100), color_system=None)
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    console = Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     console.print(table)
     facts, times = facts_of(results), results.get("milliseconds")
-    console.print(
-        f"{facts.macs:.2f}x fewer MACs, {facts.parameters:.2f}x fewer parameters, a file {facts.bytes:.2f}x smaller, "
-        f"{accuracy_sentence(facts, results['steps'][0]['count'])}.",
-        highlight=False,
-    )
+    console.print(f"{costs_sentence(facts)}, {accuracy_sentence(facts, results['steps'][0]['count'])}.")
     if times:
         console.print(
             f"{times['dense']:.2f} ms dense, {times['separable']:.2f} ms separable ({times['images']} images, medians "
             f"of {times['rounds']} runs in turn, {times['threads']} threads, PyTorch eager).",
-            highlight=False,
         )
-    console.print(promise_sentence(facts), highlight=False)
+    console.print(promise_sentence(facts))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip()

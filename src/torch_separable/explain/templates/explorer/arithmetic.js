@@ -24,7 +24,8 @@ const factorsOf = (spec) => [
   `${spec.out}`,
 ];
 
-const formulaOf = (spec) => `${dots(...factorsOf(spec))} = ${weightsOf(spec)}${spec.bias ? ` (+${spec.out} bias)` : ""}`;
+const formulaOf = (spec) =>
+  `${dots(...factorsOf(spec))} = ${weightsOf(spec)}${spec.bias ? ` (+${spec.out} bias)` : ""}`;
 
 function commonDivisors(one, other) {
   const smaller = Math.min(one, other);
@@ -39,7 +40,7 @@ const specOf = (layer, groups = 1) => ({
   out: layer.out,
   kernel: layer.kernel,
   stride: layer.stride,
-  padding: layer.padding ?? keepingSize(layer.kernel, layer.dilation),
+  padding: layer.padding === "auto" ? keepingSize(layer.kernel, layer.dilation) : layer.padding,
   dilation: layer.dilation,
   groups,
   bias: true,
@@ -132,5 +133,6 @@ function nearest(value) {
 }
 
 const whole = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, ",");
-const count = (value) => (Number.isInteger(value) ? whole(value) : value < 999.5 ? threeFigures(value) : whole(nearest(value)));
+const count = (value) =>
+  Number.isInteger(value) ? whole(value) : value < 999.5 ? threeFigures(value) : whole(nearest(value));
 const share = (value) => `${100 * value >= 100 ? whole(nearest(100 * value)) : threeFigures(100 * value)} %`;

@@ -27,7 +27,11 @@ function arrange(stages, sheetPitch, filterPitches) {
   if (stages[0].name === "depthwise") {
     const { inputs, filters, fans } = bands(stages[0], sheetPitch, rows[0]);
     const outputs = spread(elide(stages[1].spec.out, ...MOST_FILTERS[1]), rows[1], 0, null);
-    return { channels: [inputs, filters, outputs], filters: [filters, outputs], fans: [fans, [mixing(filters, outputs)]] };
+    return {
+      channels: [inputs, filters, outputs],
+      filters: [filters, outputs],
+      fans: [fans, [mixing(filters, outputs)]],
+    };
   }
   const { inputs: middle, filters: outputs, fans } = bands(stages[1], rows[0], rows[1]);
   const inputs = spread(elide(stages[0].spec.in, ...MOST_INPUTS[1]), sheetPitch, 0, null);
@@ -38,7 +42,12 @@ const shownOf = (items) => items.filter((item) => item.index !== null);
 const heightsOf = (items) => shownOf(items).map((item) => item.y);
 
 // The fan of a pointwise stage: every filter sees every channel.
-const mixing = (inputs, filters) => ({ group: 0, inputs: [inputs[0].y, inputs.at(-1).y], filters: heightsOf(filters), colour: null });
+const mixing = (inputs, filters) => ({
+  group: 0,
+  inputs: [inputs[0].y, inputs.at(-1).y],
+  filters: heightsOf(filters),
+  colour: null,
+});
 
 // The groups of a stage from top to bottom, each with its input channels beside its filters.
 function bands(stage, inputPitch, filterPitch) {
@@ -57,7 +66,8 @@ function bands(stage, inputPitch, filterPitch) {
     const colour = group === null ? null : groups.indexOf(group);
     const one = spread(inputs, inputPitch, y - height / 2, colour);
     const other = spread(filters, filterPitch, y - height / 2, colour);
-    if (group !== null) placed.fans.push({ group, inputs: [one[0].y, one.at(-1).y], filters: heightsOf(other), colour });
+    if (group !== null)
+      placed.fans.push({ group, inputs: [one[0].y, one.at(-1).y], filters: heightsOf(other), colour });
     placed.inputs.push(...one);
     placed.filters.push(...other);
     y -= height + BAND_GAP;
@@ -65,7 +75,8 @@ function bands(stage, inputPitch, filterPitch) {
   return placed;
 }
 
-const within = ([first, last], most, head) => elide(last - first + 1, most, head).map((i) => (i === null ? null : first + i));
+const within = ([first, last], most, head) =>
+  elide(last - first + 1, most, head).map((i) => (i === null ? null : first + i));
 const heightOf = (indices, pitch) => indices.reduce((sum, index) => sum + (index === null ? ELLIPSIS_PITCH : pitch), 0);
 
 function spread(indices, pitch, centre, colour) {

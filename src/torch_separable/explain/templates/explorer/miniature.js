@@ -4,14 +4,22 @@ const MINIATURE = { width: 168, height: 104, mark: 6 };
 
 function drawMiniature(stages, attributes = {}) {
   const { width, height, mark } = MINIATURE;
-  const layout = arrange(stages, 1, stages.map(() => 1));
+  const layout = arrange(
+    stages,
+    1,
+    stages.map(() => 1),
+  );
   const ys = layout.channels.flat().map((item) => item.y);
   const [top, bottom] = [Math.max(...ys), Math.min(...ys)];
   const pitch = Math.min(14, (height - mark - 4) / Math.max(1, top - bottom));
   const rowAt = (y) => height / 2 - (y - (top + bottom) / 2) * pitch;
   const columnAt = (column) => 8 + ((width - 16) * column) / (layout.channels.length - 1);
-  const lines = stages.map((stage, i) => stageLines(stage, layout, i, [columnAt(i) + mark, columnAt(i + 1) - mark], rowAt));
-  const marks = layout.channels.map((items, column) => items.map((item) => channelMark(item, columnAt(column), rowAt(item.y), mark)));
+  const lines = stages.map((stage, i) =>
+    stageLines(stage, layout, i, [columnAt(i) + mark, columnAt(i + 1) - mark], rowAt),
+  );
+  const marks = layout.channels.map((items, column) =>
+    items.map((item) => channelMark(item, columnAt(column), rowAt(item.y), mark)),
+  );
   return element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true", ...attributes }, lines, marks);
 }
 

@@ -17,10 +17,16 @@ function channelValue(stages, stage, channel, at) {
   return stage === 0 ? inputAt(channel, ...at) : outputValue(stages, stage - 1, channel, at);
 }
 
-// What filter `m` makes at a pixel, biases left out.
+// What filter `m` makes at a pixel, biases left out. What a second stage reads is computed once.
+const remembered = new WeakMap();
+
 function outputValue(stages, stage, m, pixel) {
-  const depth = stages[stage].spec.in / stages[stage].spec.groups;
-  return partialSum(stages, stage, m, pixel, depth, 0);
+  if (!remembered.has(stages)) remembered.set(stages, new Map());
+  const values = remembered.get(stages);
+  const key = `${stage} ${m} ${pixel}`;
+  if (!values.has(key))
+    values.set(key, partialSum(stages, stage, m, pixel, stages[stage].spec.in / stages[stage].spec.groups, 0));
+  return values.get(key);
 }
 
 // The sum after `channels` whole channels and `taps` taps of the next one.
@@ -58,14 +64,22 @@ function walkOf(scene, pixel) {
     const perFilter = stage.weights / stage.spec.out;
     const common = { stage: i, pixel: pixels[i], before: pixels.slice(0, i) };
     const made = [];
-    const push = (step, weights) => made.push({ ...common, ...step, ...windowOf(stage, pixels[i]), used: (used += weights) });
+    const push = (step, weights) =>
+      made.push({ ...common, ...step, ...windowOf(stage, pixels[i]), used: (used += weights) });
     for (const step of filterSteps(stage, scene.shown[i], pixels[i])) push(step, step.weights);
     ranges([0, ...others.map(({ index }) => index)], stage.spec.out).forEach((filters) => {
-      const channels = [linkOf(stage.spec, groupOf(stage.spec, filters[0])).inputs[0], linkOf(stage.spec, groupOf(stage.spec, filters[1])).inputs[1]];
+      const channels = [
+        linkOf(stage.spec, groupOf(stage.spec, filters[0])).inputs[0],
+        linkOf(stage.spec, groupOf(stage.spec, filters[1])).inputs[1],
+      ];
       push({ kind: "filters", filters, channels, complete: true }, perFilter * (filters[1] - filters[0] + 1));
     });
     const reused = i === 0 && stages.length > 1 && product(stages[1].spec.kernel) > 1;
-    if (reused) push({ kind: "neighbours", filters: [0, stage.spec.out - 1], channels: [0, stage.spec.in - 1], complete: true }, 0);
+    if (reused)
+      push(
+        { kind: "neighbours", filters: [0, stage.spec.out - 1], channels: [0, stage.spec.in - 1], complete: true },
+        0,
+      );
     return made;
   });
   return steps;
@@ -77,7 +91,10 @@ const groupOf = (spec, filter) => Math.floor(filter / (spec.out / spec.groups));
 function windowOf({ spec, input }, pixel) {
   const [top, left] = tapAt(spec, pixel, 0, 0);
   const [bottom, right] = tapAt(spec, pixel, spec.kernel[0] - 1, spec.kernel[1] - 1);
-  return { window: [top, left, bottom + 1, right + 1], padded: top < 0 || left < 0 || bottom >= input[0] || right >= input[1] };
+  return {
+    window: [top, left, bottom + 1, right + 1],
+    padded: top < 0 || left < 0 || bottom >= input[0] || right >= input[1],
+  };
 }
 
 // Filter 0: every tap of the channels that are drawn, the others in one step.
@@ -96,7 +113,16 @@ function filterSteps({ spec, input }, slabs, pixel) {
       const tap = [Math.floor(n / spec.kernel[1]), n % spec.kernel[1]];
       const at = tapAt(spec, pixel, ...tap);
       done += 1;
-      return { ...common, kind: "tap", tap, at, outside: !inside(at, input), weights: 1, done, complete: done === last };
+      return {
+        ...common,
+        kind: "tap",
+        tap,
+        at,
+        outside: !inside(at, input),
+        weights: 1,
+        done,
+        complete: done === last,
+      };
     });
   });
 }
@@ -104,6 +130,8 @@ function filterSteps({ spec, input }, slabs, pixel) {
 // [first, last] of what each entry stands for: itself, or for null what lies between its neighbours. Unless `all`, the
 // first entry is left out.
 function ranges(entries, total, all = false) {
-  const spans = entries.map((entry, i) => (entry === null ? [entries[i - 1] + 1, (entries[i + 1] ?? total) - 1, true] : [entry, entry, false]));
+  const spans = entries.map((entry, i) =>
+    entry === null ? [entries[i - 1] + 1, (entries[i + 1] ?? total) - 1, true] : [entry, entry, false],
+  );
   return all ? spans : spans.slice(1);
 }

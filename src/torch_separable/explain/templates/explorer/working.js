@@ -30,9 +30,18 @@ function stageWorking(stage, word) {
   const one = product(spec.kernel) * (C / g);
   lines.push(line(name, word("step.one_filter"), dots("k·k", seen), dots(kernel, C / g), count(one)));
   const numbers = dots(...factorsOf(spec));
-  lines.push(line(name, word("step.weights"), dots("k·k", seen, "M"), numbers, count(stage.weights), word("unit.weights")));
   lines.push(
-    line(name, word("step.bias"), word("symbols.bias"), `${count(stage.weights)} + ${M}`, count(stage.parameters), word("unit.parameters")),
+    line(name, word("step.weights"), dots("k·k", seen, "M"), numbers, count(stage.weights), word("unit.weights")),
+  );
+  lines.push(
+    line(
+      name,
+      word("step.bias"),
+      word("symbols.bias"),
+      `${count(stage.weights)} + ${M}`,
+      count(stage.parameters),
+      word("unit.parameters"),
+    ),
   );
   const pixels = `${count(stage.weights)} · ${output.join("·")}`;
   lines.push(line(name, word("step.macs"), word("symbols.macs"), pixels, count(stage.macs), word("unit.macs")));
@@ -40,18 +49,22 @@ function stageWorking(stage, word) {
   lines.push(line(name, word("step.bytes"), word("symbols.bytes"), moved, count(stage.bytes), word("unit.bytes")));
   const flops = `2 · ${count(stage.macs)} / ${count(stage.bytes)}`;
   const intensity = count((2 * stage.macs) / stage.bytes);
-  // A quotient that is whole is still a quotient: Python prints the float 2.0 as "2", as here.
   lines.push(line(name, word("step.intensity"), word("symbols.intensity"), flops, intensity, word("unit.intensity")));
   return lines;
 }
 
 function outputLine({ spec, name, input, output }, word) {
-  const worked = input.map(
-    (n, i) => `⌊(${n} + 2·${spec.padding[i]} − ${spec.dilation[i]}·(${spec.kernel[i]} − 1) − 1)/${spec.stride[i]}⌋ + 1`,
-  );
+  const { kernel: k, stride: s, padding: p, dilation: d } = spec;
+  const worked = input.map((n, i) => `⌊(${n} + 2·${p[i]} − ${d[i]}·(${k[i]} − 1) − 1)/${s[i]}⌋ + 1`);
   const distinct = [...new Set(worked)];
-  const symbols = "⌊(n + 2·p − d·(k − 1) − 1)/s⌋ + 1" + (distinct.length === 1 ? word("symbols.each_dimension") : "");
-  return line(name, word("step.output"), symbols, distinct.join(", "), times(output));
+  const same = distinct.length === 1 ? word("symbols.each_dimension") : "";
+  return line(
+    name,
+    word("step.output"),
+    `⌊(n + 2·p − d·(k − 1) − 1)/s⌋ + 1${same}`,
+    distinct.join(", "),
+    times(output),
+  );
 }
 
 function totalWorking(stages, word) {
@@ -64,10 +77,31 @@ function totalWorking(stages, word) {
   const closed = product(stages[0].output) === product(stages[1].output);
   const ratio = closed ? ` = ${depthwiseFirst ? "D/M" : "D/C"} + D/(k·k)` : "";
   return [
-    line("together", word("step.both_weights"), symbols, added("weights"), count(total(stages, "weights")), word("unit.weights")),
-    line("together", word("step.both_biases"), word("symbols.both_parameters"), added("parameters"), count(total(stages, "parameters")), word("unit.parameters")),
+    line(
+      "together",
+      word("step.both_weights"),
+      symbols,
+      added("weights"),
+      count(total(stages, "weights")),
+      word("unit.weights"),
+    ),
+    line(
+      "together",
+      word("step.both_biases"),
+      word("symbols.both_parameters"),
+      added("parameters"),
+      count(total(stages, "parameters")),
+      word("unit.parameters"),
+    ),
     line("together", word("step.both_macs"), word("symbols.both_macs"), added("macs"), count(macs), word("unit.macs")),
-    line("together", word("step.share"), word("symbols.share") + ratio, `${count(macs)} / ${count(dense)}`, share(macs / dense), word("unit.of_dense")),
+    line(
+      "together",
+      word("step.share"),
+      word("symbols.share") + ratio,
+      `${count(macs)} / ${count(dense)}`,
+      share(macs / dense),
+      word("unit.of_dense"),
+    ),
   ];
 }
 

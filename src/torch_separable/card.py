@@ -1,0 +1,112 @@
+"""The model card of a converted network: what a person who finds the folder, or its page on the hub, has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch_separable.convert import Plan
+from torch_separable.networks import Network, is_built_in
+
+MARK = "<!-- written by torch-separable; without this line, the file is yours and stays as it is -->"
+_FRONT = """---
+library_name: torch-separable
+tags:
+- pytorch
+- torch-separable
+- depthwise-separable-convolution
+- model-compression
+# license: name the one under which you may pass these weights on
+---"""
+
+
+def model_card(
+    plan: Plan,
+    network: Network,
+    results: Mapping[str, Any],
+    size: int,
+    machine: Mapping[str, Any],
+    command: str | None = None,
+) -> str:
+    """Return the card as Markdown with the hub's front matter; every figure in it was measured.
+
+    Args:
+        plan: what was carried out.
+        network: how the dense network is built.
+        results: what was measured: a conversion's report, the steps of a run, or figures by name.
+        size: bytes of the file of weights.
+        machine: what the figures depend on.
+        command: that made it.
+
+    Example:
+        >>> print(model_card(Plan("svd", (), macs=(90, 30)), Network("resnet20"), {}, 1234, {"torch": "2.13"}))
+        ---
+        library_name: torch-separable
+        ...
+        | MACs | 90 | 30 | 3.00x |
+        ...
+    """
+    title = _plain(results.get("title") or f"{network.model}, depthwise separable")
+    given = ", ".join(f"{key}={value!r}" for key, value in network.arguments.items())
+    allow = "" if is_built_in(network.model) else f', allow=("{network.model.partition(":")[0]}",)'
+    built = f"The dense network is `{_code(f'{network.model}({given})')}`"
+    if network.input_shape:
+        built += f"; it takes images of shape `{network.input_shape}`, prepared as in its training"
+    layers = f"{len(plan.converted)} of its {len(plan.layers)} convolutions are depthwise separable"
+    parts = [
+        _FRONT,
+        MARK,
+        f"# {title}",
+        f"{built}. In this one, {layers}: each is a depthwise and a pointwise convolution (`plan.json` says which).",
+        "\n".join(_figures(plan, results, size)),
+        *_steps(results),
+        "## Use it",
+        f'```python\nimport torch_separable as ts\n\nmodel = ts.load("path/of/this/folder"{allow})\n```',
+        "Nothing in this folder is executed: weights are safetensors, the rest is JSON."
+        + (f" `allow` is what lets `{_code(network.model)}` be imported from your own installation." if allow else ""),
+        "## How it was made",
+        *([f"```\n{command}\n```"] if command else []),
+        "; ".join(f"{_plain(name.replace('_', ' '))}: {_plain(value)}" for name, value in machine.items()) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(plan: Plan, results: Mapping[str, Any], size: int) -> Iterable[str]:
+    yield "| | dense | this network | |\n|---|---:|---:|---:|"
+    for name, (dense, separable) in (("MACs", plan.macs), ("parameters", plan.parameters)):
+        if dense and separable:
+            yield f"| {name} | {dense:,} | {separable:,} | {dense / separable:.2f}x |"
+    yield f"| bytes of weights | | {size:,} | |"
+    conversion = results.get("conversion")
+    if isinstance(conversion, Mapping):
+        yield f"| same answer, calibration images | | {100 * conversion['agreement']:.2f} % | |"
+        yield f"| change of the outputs, share of their variance | | {100 * conversion['output_error']:.3g} % | |"
+    for name, value in results.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"| {_plain(name)} | | {value:,} | |"
+
+
+def _steps(results: Mapping[str, Any]) -> list[str]:
+    if "steps" not in results:
+        return []
+    rows = [
+        f"| {_plain(step['name'])} | {_percent(step.get('accuracy'))} | {step['macs']:,} | {step['parameters']:,} |"
+        for step in results["steps"]
+    ]
+    return ["\n".join(["| step | accuracy | MACs | parameters |", "|---|---:|---:|---:|", *rows])]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def _plain(value: object) -> str:
+    """Show text as it is: nothing in it ends a line or a cell, or is markup."""
+    text = " ".join(str(value).split())
+    for mark in "\\`*_[]<>|#":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def _code(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())

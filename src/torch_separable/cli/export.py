@@ -1,0 +1,85 @@
+"""``separable export``: a file for another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torch_separable.cli.arguments import (
+    DenseModel,
+    ImageSize,
+    Json,
+    Mean,
+    ModelArgs,
+    Std,
+    Weights,
+    channel_values,
+    keyword_arguments,
+    print_json,
+    whole_numbers,
+)
+from torch_separable.errors import SeparableValueError
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A folder that convert, recover or demo wrote.")],
+    to: Annotated[str, typer.Option(help="onnx, pt2 or executorch.")] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; by default FOLDER/model.onnx, .pt2 or .pte.")
+    ] = None,
+    model: DenseModel = None,
+    model_arg: ModelArgs = None,
+    weights: Weights = None,
+    size: Annotated[
+        str | None, typer.Option("--input", help="Shape of one image, as 3,32,32; by default what the folder says.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="A fixed number of images; by default any, and 1 for executorch.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; by default 18.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to compare the outputs on: digits, npz:PATH, folder:PATH or hf:NAME; else noise."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split that they are of.")] = "test",
+    images: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    json: Json = False,
+) -> None:
+    """Write a converted network as ONNX, .pt2 or for ExecuTorch, and compare what was written with it.
+
+    Example: **separable export runs/demo --to onnx --data digits**
+    """
+    from torch_separable.cli.recover import converted_network
+    from torch_separable.export import SUFFIXES
+    from torch_separable.export import export as export_network
+    from torch_separable.recover import load_data
+
+    suffixes = {form: suffix for suffix, form in SUFFIXES.items()}
+    if to not in suffixes:
+        raise SeparableValueError(f"--to {to}: must be one of {', '.join(suffixes)}")
+    shape = None if size is None else whole_numbers("--input", size)
+    compared = None
+    if data is not None:
+        source = load_data(
+            data, split, image_size=image_size, mean=channel_values("--mean", mean), std=channel_values("--std", std)
+        )
+        compared = source.sample(min(images, len(source)))
+    network, _ = converted_network(folder, model, keyword_arguments("--model-arg", model_arg), weights)
+    exported = export_network(
+        network,
+        output or folder / f"model{suffixes[to]}",
+        to=to,
+        input_shape=shape,
+        images=compared,
+        batch=batch,
+        opset=opset,
+    )
+    if json:
+        print_json(exported.to_dict())
+    else:
+        print(exported)

@@ -1,0 +1,127 @@
+"""A plan as text: what each convolution was, and what it becomes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from torch_separable.convert.plan import LayerPlan, Plan
+
+_GAP = "  "
+_NARROWEST_NAME = 12
+
+
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    cell: Callable[[LayerPlan], str]
+    right: bool = False
+    style: str = ""
+
+
+def _change(layer: LayerPlan) -> str:
+    return f"{layer.before} ⇒ {layer.after or 'kept'}"
+
+
+def _fewer(layer: LayerPlan) -> str:
+    dense, planned = layer.macs
+    return f"{dense / planned:.2f}" if layer.order and dense and planned else ""
+
+
+def _macs(layer: LayerPlan) -> str:
+    dense, planned = layer.macs
+    return f"{dense:,} → {planned:,}" if layer.order and dense else f"{dense:,}" if dense else ""
+
+
+_LAYER = _Column("layer", lambda layer: layer.name)
+_CHANGE = _Column("dense ⇒ planned", _change)
+_MACS = _Column("MACs", _macs, right=True)
+_FEWER = _Column("MACs ÷", _fewer, right=True, style="green")
+_ERROR = _Column("error", lambda layer: f"{100 * layer.error:.2g} %" if layer.order else "", right=True)
+_WHY = _Column("why", lambda layer: layer.reason, style="dim")
+# What a line shows, and what it adds where there is room, the most wanted first.
+_ONE_LINE = (_LAYER, _CHANGE, _FEWER)
+_ROOM = (_ERROR, _WHY, _MACS)
+_ORDER = (_LAYER, _CHANGE, _MACS, _FEWER, _ERROR, _WHY)
+
+
+def render_plan(plan: Plan, width: int | None = None) -> Text:
+    """Return what becomes of each convolution, with as much as fits ``width`` (the terminal's; 80 where there is none).
+
+    Where a line for each does not fit, there are two; a name that is too long even so loses its beginning. ``.plain``
+    of the result is the text without styles.
+    """
+    width = width or shutil.get_terminal_size((80, 24)).columns
+    columns: tuple[_Column, ...] = _ONE_LINE
+    if _needed(plan, columns) <= width:
+        for more in _ROOM:
+            wider = tuple(column for column in _ORDER if column in (*columns, more))
+            if any(more.cell(layer) for layer in plan.layers) and _needed(plan, wider) <= width:
+                columns = wider
+        lines = list(_table(plan, columns, width))
+    else:
+        lines = list(_pairs(plan, width))
+    dense, planned = plan.macs
+    if dense and planned:
+        lines.append(Text(f"whole network: {dense:,} -> {planned:,} MACs ({dense / planned:.2f}x fewer)", "bold"))
+    for line in lines:
+        line.rstrip()
+    return Text("\n", no_wrap=True).join(lines)
+
+
+def _widths(plan: Plan, columns: Sequence[_Column]) -> list[int]:
+    return [max(cell_len(text) for text in (c.head, *(c.cell(layer) for layer in plan.layers))) for c in columns]
+
+
+def _needed(plan: Plan, columns: Sequence[_Column]) -> int:
+    return sum(_widths(plan, columns)) + len(_GAP) * (len(columns) - 1)
+
+
+def _table(plan: Plan, columns: Sequence[_Column], width: int) -> Iterator[Text]:
+    widths = _widths(plan, columns)
+
+    def line(cells: Sequence[str], styles: Sequence[str]) -> Text:
+        row = Text()
+        for text, style, column, wide in zip(cells, styles, columns, widths, strict=True):
+            space = " " * (wide - cell_len(text))
+            row.append(_GAP if row else "").append(space if column.right else "")
+            row.append(text, style).append("" if column.right else space)
+        return row
+
+    yield line([column.head for column in columns], ["bold"] * len(columns))
+    for layer in plan.layers:
+        styles = [column.style for column in columns] if layer.order else ["dim"] * len(columns)
+        row = line([column.cell(layer) for column in columns], styles)
+        if layer.reason and not layer.order and _WHY not in columns:
+            row.rstrip()  # the last columns are empty: room to say why it is kept
+            row.append(f"  {layer.reason}" if _MACS in columns else f": {layer.reason}", "dim")
+            row.truncate(width, overflow="ellipsis")
+        yield row
+
+
+def _pairs(plan: Plan, width: int) -> Iterator[Text]:
+    before = max((cell_len(layer.before) for layer in plan.layers), default=0)
+    room = max(width - before - len(_GAP), _NARROWEST_NAME)
+    name = min(max((cell_len(layer.name) for layer in plan.layers), default=0), room)
+    for layer in plan.layers:
+        yield Text(_fitted(layer.name, name) + _GAP + layer.before, "" if layer.order else "dim")
+        if not layer.order:
+            yield Text(f"  kept: {layer.reason}" if layer.reason else "  kept", "dim")
+            continue
+        parts = [f"MACs ÷ {_fewer(layer)}" if _fewer(layer) else "", f"error {100 * layer.error:.2g} %"]
+        yield Text(f"  ⇒ {layer.after}").append(_GAP + ", ".join(part for part in parts if part), "green")
+
+
+def _fitted(name: str, width: int) -> str:
+    """Pad a name, or cut its beginning: its end tells it from others."""
+    if cell_len(name) <= width:
+        return set_cell_size(name, width)
+    while cell_len(name) >= width:
+        name = name[1:]
+    return set_cell_size(f"…{name}", width)

@@ -1,0 +1,94 @@
+"""From a network to the graph that every exported file is made of."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from torch_separable.convert.layers import refresh_weights
+from torch_separable.errors import SeparableError
+from torch_separable.export.fold import fold_batch_norms
+from torch_separable.outputs import logits_of
+
+
+class Logits(nn.Module):
+    """A network that returns its logits as a tensor, whatever it wraps them in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits."""
+        return logits_of(self.model(images))
+
+
+def prepared(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """Return a copy of a network as it is exported: on the CPU, in evaluation mode and float32, returning a tensor.
+
+    Raises:
+        SeparableError: it does not take images of this shape.
+    """
+    refresh_weights(model)
+    ready = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    example = torch.zeros(2, *input_shape)
+    try:
+        with torch.no_grad():
+            output = ready(example)
+    except Exception as error:
+        raise SeparableError(
+            f"{type(model).__name__} does not take images of shape {tuple(example.shape)}: {_first_line(error)}. Give "
+            "the shape of one image as input_shape (--input)"
+        ) from error
+    return ready if isinstance(output, Tensor) else Logits(ready)
+
+
+def capture(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> ExportedProgram:
+    """Capture a network by ``torch.export``, batch norms folded into convolutions.
+
+    Args:
+        model: from `prepared`.
+        input_shape: of one image, (C, H, W).
+        batch: images in a batch; ``None`` for any number.
+
+    Raises:
+        SeparableError: it cannot be captured, or only for a fixed number of images.
+    """
+    name = type(model.model if isinstance(model, Logits) else model).__name__
+    example = torch.zeros(2 if batch is None else batch, *input_shape)
+    dynamic = ({0: Dim("batch", min=1)},) if batch is None else None
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            captured = torch.export.export(model, (example,), dynamic_shapes=dynamic)
+            graph = captured.module(check_guards=False)
+            fold_batch_norms(graph)
+            return torch.export.export(graph, (example,), dynamic_shapes=dynamic)
+    except Exception as error:
+        line = _first_line(error)
+        if batch is None and _is_captured(model, example):
+            raise SeparableError(
+                f"{name} can be exported only for batches of a fixed size: {line}. Give batch=N (--batch N)"
+            ) from error
+        raise SeparableError(
+            f"{name} cannot be exported: torch.export says {line}. Its forward may not branch on the values of tensors "
+            "or leave PyTorch"
+        ) from error
+
+
+def _is_captured(model: nn.Module, example: Tensor) -> bool:
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            torch.export.export(model, (example,))
+    except Exception:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line.partition(" For more information")[0].rstrip(".:!")

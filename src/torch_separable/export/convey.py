@@ -1,0 +1,162 @@
+"""The whole export in one call: capture, write, run what was written, and keep it if it computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from torch_separable.convert import Conversion
+from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.export import to_executorch, to_onnx, to_pt2
+from torch_separable.export.capture import capture, prepared
+from torch_separable.export.result import Exported, Format
+from torch_separable.files import replacing
+from torch_separable.networks import built_by
+
+SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch"}
+TOLERANCE: dict[Format, float] = {"onnx": 1e-4, "pt2": 1e-4, "executorch": 1e-3}
+_NOISE = 8
+_BATCH = 32
+
+
+def export(
+    model: nn.Module | Conversion,
+    path: str | Path,
+    *,
+    to: Format | None = None,
+    input_shape: Sequence[int] | None = None,
+    images: Tensor | None = None,
+    batch: int | None = None,
+    opset: int | None = None,
+) -> Exported:
+    """Write a network, batch norms folded into convolutions, as a file for another runtime; ``model`` is not changed.
+
+    What was written is run, on the CPU, and compared with the network; the file takes its place only if the outputs
+    differ by no more than 1e-4 (ExecuTorch: 1e-3), relative to the largest one where that is above 1.
+
+    Args:
+        model: any network; it is exported in evaluation mode and float32.
+        path: of the file.
+        to: ``"onnx"``, ``"pt2"`` or ``"executorch"``; by default what the suffix says: .onnx, .pt2, .pte.
+        input_shape: of one image, (C, H, W); what `load` and `convert` returned, and images, know it.
+        images: to compare on, (N, C, H, W), prepared as in training; by default, a little noise.
+        batch: a fixed number of images; by default any number, and 1 for ExecuTorch, whose memory is planned ahead.
+        opset: of ONNX; 18 by default.
+
+    Raises:
+        SeparableError: the network cannot be exported, or what was written computes something else.
+        MissingExtraError: a package is not installed (extras ``export`` and ``executorch``).
+
+    Example:
+        >>> import tempfile
+        >>> from torch_separable.models import mobilenet_v1
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = export(mobilenet_v1(0.25), f"{folder}/network.pt2", input_shape=(3, 64, 64))
+        >>> file.operators["aten.conv2d.default"], max(file.parity.values()) < 1e-4
+        (27, True)
+    """
+    path = Path(path)
+    network, shape = _network(model, input_shape, images)
+    form = _format(path, to)
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise SeparableValueError(f"batch={batch!r}: must be a whole number, at least 1, or None for any")
+    if opset is not None and (form != "onnx" or opset not in to_onnx.OPSETS):
+        known = f"{to_onnx.OPSETS.start} to {to_onnx.OPSETS.stop - 1}"
+        raise SeparableValueError(f"opset={opset!r}: goes with ONNX, and must be one of {known}")
+    if path.is_dir():
+        raise SeparableError(f"{path} is a folder: name the file, as {path / 'model.onnx'}")
+    if form == "executorch" and batch is None:
+        batch = 1
+
+    ready = prepared(network, shape)
+    program = capture(ready, shape, batch)
+    if form == "onnx":
+        opset = opset or to_onnx.OPSET
+        content = to_onnx.to_onnx(program, opset)
+        operators, runtimes = to_onnx.operators(content), to_onnx.runtimes(content)
+    elif form == "pt2":
+        content = to_pt2.to_pt2(program)
+        operators, runtimes = to_pt2.operators(program), to_pt2.runtimes(content)
+    else:
+        content, operators = to_executorch.to_executorch(program)
+        runtimes = to_executorch.runtimes(content)
+
+    real = images is not None
+    compared = torch.randn(_NOISE, *shape, generator=torch.Generator().manual_seed(0)) if images is None else images
+    batches = _batches(compared.detach().cpu().float(), batch)
+    with torch.no_grad():
+        expected = torch.cat([ready(one) for one in batches])
+    largest = float(expected.abs().max())
+    parity = {name: _difference(name, run, batches, expected) for name, run in runtimes.items()}
+    allowed = TOLERANCE[form] * max(1.0, largest)
+    for name, difference in parity.items():
+        if not difference <= allowed:
+            raise SeparableError(
+                f"{path} is not written: in {name} its outputs differ by {difference:.1e} from the network's, which "
+                f"are up to {largest:.1f}; at most {allowed:.1e} is allowed. Its numbers may be too large for float32"
+            )
+    with replacing(path) as aside:
+        aside.write_bytes(content)
+    return Exported(
+        path, form, len(content), shape, batch, opset, operators, len(compared), real, largest, parity
+    )  # fmt: skip
+
+
+def _network(
+    model: nn.Module | Conversion, input_shape: Sequence[int] | None, images: Tensor | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    network = model.model if isinstance(model, Conversion) else model
+    known = built_by(network)
+    shape = input_shape
+    if shape is None and images is not None:
+        shape = images.shape[1:]
+    if shape is None and isinstance(model, Conversion):
+        shape = model.report.input_shape or None
+    if shape is None and known is not None:
+        shape = known.input_shape
+    if shape is None:
+        raise SeparableError(
+            "the shape of one image is not known: give input_shape=(C, H, W) (--input C,H,W), or images"
+        )
+    if not shape or not all(type(n) is int and n > 0 for n in shape):
+        raise SeparableValueError(f"input_shape={tuple(shape)}: must be positive whole numbers, as (3, 32, 32)")
+    if images is not None and (len(images) == 0 or tuple(images.shape[1:]) != tuple(shape)):
+        raise SeparableValueError(
+            f"images are of shape {tuple(images.shape)}: expected (N, {', '.join(map(str, shape))}), N at least 1"
+        )
+    return network, tuple(shape)
+
+
+def _format(path: Path, to: str | None) -> Format:
+    if to is None:
+        if path.suffix not in SUFFIXES:
+            raise SeparableValueError(f"{path} ends in none of {', '.join(SUFFIXES)}: say which format by `to`")
+        return SUFFIXES[path.suffix]
+    if to not in get_args(Format):
+        raise SeparableValueError(f"to={to!r}: must be one of {', '.join(get_args(Format))}")
+    return to  # type: ignore[return-value]
+
+
+def _batches(images: Tensor, batch: int | None) -> list[Tensor]:
+    """Cut the images into batches; where any number may be in one, into different ones, so that this is tried."""
+    if batch is None:
+        return [images[:1], *images[1:].split(_BATCH)] if len(images) > 1 else [images]
+    whole = torch.arange(-(-len(images) // batch) * batch) % len(images)
+    return list(images[whole].split(batch))
+
+
+def _difference(name: str, run: Callable[[Tensor], Tensor], batches: list[Tensor], expected: Tensor) -> float:
+    try:
+        with torch.no_grad():
+            outputs = torch.cat([run(one) for one in batches])
+    except Exception as error:
+        raise SeparableError(f"{name} cannot run what was exported: {error}") from error
+    if outputs.shape != expected.shape:
+        raise SeparableError(
+            f"{name} gives outputs of shape {tuple(outputs.shape)}, the network {tuple(expected.shape)}"
+        )
+    return float((outputs - expected).abs().max())

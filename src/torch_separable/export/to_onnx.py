@@ -1,0 +1,101 @@
+"""ONNX, by PyTorch's exporter on ``torch.export``; run by ONNX Runtime, and by OpenVINO where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from torch_separable._version import __version__
+from torch_separable.errors import SeparableError
+from torch_separable.extras import optional
+
+OPSET = 18
+OPSETS = range(18, 24)
+INPUT, OUTPUT = "images", "logits"
+
+
+def to_onnx(program: ExportedProgram, opset: int) -> bytes:
+    """Return the file of a captured network.
+
+    Raises:
+        SeparableError: an operator has no counterpart in ONNX, or the file would be larger than 2 GB.
+        MissingExtraError: onnx and onnxscript are not installed (extra ``export``).
+    """
+    optional("onnxscript", "export")
+    try:
+        with _silence():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=None,
+                verbose=False,
+            )
+        assert exported is not None
+        model: Any = exported.model_proto
+        model.producer_name, model.producer_version = "torch-separable", __version__
+        if (written := model.opset_import[0].version) != opset:
+            raise SeparableError(f"opset={opset}: this network can be written in opset {written} only")
+        content: bytes = model.SerializeToString()
+    except SeparableError:
+        raise
+    except Exception as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SeparableError(f"the network cannot be written as ONNX: {line}. Try to=pt2 (--to pt2)") from error
+    return content
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter from warning of what it does without, such as torchvision."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def operators(content: bytes) -> dict[str, int]:
+    """Count the nodes of the graph by operator."""
+    model = optional("onnx", "export").load_from_string(content)
+    return dict(Counter(node.op_type for node in model.graph.node).most_common())
+
+
+def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Open the file in the runtimes that are installed.
+
+    Raises:
+        SeparableError: ONNX Runtime refuses it.
+        MissingExtraError: onnxruntime is not installed (extra ``export``).
+    """
+    ort = optional("onnxruntime", "export")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise SeparableError(f"ONNX Runtime {ort.__version__} refuses the file: {error}") from error
+    found: dict[str, Callable[[Tensor], Tensor]] = {
+        "ONNX Runtime": lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+    }
+    if importlib.util.find_spec("openvino") is not None:
+        ov = optional("openvino", "export")
+        core = ov.Core()
+        # Without the hint, processors with bfloat16 instructions compute in it, to three digits.
+        compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found["OpenVINO"] = lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+    return found

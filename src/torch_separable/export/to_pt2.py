@@ -1,0 +1,33 @@
+"""``.pt2``: PyTorch's own file of a captured network, which runs without this package."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+
+def to_pt2(program: ExportedProgram) -> bytes:
+    """Return the file of a captured network."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def operators(program: ExportedProgram) -> dict[str, int]:
+    """Count the nodes of the graph by operator."""
+    calls = (node for node in program.graph.nodes if node.op == "call_function")
+    return dict(Counter(str(node.target) for node in calls).most_common())
+
+
+def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Open the file as ``torch.export.load`` does."""
+    with warnings.catch_warnings(action="ignore"):
+        module = torch.export.load(io.BytesIO(content)).module()
+    return {"torch.export": module}

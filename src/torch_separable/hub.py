@@ -1,0 +1,121 @@
+"""Networks on the Hugging Face hub, by ``huggingface_hub``'s mixin (extra ``hub``): the folder of `save`, elsewhere.
+
+from torch_separable.hub import HubNetwork
+
+HubNetwork(conversion, network="mypackage.nets:build").push_to_hub("me/resnet20-half")
+model = HubNetwork.from_pretrained("me/resnet20-half", allow=("mypackage.nets",))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_separable import runs
+from torch_separable.convert import Conversion, Plan
+from torch_separable.errors import SeparableError
+from torch_separable.extras import optional
+from torch_separable.networks import Network
+from torch_separable.saving import load, save
+
+_hub = optional("huggingface_hub", "hub")
+_FILES = [runs.WEIGHTS, runs.PLAN, runs.CONFIG, runs.RESULTS, runs.CARD]
+
+
+class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):  # type: ignore[misc, name-defined, call-arg]
+    """A network with what `save` has to know of it, so that ``huggingface_hub`` can pass it on.
+
+    It computes what ``model`` computes. ``save_pretrained(folder)`` and ``push_to_hub("user/name")`` are the mixin's.
+
+    Args:
+        model: as for `save`, and so are the others.
+        network: the function that builds the dense network, or its name.
+        arguments: the function's.
+        input_shape: of one image, (C, H, W).
+        plan: what was carried out.
+        results: measured figures by name.
+
+    Attributes:
+        model: the network itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Conversion,
+        *,
+        network: Network | Callable[..., nn.Module] | str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        input_shape: Sequence[int] | None = None,
+        plan: Plan | None = None,
+        results: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.model if isinstance(model, Conversion) else model
+        self._saved = model if isinstance(model, Conversion) else None
+        self._known: dict[str, Any] = {
+            "network": network,
+            "arguments": arguments,
+            "input_shape": input_shape,
+            "plan": plan,
+            "results": results,
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network."""
+        return self.model(*args, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save(self.model if self._saved is None else self._saved, save_directory, **self._known)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        allow: Iterable[str] | str = (),
+        device: torch.device | str | None = None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> HubNetwork:
+        """Load a network from a folder, or from the hub; nothing in it is executed.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or ``user/name`` on the hub.
+            allow: modules whose functions may build the dense network: see `load`.
+            device: for the network.
+            force_download: fetch files again.
+            token: for the hub.
+            cache_dir: where fetched files are kept.
+            local_files_only: use what was fetched before.
+            revision: branch, tag or commit.
+
+        Raises:
+            SeparableError: as `load` says, or the hub has no such network or cannot be reached.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            try:
+                fetched = _hub.snapshot_download(
+                    str(pretrained_model_name_or_path),
+                    allow_patterns=_FILES,
+                    force_download=force_download,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    revision=revision,
+                )
+            except Exception as error:  # of the name, the network, the server's answer, the cache: all of its own kinds
+                line = (str(error).splitlines() or [type(error).__name__])[0]
+                raise SeparableError(
+                    f"{pretrained_model_name_or_path} is no folder here, and cannot be fetched from the hub: {line}"
+                ) from error
+            folder = Path(fetched)
+        results = runs.read_results(folder)
+        return cls(load(folder, allow=allow, device=device), plan=Plan.load(folder / runs.PLAN), results=results)

@@ -1,0 +1,174 @@
+"""What a run records of its two networks, the dense one and the separable one: costs and times, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torch_separable.cost import Summary, analyze
+from torch_separable.outputs import evaluating
+from torch_separable.timing import WARM_UP, LayerClock, interleaved, rounds_within
+
+_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """One module of the dense network, and what stands in its place.
+
+    Attributes:
+        name: its module name; empty for what the network does outside of those that have no modules in them.
+        type: its class in the dense network.
+        parameters: (dense, separable).
+        macs: multiply-accumulates for one image (dense, separable).
+        milliseconds: its part of the network's time (dense, separable).
+    """
+
+    name: str
+    type: str
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    milliseconds: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two networks compared, as PyTorch runs them: eager, in evaluation mode.
+
+    Attributes:
+        parameters: (dense, separable).
+        macs: multiply-accumulates for one image (dense, separable).
+        bytes: of the weights and buffers (dense, separable).
+        milliseconds: medians for the images (dense, separable).
+        images: that were timed in one call.
+        rounds: how often each network was timed.
+        threads: that PyTorch used.
+        layers: what the dense network does outside of its modules, then those without others in them, in its order.
+            What they have adds up to what the network has.
+    """
+
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    bytes: tuple[int, int]
+    milliseconds: tuple[float, float]
+    images: int
+    rounds: int
+    threads: int
+    layers: tuple[LayerComparison, ...]
+
+    def step(self, name: str, which: Literal[0, 1], evaluation: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the dense (0) or the separable network (1) as a step of a run's results."""
+        return step(name, self.macs[which], self.parameters[which], self.bytes[which], evaluation)
+
+    def times(self) -> dict[str, Any]:
+        """Return the times as a run's results hold them."""
+        dense, separable = self.milliseconds
+        return {
+            "dense": dense,
+            "separable": separable,
+            "images": self.images,
+            "rounds": self.rounds,
+            "threads": self.threads,
+        }
+
+    def layer_rows(self) -> list[dict[str, Any]]:
+        """Return the layers as a run's results hold them."""
+        return [asdict(layer) for layer in self.layers]
+
+
+def compare(dense: nn.Module, separable: nn.Module, images: Tensor) -> Comparison:
+    """Count and time both networks on ``images`` (N, C, H, W); neither is changed. It takes about five seconds.
+
+    The separable network is the dense one with some modules exchanged, as `convert.apply` makes it: a module that both
+    have by one name is compared with its namesake.
+
+    Example:
+        >>> import torch_separable as ts
+        >>> dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> separable = nn.Sequential(ts.nn.DepthwiseSeparableConv2d(3, 8, 3), nn.ReLU())
+        >>> compared = compare(dense, separable, torch.zeros(1, 3, 8, 8))
+        >>> [(layer.name, layer.macs, layer.parameters) for layer in compared.layers]
+        [('', (0, 0), (0, 0)), ('0', (7776, 1836), (224, 62)), ('1', (0, 0), (0, 0))]
+    """
+    networks = {"dense": dense, "separable": separable}
+    counted = {name: analyze(network, images[:1]) for name, network in networks.items()}
+    names = [name for name, module in dense.named_modules() if name and not list(module.children())]
+    with evaluating(dense), evaluating(separable), torch.inference_mode():
+        calls: dict[str, Callable[[], object]] = {name: _call(network, images) for name, network in networks.items()}
+        clocks = {
+            name: LayerClock(calls[name], {layer: network.get_submodule(layer) for layer in names})
+            for name, network in networks.items()
+        }
+        rounds = rounds_within(_SECONDS, *calls.values(), *calls.values(), fewest=5, most=60)
+        # The clocks' calls, which cost a little more, take their turns among the plain ones: both see the same machine.
+        whole = interleaved({**calls, **{f"layers of {name}": clock for name, clock in clocks.items()}}, rounds=rounds)
+        within = {name: _scaled(clock.medians(WARM_UP), whole[name]) for name, clock in clocks.items()}
+    parts = [_by_layer(summary, names) for summary in counted.values()]
+    layers = []
+    for name in ["", *names]:
+        (parameters, macs), (their_parameters, their_macs) = (part.get(name, (0, 0)) for part in parts)
+        layers.append(
+            LayerComparison(
+                name,
+                type(dense.get_submodule(name)).__name__,
+                (parameters, their_parameters),
+                (macs, their_macs),
+                (within["dense"].get(name, 0.0), within["separable"].get(name, 0.0)),
+            )
+        )
+    first, second = counted.values()
+    return Comparison(
+        (first.parameters, second.parameters),
+        (first.macs, second.macs),
+        (first.weight_bytes, second.weight_bytes),
+        (whole["dense"], whole["separable"]),
+        len(images),
+        rounds,
+        torch.get_num_threads(),
+        tuple(layers),
+    )
+
+
+def _scaled(parts: Mapping[str, float], whole: float) -> dict[str, float]:
+    """Divide a network's time among its layers in the ratio of their medians.
+
+    These add up to less on a busy machine: few of a layer's calls are interrupted, and nearly all of a network's.
+    """
+    factor = whole / sum(parts.values())
+    return {name: factor * part for name, part in parts.items()}
+
+
+def step(
+    name: str, macs: int, parameters: int, size: int | None = None, evaluation: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return one step of a run's results: a network's cost, and its accuracy where it was measured.
+
+    Args:
+        name: of the step.
+        macs: multiply-accumulates for one image.
+        parameters: of the network.
+        size: bytes of its weights.
+        evaluation: ``Evaluation.to_dict()``.
+    """
+    measured = {key: (evaluation or {}).get(key) for key in ("accuracy", "correct", "count")}
+    return {"name": name, **measured, "macs": macs, "parameters": parameters, "bytes": size}
+
+
+def _call(network: nn.Module, images: Tensor) -> Callable[[], object]:
+    return lambda: network(images)
+
+
+def _by_layer(summary: Summary, names: list[str]) -> dict[str, tuple[int, int]]:
+    """Add up parameters and MACs below each name; those of no name stand under the empty one."""
+    known = set(names)
+    sums: dict[str, tuple[int, int]] = {}
+    for row in summary.layers:
+        parts = row.name.split(".")
+        home = next((head for i in range(len(parts), 0, -1) if (head := ".".join(parts[:i])) in known), "")
+        parameters, macs = sums.get(home, (0, 0))
+        sums[home] = (parameters + row.parameters, macs + row.macs)
+    return sums

@@ -1,0 +1,377 @@
+"""What the page of a run shows, as plain data: headline, steps, layers, epochs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch_separable.errors import SeparableError
+from torch_separable.report.facts import Facts, accuracy_sentence, costs_sentence, facts_of, promise_sentence
+from torch_separable.report.fields import Pair, count, entries, number, optional_number, pair, text
+from torch_separable.report.read import RunFiles
+
+
+@dataclass(frozen=True)
+class Step:
+    """A network of the run, from the dense one to the last."""
+
+    name: str
+    accuracy: float | None
+    count: int | None
+    macs: int
+    parameters: int
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of both networks, and how they were measured."""
+
+    dense: float
+    separable: float
+    images: int
+    rounds: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Card:
+    """One figure of the headline: what, how much, from what to what."""
+
+    title: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the run came to at a glance.
+
+    Attributes:
+        steps: its networks.
+        times: of the first and the last; ``None`` where they were not taken.
+        facts: the factors between both.
+        cards: the figures.
+        summary: a sentence.
+        promise: whether the clock follows the arithmetic.
+        whose: which images the accuracies are of.
+    """
+
+    steps: tuple[Step, ...]
+    times: Times | None
+    facts: Facts
+    cards: tuple[Card, ...]
+    summary: str
+    promise: str
+    whose: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer, before and after.
+
+    Attributes:
+        name: its module name, or what several are together.
+        before: the dense layer in words.
+        after: what stands in its place; empty where it is kept.
+        reason: why.
+        parameters: (dense, separable), where they are known; so the others.
+        macs: for one image.
+        milliseconds: its part of the network's time for the images that were timed.
+        error: share of its output's variance that its own fit loses.
+    """
+
+    name: str
+    before: str = ""
+    after: str = ""
+    reason: str = ""
+    parameters: Pair | None = None
+    macs: Pair | None = None
+    milliseconds: Pair | None = None
+    error: float | None = None
+
+    @property
+    def saving(self) -> float | None:
+        """How many times fewer MACs."""
+        return self.macs[0] / self.macs[1] if self.macs and all(self.macs) else None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The network layer by layer.
+
+    Attributes:
+        rows: its convolutions, in order.
+        rest: everything else together.
+        total: the whole network.
+        how: a sentence on how the choice was made.
+    """
+
+    rows: tuple[Row, ...]
+    rest: Row | None
+    total: Row
+    how: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network of the curve: a method's at one budget."""
+
+    method: str
+    macs: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of one phase; or, with a fractional ``epoch``, the mean of some steps."""
+
+    phase: str
+    epoch: float
+    loss: float | None
+    agreement: float | None
+    validation: float | None
+    rate: float | None = None
+
+
+def headline(results: dict[str, Any]) -> Headline:
+    """Read the run's steps and times, and compare the first with the last.
+
+    Raises:
+        SeparableError: something is missing or of another kind; the message names it. So below.
+    """
+    steps = tuple(_step(step, f"steps[{i}]") for i, step in enumerate(entries(results, "steps", "results")))
+    if len(steps) < 2:
+        raise SeparableError("results.steps has fewer than two steps")
+    for i in (0, -1):
+        if not steps[i].macs or not steps[i].parameters or steps[i].bytes == 0:
+            raise SeparableError(f"{steps[i].name} costs nothing, to which nothing can be compared")
+    times = _times(results["milliseconds"]) if results.get("milliseconds") is not None else None
+    facts = facts_of(results)
+    images = "images" if results.get("kind") == "convert" else "held-out images"
+    summary = f"{costs_sentence(facts)}, {accuracy_sentence(facts, steps[0].count, images)}."
+    cards = tuple(_cards(steps, times, facts, results.get("conversion")))
+    whose = _whose(results.get("data"), steps[0])
+    return Headline(steps, times, facts, cards, summary, promise_sentence(facts), whose)
+
+
+def _whose(data: Any, dense: Step) -> str:
+    """Say which images the accuracies are of."""
+    if dense.accuracy is None:
+        return "Accuracy was not measured."
+    known = data if isinstance(data, dict) else {}
+    if known.get("train") is not None:
+        trained, tried = count(known, "train", "data"), count(known, "test", "data")
+        return f"{trained:,} training images, {tried:,} held out; every accuracy is of the held-out ones."
+    if isinstance(known.get("split"), str):
+        return f"Every accuracy is of the {dense.count:,} images of the split {known['split']}."
+    return f"Every accuracy is of {dense.count:,} images."
+
+
+def _step(step: Any, where: str) -> Step:
+    accuracy = optional_number(step, "accuracy", where)
+    return Step(
+        text(step, "name", where),
+        accuracy,
+        None if accuracy is None else count(step, "count", where),
+        count(step, "macs", where),
+        count(step, "parameters", where),
+        None if optional_number(step, "bytes", where) is None else count(step, "bytes", where),
+    )
+
+
+def _times(times: Any) -> Times:
+    where = "milliseconds"
+    dense, separable = number(times, "dense", where), number(times, "separable", where)
+    if min(dense, separable) <= 0:
+        raise SeparableError("milliseconds are not above 0")
+    return Times(dense, separable, *(count(times, key, where) for key in ("images", "rounds", "threads")))
+
+
+def _cards(steps: Sequence[Step], times: Times | None, facts: Facts, conversion: Any) -> list[Card]:
+    dense, last = steps[0], steps[-1]
+    cards = []
+    if dense.accuracy is not None and last.accuracy is not None:
+        detail = f"{percent(dense.accuracy)} → {percent(last.accuracy)} of {last.count:,} images"
+        cards.append(Card("accuracy", percent(last.accuracy), detail))
+    elif conversion is not None:
+        agreement = number(conversion, "agreement", "conversion")
+        cards.append(Card("same answers", percent(agreement), "on the calibration images; accuracy was not measured"))
+    cards += [
+        Card("fewer parameters", f"{facts.parameters:.2f}x", f"{dense.parameters:,} → {last.parameters:,}"),
+        Card("fewer MACs", f"{facts.macs:.2f}x", f"{dense.macs:,} → {last.macs:,}"),
+    ]
+    if facts.bytes is not None:
+        cards.append(Card("smaller weights", f"{facts.bytes:.2f}x", f"{dense.bytes:,} → {last.bytes:,} bytes"))
+    if times is not None and facts.speed is not None and facts.promise_kept is not None:
+        detail = f"{times.dense:.2f} → {times.separable:.2f} ms"
+        slower = facts.speed < 1
+        cards.append(
+            Card("as long" if slower else "as fast", f"{1 / facts.speed if slower else facts.speed:.2f}x", detail)
+        )
+        detail = f"the MACs promise {facts.macs:.2f}x the speed, the clock gives {facts.speed:.2f}x"
+        cards.append(Card("of the promise kept", f"{100 * facts.promise_kept:.0f} %", detail))
+    return cards
+
+
+def percent(share: float) -> str:
+    """Write a share with two decimals of a percent."""
+    return f"{100 * share:.2f} %"
+
+
+def layers(run: RunFiles) -> Layers | None:
+    """Join what was planned for each convolution with what was measured; ``None`` where the run holds neither."""
+    measured = [_measured(row, f"layers[{i}]") for i, row in enumerate(_list_or_none(run.results, "layers"))]
+    if run.plan is None:
+        if not measured:
+            return None
+        named, unnamed = ([row for row in measured if bool(row.name) is has_name] for has_name in (True, False))
+        return Layers(tuple(named), _rest(unnamed), _total(run, measured), "")
+    by_name = {row.name: row for row in measured}
+    rows = []
+    for layer in run.plan.layers:
+        seen = by_name.pop(layer.name, None)
+        known = any(layer.macs) or any(layer.parameters)
+        rows.append(
+            Row(
+                layer.name,
+                layer.before,
+                layer.after,
+                layer.reason,
+                seen.parameters if seen else layer.parameters if known else None,
+                seen.macs if seen else layer.macs if known else None,
+                seen.milliseconds if seen else None,
+                layer.error if layer.order else None,
+            )
+        )
+    total = _total(run, measured or rows)
+    rest = _rest(list(by_name.values())) if measured else None
+    return Layers(tuple(rows), rest, total, _how(run))
+
+
+def _list_or_none(results: dict[str, Any], key: str) -> list[Any]:
+    return [] if results.get(key) is None else entries(results, key, "results")
+
+
+def _measured(row: Any, where: str) -> Row:
+    return Row(
+        text(row, "name", where),
+        text(row, "type", where),
+        parameters=pair(row, "parameters", where),
+        macs=pair(row, "macs", where),
+        milliseconds=pair(row, "milliseconds", where),
+    )
+
+
+def _total(run: RunFiles, rows: Sequence[Row]) -> Row:
+    def whole(known: Pair | None, each: list[Pair | None]) -> Pair | None:
+        return known if known and any(known) else _sum(each) if any(each) else None
+
+    times = run.results.get("milliseconds")
+    known = None if times is None else _times(times)
+    return Row(
+        "whole network",
+        parameters=whole(run.plan.parameters if run.plan else None, [row.parameters for row in rows]),
+        macs=whole(run.plan.macs if run.plan else None, [row.macs for row in rows]),
+        milliseconds=None if known is None else (known.dense, known.separable),
+    )
+
+
+def _rest(others: Sequence[Row]) -> Row:
+    """What is not a convolution: normalisation, activations, sums, linear layers."""
+    types = Counter(row.before for row in others if row.name)
+    return Row(
+        "everything else",
+        ", ".join(f"{n} {kind}" for kind, n in types.items()),
+        parameters=_sum([row.parameters for row in others]),
+        macs=_sum([row.macs for row in others]),
+        milliseconds=_sum([row.milliseconds for row in others]),
+    )
+
+
+def _sum(pairs: Sequence[Pair | None]) -> Pair:
+    known = [p for p in pairs if p is not None]
+    return sum(before for before, _ in known), sum(after for _, after in known)
+
+
+def _how(run: RunFiles) -> str:
+    assert run.plan is not None
+    settings = run.config.get("settings")
+    budget = settings.get("budget") if isinstance(settings, dict) else None
+    if not run.plan.converted:
+        return "No layer was converted."
+    choice = (
+        f"Within the budget {budget}, the choice whose changes of the network's outputs, measured layer by layer, sum "
+        "to the least."
+        if isinstance(budget, str)
+        else "Each layer as it was asked for."
+    )
+    fit = (
+        "Kernels are fitted by least squares to the dense network's outputs."
+        if run.plan.method == "least_squares"
+        else "Kernels are the SVD of the weights."
+    )
+    return f"{choice} {fit}"
+
+
+METHODS = {"least_squares": "least squares", "svd": "SVD of the weights (baseline)"}
+
+
+def curve(results: dict[str, Any]) -> tuple[Point, ...]:
+    """Read the networks at several budgets; empty where the run has none."""
+    points = []
+    for i, entry in enumerate(_list_or_none(results, "curve")):
+        where = f"curve[{i}]"
+        method = text(entry, "method", where)
+        points.append(
+            Point(METHODS.get(method, method), number(entry, "macs", where), number(entry, "accuracy", where))
+        )
+    return tuple(points)
+
+
+_BINS = 200
+
+
+def epochs(run: RunFiles) -> tuple[Epoch, ...]:
+    """Read the epochs of training: of the dense network, where the run has them, and of the recovery."""
+    found = [_epoch(entry, "dense network", f"training[{i}]") for i, entry in enumerate(_training(run.results))]
+    recovery = _list_or_none(run.results, "history") or [r for r in run.records if r.get("kind") == "epoch"]
+    recovery = recovery or _list_or_none(run.results, "epochs")
+    return (*found, *(_epoch(entry, "recovery", f"history[{i}]") for i, entry in enumerate(recovery)))
+
+
+def _training(results: dict[str, Any]) -> list[Any]:
+    return _list_or_none(results, "training")
+
+
+def _epoch(entry: Any, phase: str, where: str) -> Epoch:
+    validation = entry.get("validation") if isinstance(entry, dict) else None
+    return Epoch(
+        phase,
+        count(entry, "epoch", where),
+        optional_number(entry, "loss", where),
+        optional_number(entry, "agreement", where),
+        None if validation is None else number(validation, "accuracy", f"{where}.validation"),
+        optional_number(entry, "learning_rate", where),
+    )
+
+
+def steps_of_training(run: RunFiles, done: Sequence[Epoch]) -> tuple[Epoch, ...]:
+    """Return means of the loss over up to 200 runs of steps, placed by epoch; empty where the run kept no steps."""
+    steps = [record for record in run.records if record.get("kind") == "step"]
+    ends = [record for record in run.records if record.get("kind") == "epoch" and record.get("epoch")]
+    if not steps or not ends or not done:
+        return ()
+    per_epoch = count(ends[0], "step", "log") / count(ends[0], "epoch", "log")
+    if not per_epoch:
+        return ()
+    size = -(-len(steps) // _BINS)
+    means = []
+    for start in range(0, len(steps), size):
+        group = steps[start : start + size]
+        losses = [number(record, "loss", "log") for record in group]
+        middle = sum(number(record, "step", "log") for record in group) / len(group)
+        means.append(Epoch("recovery", middle / per_epoch, sum(losses) / len(losses), None, None))
+    return tuple(means)

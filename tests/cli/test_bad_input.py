@@ -1,0 +1,254 @@
+"""Whatever is wrong with the input: exit code 2 and one line that names the thing and the remedy, no traceback."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = "networks_for_cli:small"
+SUMMARY = f"summary {SMALL} --input 1,32,32"
+CONVERT = f"convert {SMALL} --weights small.safetensors --data digits -o refused"
+RECOVER = f"recover converted --model {SMALL} --teacher small.safetensors --data digits"
+EVALUATE = f"evaluate {SMALL} --data digits"
+EXPLAIN = "explain --in 4 --out 8 --input 3,3"
+
+
+def replaced(command: str, option: str, value: str) -> str:
+    """The command with another value of an option."""
+    words = shlex.split(command)
+    words[words.index(option) + 1] = value
+    return shlex.join(words)
+
+
+NAMES = [
+    (
+        "summary resnet21 --input 3,32,32",
+        "no network is called resnet21: did you mean resnet",
+        "package.module:function",
+    ),
+    ("summary xyz --input 3,32,32", "no network is called xyz: known are mobilenet_v1, conv_mobilenet", "resnet56"),
+    ("summary nowhere:small --input 1,8,8", "there is no module nowhere", "here or among the installed packages"),
+    ("summary nowhere.inside:f --input 1,8,8", "there is no module nowhere ", ""),
+    ("summary networks_for_cli.py:small --input 1,8,8", "there is no module networks_for_cli.py", ""),
+    ("summary ./networks_for_cli.py:small --input 1,8,8", "is not of the form package.module:function", ""),
+    ("summary networks_for_cli: --input 1,8,8", "is not of the form package.module:function", ""),
+    ("summary :small --input 1,8,8", "is not of the form package.module:function", ""),
+    ("summary networks_for_cli:smal --input 1,8,8", "networks_for_cli has no smal; did you mean small?", ""),
+    ("summary networks_for_cli:zzz --input 1,8,8", "networks_for_cli has no zzz; give the function", ""),
+    ("summary networks_for_cli:NOT_A_FUNCTION --input 1,8,8", "NOT_A_FUNCTION is of type int, not a function", ""),
+    ("summary networks_for_cli:unfinished --input 1,8,8", "returned an object of type NoneType", "an nn.Module"),
+    (
+        "summary networks_for_cli:raising --input 1,8,8",
+        "cannot be built with no arguments: RuntimeError: the",
+        "is not",
+    ),
+    ("summary syntax_for_cli:small --input 1,8,8", "syntax_for_cli cannot be imported: SyntaxError", "line 1"),
+    ("summary raising_for_cli:small --input 1,8,8", "raising_for_cli cannot be imported: OSError: no GPU in", ""),
+    ("summary needing_for_cli:small --input 1,8,8", "needing_for_cli needs no_such_package, which is not inst", ""),
+    (f"{SUMMARY} --model-arg width", "--model-arg width: expected name=value", ""),
+    (
+        f"{SUMMARY} --model-arg widht=4",
+        "cannot be built with widht=4: TypeError",
+        "unexpected keyword argument 'widht'",
+    ),
+    (f"{SUMMARY} --model-arg width=wide", "cannot be built with width='wide'", ""),
+    ("summary mobilenet_v1 --input 3,64,64 --model-arg width_multiplier=-1", "width_multiplier=-1", ""),
+]
+
+SHAPES = [
+    (replaced(SUMMARY, "--input", "3,32,32"), "input of shape (1, 3, 32, 32): layer '0' (Conv2d)", "1 channels"),
+    (replaced(SUMMARY, "--input", "banana"), "--input banana: expected whole numbers of at least 1", "as 3,224,224"),
+    (replaced(SUMMARY, "--input", "1,32,0"), "--input 1,32,0: expected whole numbers of at least 1", ""),
+    (replaced(SUMMARY, "--input", "1,-32,32"), "--input 1,-32,32: expected", ""),
+    (replaced(SUMMARY, "--input", "1,32,"), "--input 1,32,: expected", ""),
+    (replaced(SUMMARY, "--input", "1.5,32"), "--input 1.5,32: expected", ""),
+    (replaced(SUMMARY, "--input", "²,3,3"), "--input ²,3,3: expected", ""),
+    (replaced(SUMMARY, "--input", ""), "--input is empty: expected", ""),
+    (f"{SUMMARY} --depth -1", "depth=-1", "at least 0"),
+    (f"{SUMMARY} --batch-size 0", "batch_size=0", "at least 1"),
+    (f"{SUMMARY} --columns layer,price", "columns has 'price'", "names of layer, type, kernel"),
+    (f"{SUMMARY} --json --csv", "--json and --csv are both given", "give one of them"),
+    (
+        replaced(CONVERT, "--data", "npz:coloured.npz"),
+        "Sequential cannot take a batch of shape (40, 3, 32, 32)",
+        "Give",
+    ),
+    (replaced(EVALUATE, "--data", "npz:coloured.npz"), "cannot take images of shape (40, 3, 32, 32)", "1 channels"),
+    (replaced(RECOVER, "--data", "npz:coloured.npz"), "cannot take images of shape (2, 3, 32, 32)", "1 channels"),
+]
+
+WEIGHTS = [
+    (f"{SUMMARY} --weights gone.pth", "no weights at gone.pth: no such file", ""),
+    (f"{SUMMARY} --weights .", "no weights at .: it is a folder", ""),
+    (f"{SUMMARY} --weights networks_for_cli.py", "networks_for_cli.py is not a whole file of weights", "give the file"),
+    (f"{SUMMARY} --weights cut.safetensors", "cut.safetensors is not a whole safetensors file", "save it again"),
+    (f"{SUMMARY} --weights whole.pth", "whole.pth is not plain weights", "Save `model.state_dict()`"),
+    (f"{SUMMARY} --weights code.pth", "could run code when it is read, which is refused", "Save `model.state_dict()`"),
+    (f"{SUMMARY} --weights narrow.safetensors", "(4, 1, 3, 3), should be (8, 1, 3, 3)", "Check the model function"),
+    (f"{SUMMARY} --weights spoilt.safetensors", "holds NaN or infinite weights (3.weight)", "failed training"),
+    (replaced(RECOVER, "--teacher", "narrow.safetensors"), "are not the weights of this network", "Check the model"),
+    (replaced(RECOVER, "--teacher", "gone.safetensors"), "no weights at gone.safetensors", ""),
+]
+
+IMAGES = [
+    (replaced(CONVERT, "--data", "digit"), "data 'digit' is not one of digits, npz:PATH, folder:PATH, hf:NAME", ""),
+    (replaced(CONVERT, "--data", "npz:"), "'npz:' names no place: write npz:PATH", ""),
+    (replaced(CONVERT, "--data", "npz:gone.npz"), "no images at gone.npz", ""),
+    (replaced(CONVERT, "--data", "npz:whole.pth"), "whole.pth has no array `images`", ""),
+    (replaced(CONVERT, "--data", "folder:gone"), "no image folder at gone", ""),
+    (replaced(CONVERT, "--data", "npz:spoilt.npz"), "image 3 of npz:spoilt.npz (train) has NaN", "repair or drop it"),
+    (replaced(EVALUATE, "--data", "npz:unlabelled.npz"), "npz:unlabelled.npz (test) has no labels", "evaluation needs"),
+    (f"{CONVERT} --split valid", "split='valid': digits has the splits train and test", ""),
+    (f"{EVALUATE} --split valid", "split='valid'", "train and test"),
+    (f"{RECOVER} --split valid", "split='valid'", "train and test"),
+    (f"{CONVERT} --images 7", "7 calibration images: at least 8 are needed", "256 to 1,024 recommended"),
+    (f"{CONVERT} --mean a,b", "--mean a,b: expected numbers separated by commas, or imagenet", ""),
+    (f"{CONVERT} --mean imagenet", "has 3 entries; the images of digits have 1 channels", "one entry for each channel"),
+    (f"{CONVERT} --mean nan", "mean=(nan,): every entry must be finite", ""),
+    (f"{CONVERT} --std 0", "std=(0.0,): every entry must be finite and above 0", ""),
+    (f"{CONVERT} --std inf", "std=(inf,): every entry must be finite and above 0", ""),
+    (f"{CONVERT} --image-size 0", "image_size=0", "at least 1"),
+    (f"{EVALUATE} --batch-size 0", "batch_size=0: must be at least 1", ""),
+]
+
+CHOICES = [
+    (f"{CONVERT} --rank 0", "rank=0: must be a whole number, at least 1", ""),
+    (f"{CONVERT} --rank 2 --budget macs=0.5", "--budget macs=0.5 and --rank 2 are both given", "give one of them"),
+    (f"{CONVERT} --budget 0.5", "--budget 0.5: expected macs=SHARE", "latency_ms=NUMBER"),
+    (f"{CONVERT} --budget time=4", "--budget time=4: expected macs=SHARE", ""),
+    (f"{CONVERT} --budget macs=half", "--budget macs=half: expected macs=SHARE", ""),
+    (f"{CONVERT} --budget macs=1.5", "--budget macs=1.5: ", "above 0 and at most 1"),
+    (f"{CONVERT} --budget macs=nan", "--budget macs=nan: ", "above 0 and at most 1"),
+    (f"{CONVERT} --budget latency_ms=0", "--budget latency_ms=0: ", "milliseconds above 0"),
+    (f"{CONVERT} --budget macs=0.01", "Budget(macs=0.01) cannot be met", "Raise the budget"),
+    (f"{CONVERT} --order both", "order='both': must be one of depthwise_first, pointwise_first", ""),
+    (f"{CONVERT} --method magic", "method='magic': must be one of least_squares, svd", ""),
+    (f"{CONVERT} --memory lots", "--memory lots: expected a number of bytes, as 4GB or 512MB", ""),
+    (f"{CONVERT} --memory infGB", "--memory infGB: expected a number of bytes", ""),
+    (f"{CONVERT} --memory 1KB", "--memory 1KB: at least 1MB is needed", ""),
+    (replaced(CONVERT, "-o", "converted"), "converted already holds a converted network", "give --force"),
+    (replaced(CONVERT, "-o", "small.pth"), "small.pth cannot be a run's folder", "Choose another"),
+    (replaced(CONVERT, "-o", "small.pth/in/it"), "small.pth/in/it cannot be a run's folder", "Choose another"),
+    ("convert networks_for_cli:pointwise --data digits -o refused", "no convolution to convert", "0:"),
+    ("demo -o small.pth", "small.pth cannot be a run's folder", "Choose another"),
+    (f"{RECOVER} -o small.pth", "small.pth", "File exists"),
+    (f"{RECOVER} --epochs 0", "epochs=0: must be a whole number of at least 1", ""),
+    (f"{RECOVER} --set bath_size=4", "'bath_size' is not a setting of recover: it has augment, batch_size", ""),
+    (f"{RECOVER} --set batch_size", "--set batch_size: expected name=value", ""),
+    (f"{RECOVER} --set batch_size=half", "batch_size='half': must be a whole number", ""),
+    (f"{RECOVER} --set optimizer=lion", "optimizer='lion': must be one of 'adamw', 'sgd'", ""),
+    (f"{RECOVER} --hold-out 1", "--hold-out 1.0: must be a share, at least 0 and below 1", ""),
+    (f"{RECOVER} --hold-out -0.1", "--hold-out -0.1: must be a share", ""),
+    (f"{RECOVER} --hold-out nan", "--hold-out nan: must be a share", ""),
+    ("recover gone --teacher small.safetensors --data digits", "gone is not a converted network", "that convert wrote"),
+    ("recover . --teacher small.safetensors --data digits", ". is not a converted network: it has no config", "Give"),
+    (
+        "recover converted --teacher small.safetensors --data digits",
+        f"was made of {SMALL}, which would",
+        "give --model",
+    ),
+    ("evaluate converted --data digits", "which would have to be imported: if you trust it", f"give --model {SMALL}"),
+    (f"evaluate gone --model {SMALL} --data digits", "there is no folder gone: --model goes with", ""),
+    ("evaluate gone --data digits", "no network is called gone", ""),
+    ("explain --in 4 --out 8 --groups 3 --input 3,3", "groups=3 does not divide in_channels=4", "multiples of groups"),
+    (f"{EXPLAIN} --kernel 0", "--kernel 0: expected whole numbers of at least 1", ""),
+    (f"{EXPLAIN} --kernel 7 --padding 0", "smaller than the kernel", ""),
+    (f"{EXPLAIN} --order sideways", "order='sideways': must be one of depthwise_first, pointwise_first", ""),
+    (f"{EXPLAIN} --depth-multiplier 2", "depth_multiplier=2 without order", "give order="),
+    (f"{EXPLAIN} --figure figure.gif", "cannot save a figure as 'figure.gif'", "one of .svg, .png, .pdf"),
+    (f"{EXPLAIN} --figure small.pth/figure.svg", "cannot write small.pth/figure.svg", "choose another folder"),
+    (replaced(EXPLAIN, "--in", "-4"), "in_channels=-4: must be an integer of at least 1", ""),
+]
+
+
+@pytest.mark.parametrize(("command", "thing", "remedy"), [*NAMES, *SHAPES, *WEIGHTS, *IMAGES, *CHOICES])
+def test_wrong_input_is_told_in_one_line(
+    separable: Callable[..., Any], place: Path, command: str, thing: str, remedy: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if "__pycache__" not in path.parts}
+    outcome = separable(*shlex.split(command))
+    assert outcome.code == 2, outcome.err
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("separable: error: ")
+    assert thing in line
+    assert remedy in line
+    after = {path: path.stat().st_mtime_ns for path in place.rglob("*") if "__pycache__" not in path.parts}
+    assert after == before, "nothing is written or changed"
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (f"{CONVERT} --images 0", "--images"),
+        (f"{CONVERT} --images many", "--images"),
+        (f"{CONVERT} --sparsity 0.5", "--sparsity"),
+        (f"convert {SMALL} --data digits", "--output"),
+        (f"summary {SMALL}", "--input"),
+        ("explain --in 4 --out 8", "--input"),
+        ("summarize", "summarize"),
+    ],
+)
+def test_wrong_usage_is_told_with_the_way_to_the_help(separable: Callable[..., Any], command: str, named: str) -> None:
+    outcome = separable(*shlex.split(command))
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert named in outcome.err
+    assert "--help' for help" in outcome.err
+
+
+def test_debug_shows_the_traceback_above_the_line(separable: Callable[..., Any]) -> None:
+    outcome = separable("--debug", *shlex.split(f"{SUMMARY} --weights narrow.safetensors"))
+    assert outcome.code == 2
+    assert outcome.err.startswith("Traceback (most recent call last):\n")
+    assert "in load_weights" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("separable: error: narrow.safetensors are not the weights")
+
+
+def test_wrong_choices_are_told_before_anything_takes_time(separable: Callable[..., Any]) -> None:
+    """The network would interrupt the command if it ran."""
+    network = "networks_for_cli:Interrupting"
+    for wrong in ("--order both", "--method magic", "--memory lots", "--budget 0.5", "--rank 0"):
+        outcome = separable(*shlex.split(f"convert {network} --data digits -o refused {wrong}"))
+        assert outcome.code == 2, wrong
+
+
+def test_missing_extra_is_told_with_how_to_install_it(
+    separable: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.pyplot"):
+        monkeypatch.setitem(sys.modules, name, None)
+    outcome = separable(*shlex.split(f"{EXPLAIN} --figure figure.png"))
+    assert outcome.code == 2
+    assert "matplotlib" in outcome.err
+    assert outcome.err.endswith(": pip install 'torch-separable[figures]'\n")
+    outcome = separable("demo", "-o", "refused")
+    assert outcome.code == 2
+    assert "pip install 'torch-separable[demo]'" in outcome.err
+
+    command = f"{replaced(CONVERT, '-o', 'without-page')} --images 16 --rank 1"
+    outcome = separable(*shlex.split(command))
+    assert outcome.code == 0
+    assert "written to without-page, without a page: matplotlib is not installed: pip install" in outcome.out
+    assert (place / "without-page" / "model.safetensors").is_file()
+    assert not (place / "without-page" / "index.html").exists()
+
+
+def test_a_fault_of_the_program_is_told_apart_from_bad_input(
+    separable: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("torch_separable.cost.summary", faulty)
+    outcome = separable(*shlex.split(SUMMARY))
+    assert outcome.code == 1
+    assert outcome.err == (
+        "separable: unexpected ZeroDivisionError: division by zero; --debug before the command shows the traceback\n"
+    )

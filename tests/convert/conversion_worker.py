@@ -1,0 +1,45 @@
+"""A small conversion as a program of its own, for the test that launches it in several processes.
+
+python conversion_worker.py OUTPUT_DIR
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from torch_separable.convert import Budget, Conversion, convert
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 8, 3),
+        nn.Flatten(),
+        nn.Linear(128, 5),
+    ).eval()
+
+
+def images() -> Tensor:
+    return torch.randn(48, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def run(given: Tensor) -> Conversion:
+    return convert(network(), given, budget=Budget(macs=0.4))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    state = PartialState(cpu=True)
+    conversion = run(images()[state.process_index * 17 :][: 17 if state.process_index == 0 else 31])
+    conversion.plan.save(f"{sys.argv[1]}/plan{state.process_index}.json")
+    torch.save(conversion.model.state_dict(), f"{sys.argv[1]}/{state.process_index}.pth")
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,82 @@
+"""What the figures of a run amount to, in ratios and in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_separable.report.facts import Facts, accuracy_sentence, facts_of, promise_sentence
+
+FACTS = Facts(macs=5.0, parameters=4.0, bytes=3.0, points_lost=0.5, speed=2.0, promise_kept=0.4)
+COUNTS = st.integers(1, 10**12)
+
+
+def test_facts_compare_the_first_step_with_the_last(results: dict[str, Any]) -> None:
+    facts = facts_of(results)
+    assert facts.macs == 11_944_576 / 2_237_056
+    assert facts.parameters == 75_002 / 14_266
+    assert facts.bytes == 305_576 / 63_744
+    assert facts.points_lost == pytest.approx(100 / 450)
+    assert facts.speed == 7.51 / 3.22
+    assert facts.promise_kept == pytest.approx(facts.speed / facts.macs)
+
+
+@given(dense=st.tuples(COUNTS, COUNTS, COUNTS), last=st.tuples(COUNTS, COUNTS, COUNTS), right=st.integers(0, 450))
+def test_comparing_the_other_way_round_gives_the_inverse(
+    dense: tuple[int, int, int], last: tuple[int, int, int], right: int
+) -> None:
+    def step(counts: tuple[int, int, int], correct: int) -> dict[str, Any]:
+        return {**dict(zip(("macs", "parameters", "bytes"), counts, strict=True)), "accuracy": correct / 450}
+
+    one, other = step(dense, 400), step(last, right)
+    facts, inverse = facts_of({"steps": [one, other]}), facts_of({"steps": [other, one]})
+    for name in ("macs", "parameters", "bytes"):
+        assert getattr(facts, name) * getattr(inverse, name) == pytest.approx(1)
+    assert facts.points_lost == pytest.approx(-inverse.points_lost)
+    assert facts.speed is None
+    assert facts.promise_kept is None
+
+
+@pytest.mark.parametrize(
+    ("speed", "sentence"),
+    [
+        (None, "No times were taken."),
+        (6.0, "The clock follows the arithmetic: 5.0x fewer MACs run 6.0x as fast."),
+        (5.0, "The clock follows the arithmetic: 5.0x fewer MACs run 5.0x as fast."),
+        (4.9, "does not follow the arithmetic: 5.0x fewer MACs, but the separable network runs only 4.9x as fast."),
+        (1.1, "but the separable network runs only 1.1x as fast."),
+        (1.02, "but the separable network takes about as long."),
+        (1.0, "but the separable network takes about as long."),
+        (0.97, "but the separable network takes about as long."),
+        (0.8, "but the separable network takes 1.2x as long."),
+        (0.25, "but the separable network takes 4.0x as long."),
+    ],
+)
+def test_sentence_says_whether_the_clock_follows_the_arithmetic(speed: float | None, sentence: str) -> None:
+    assert sentence in promise_sentence(replace(FACTS, speed=speed))
+
+
+@given(macs=st.floats(2, 100), speed=st.floats(0.01, 100))
+def test_sentence_never_gives_a_factor_of_one(macs: float, speed: float) -> None:
+    sentence = promise_sentence(replace(FACTS, macs=macs, speed=speed))
+    assert " 1.0x" not in sentence
+    assert ("does not follow" in sentence) == (speed < macs)
+
+
+@pytest.mark.parametrize(
+    ("points", "sentence"),
+    [
+        (0.0, "no accuracy lost on 450 held-out images"),
+        (0.2222, "0.22 points of accuracy lost on 450 held-out images"),
+        (-0.2222, "0.22 points of accuracy won on 450 held-out images"),
+        (12.345, "12.35 points of accuracy lost on 450 held-out images"),
+        (1e-9, "no accuracy lost on 450 held-out images"),
+        (-1e-9, "no accuracy lost on 450 held-out images"),
+    ],
+)
+def test_sentence_says_what_became_of_the_accuracy(points: float, sentence: str) -> None:
+    assert accuracy_sentence(replace(FACTS, points_lost=points), 450) == sentence

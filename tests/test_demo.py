@@ -1,0 +1,93 @@
+"""The main job in full, as `make demo` runs it: what it promises, and that what it prints and writes is true."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from torch_separable.cost import analyze
+from torch_separable.files import load_weights, read_weights
+from torch_separable.models import CifarResNet
+from torch_separable.recover import evaluate, load_data
+from torch_separable.report.facts import facts_of, promise_sentence
+from torch_separable.runs import load_converted
+
+# Threads that wait passively do not take the processor from the tests beside this one.
+ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "80"}
+
+
+def dense_network() -> nn.Module:
+    return CifarResNet(blocks=1, num_classes=10, in_channels=1)
+
+
+def counted(model: nn.Module, step: dict[str, Any]) -> None:
+    """What a step says of its network is true of it."""
+    evaluated = evaluate(model, load_data("digits", "test"), progress=False)
+    assert (step["correct"], step["count"]) == (evaluated.correct, 450)
+    assert step["accuracy"] == step["correct"] / 450
+    costs = analyze(model, torch.zeros(1, 1, 32, 32))
+    assert (step["macs"], step["parameters"]) == (costs.macs, costs.parameters)
+
+
+@pytest.mark.slow
+def test_demo_keeps_its_promises(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch_separable", "demo", "--output", "runs/demo"],
+        cwd=tmp_path,
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    folder = tmp_path / "runs" / "demo"
+    results = json.loads((folder / "results.json").read_text())
+    dense, svd, converted, recovered = results["steps"]
+
+    assert dense["accuracy"] >= 0.985
+    assert dense["macs"] >= 5 * recovered["macs"]
+    assert recovered["accuracy"] >= dense["accuracy"] - 0.01
+    assert svd["accuracy"] < converted["accuracy"]
+    assert svd["macs"] <= 0.19 * dense["macs"]
+    assert results["complete"]
+
+    written = {"dense.safetensors", "model.safetensors", "plan.json", "config.json", "results.json", "index.html"}
+    assert written <= {path.name for path in folder.iterdir()}
+    assert dense["bytes"] == (folder / "dense.safetensors").stat().st_size
+    assert recovered["bytes"] == (folder / "model.safetensors").stat().st_size
+    network = dense_network()
+    load_weights(network, folder / "dense.safetensors")
+    counted(network, dense)
+    counted(load_converted(folder, dense_network()), recovered)
+    assert len(read_weights(folder / "model.safetensors")) > len(read_weights(folder / "dense.safetensors"))
+
+    assert max(map(len, ended.stdout.splitlines())) <= 80
+    for step in results["steps"]:
+        row = next(line for line in ended.stdout.splitlines() if line.startswith(f" {step['name']} "))
+        assert row.split()[-1] == f"{step['bytes'] or step['parameters']:,}"
+        assert f" {100 * step['accuracy']:.2f} %" in row
+        assert f" {step['macs']:,} " in row
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    facts, said = facts_of(results), " ".join(ended.stdout.split())
+    assert facts.speed is not None
+    assert promise_sentence(facts) in said
+    assert promise_sentence(facts) in page
+    assert ("The clock does not follow the arithmetic" in said) == (facts.speed < facts.macs)
+    assert said.endswith("page: runs/demo/index.html")
+    for step in results["steps"]:
+        assert step["name"] in page
+        assert f"{step['macs']:,}" in page
+    assert [line for line in ended.stderr.splitlines() if line.endswith("...")] == [
+        "training a dense network ...",
+        "converting it to depthwise separable ...",
+        "recovering its accuracy by distillation ...",
+        "measuring ...",
+    ]
