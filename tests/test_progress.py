@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from rich.progress import Task, TaskID
 
 from torch_separable import progress
 from torch_separable.progress import progress_bar
@@ -35,3 +36,12 @@ def test_bar_appears_on_a_terminal_after_two_seconds(
     assert "training" in text
     assert "3/3" in text
     assert "loss 2" in text
+
+
+@pytest.mark.parametrize(
+    ("speed", "said"), [(None, ""), (1234.0, "1,234/s"), (10.4, "10/s"), (2.5, "2.5/s"), (0.25, "4.0 s each")]
+)
+def test_rate_is_told_by_the_second_or_by_the_step(speed: float | None, said: str) -> None:
+    task = Task(TaskID(0), "t", 10, 3, _get_time=lambda: 0.0)
+    task.finished_speed = speed
+    assert progress._Rate().render(task).plain == said

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import nn
 
-from torch_separable.timing import interleaved
+from torch_separable.timing import LayerClock, interleaved, rounds_within
 
 
 def test_calls_run_twice_beforehand_and_then_in_turn() -> None:
@@ -36,3 +38,55 @@ def test_times_are_medians_in_milliseconds() -> None:
 def test_exceptions_of_a_call_pass() -> None:
     with pytest.raises(ZeroDivisionError):
         interleaved({"a": lambda: 1 // 0})
+
+
+@pytest.mark.parametrize(("milliseconds", "rounds"), [(0, 60), (20, 50), (400, 5)])
+def test_rounds_are_as_many_as_the_time_allows(milliseconds: int, rounds: int) -> None:
+    found = rounds_within(
+        1.0, lambda: time.sleep(milliseconds / 2000), lambda: time.sleep(milliseconds / 2000), fewest=5, most=60
+    )
+    assert max(5, rounds / 2) <= found <= rounds, "fewer where the machine is busy"
+
+
+def test_first_call_does_not_decide_how_many_rounds_there_are() -> None:
+    calls = iter(range(10))
+    assert rounds_within(1.0, lambda: time.sleep(0.5 if next(calls) == 0 else 0), fewest=5, most=60) == 60
+
+
+def test_clock_gives_each_layer_the_time_of_all_its_calls() -> None:
+    class Sleeping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.005)
+            return x
+
+    once, twice, never = Sleeping(), Sleeping(), Sleeping()
+
+    def call() -> None:
+        time.sleep(0.008)
+        twice(once(twice(torch.zeros(1))))
+
+    clock = LayerClock(call, {"once": once, "twice": twice, "never": never})
+    for _ in range(5):
+        clock()
+    spent = clock.medians()
+    assert spent["never"] == 0
+    assert spent["once"] >= 5
+    assert spent["twice"] == pytest.approx(2 * spent["once"], rel=0.5)
+    assert 8 <= spent[""] < 16
+    assert not once._forward_hooks
+    assert not once._forward_pre_hooks
+
+
+def test_clock_lets_its_hooks_go_when_the_call_fails() -> None:
+    layer = nn.Linear(2, 2)
+    clock = LayerClock(lambda: layer(torch.zeros(3)), {"layer": layer})
+    with pytest.raises(RuntimeError):
+        clock()
+    assert not layer._forward_hooks
+    assert not clock.rounds
+
+
+def test_medians_leave_the_first_calls_out() -> None:
+    clock = LayerClock(lambda: None, {})
+    clock.rounds = [{"": 100.0}, {"": 90.0}, {"": 3.0}, {"": 1.0}, {"": 2.0}]
+    assert clock.medians(skip=2) == {"": 2.0}

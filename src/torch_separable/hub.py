@@ -55,6 +55,7 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
     ) -> None:
         super().__init__()
         self.model = model.model if isinstance(model, Conversion) else model
+        self.train(self.model.training)
         self._saved = model if isinstance(model, Conversion) else None
         self._known: dict[str, Any] = {
             "network": network,

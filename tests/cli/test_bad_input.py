@@ -228,16 +228,18 @@ def test_missing_extra_is_told_with_how_to_install_it(
     assert outcome.code == 2
     assert "matplotlib" in outcome.err
     assert outcome.err.endswith(": pip install 'torch-separable[figures]'\n")
+    monkeypatch.setitem(sys.modules, "altair", None)
     outcome = separable("demo", "-o", "refused")
     assert outcome.code == 2
     assert "pip install 'torch-separable[demo]'" in outcome.err
 
-    command = f"{replaced(CONVERT, '-o', 'without-page')} --images 16 --rank 1"
+    command = f"{replaced(CONVERT, '-o', 'without-charts')} --images 16 --rank 1"
     outcome = separable(*shlex.split(command))
     assert outcome.code == 0
-    assert "written to without-page, without a page: matplotlib is not installed: pip install" in outcome.out
-    assert (place / "without-page" / "model.safetensors").is_file()
-    assert not (place / "without-page" / "index.html").exists()
+    missing = "The charts are not shown: altair is not installed: pip install 'torch-separable[report]'."
+    assert outcome.out.endswith(f"written to without-charts\npage: without-charts/index.html\n  {missing}\n")
+    assert (place / "without-charts" / "model.safetensors").is_file()
+    assert (place / "without-charts" / "index.html").is_file()
 
 
 def test_a_fault_of_the_program_is_told_apart_from_bad_input(

@@ -20,7 +20,7 @@ from torch_separable.files import read_weights
 from torch_separable.models import resnet20
 from torch_separable.recover import load_data
 
-COMMANDS = ["demo", "summary", "explain", "convert", "recover", "evaluate"]
+COMMANDS = ["demo", "summary", "explain", "convert", "recover", "evaluate", "report"]
 SMALL = "networks_for_cli:small"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits --images 64"
 
@@ -134,7 +134,8 @@ def test_convert_writes_a_network_within_the_budget_and_says_what_it_did(
     plan = Plan.load(folder / "plan.json")
     assert plan.macs[1] <= 0.4 * plan.macs[0]
     assert f"{plan.macs[0]:,} -> {plan.macs[1]:,} MACs" in outcome.out
-    assert outcome.out.endswith("written to budget; open budget/index.html\n")
+    assert outcome.out.endswith("written to budget\npage: budget/index.html\n")
+    assert max(map(len, outcome.out.splitlines())) <= 80
     config = json.loads((folder / "config.json").read_text())
     assert (config["model"], config["arguments"]) == (SMALL, {})
     assert config["settings"]["weights"] == "small.safetensors"
@@ -210,13 +211,15 @@ def test_recover_trains_the_converted_network_and_leaves_its_weights(
         "best.safetensors",
         "checkpoint.safetensors",
         "config.json",
+        "index.html",
         "log.jsonl",
         "model.safetensors",
         "plan.json",
         "results.json",
         "settings.json",
     ]
-    assert outcome.out.startswith("written to recovered: ")
+    assert "\nwritten to recovered: " in outcome.out
+    assert outcome.out.endswith("\npage: recovered/index.html\n")
     config = json.loads((folder / "settings.json").read_text())
     assert config["settings"]["batch_size"] == 128
     images = len(load_data("digits"))

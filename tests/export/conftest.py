@@ -34,4 +34,4 @@ def digits() -> Digits:
         CifarResNet(1, num_classes=10, in_channels=1), None, train, epochs=1, logits_weight=0, label_weight=1,
         batch_size=64, learning_rate=4e-3, progress=False,
     )  # fmt: skip
-    return Digits(convert(dense, train.sample(64), rank=1), load_data("digits", "test").sample(64))
+    return Digits(convert(dense, train.sample(32), rank=1, method="svd"), load_data("digits", "test").sample(64))

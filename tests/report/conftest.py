@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from torch_separable.convert import calibrate, plan
+from torch_separable.convert import Plan, calibrate, plan
+from torch_separable.report import RunFiles
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -25,6 +26,18 @@ def step(name: str, correct: int, macs: int, parameters: int, size: int | None) 
     }
 
 
+def layer(
+    name: str, kind: str, parameters: tuple[int, int], macs: tuple[int, int], milliseconds: tuple[float, float]
+) -> dict[str, Any]:
+    pairs = {"parameters": list(parameters), "macs": list(macs), "milliseconds": list(milliseconds)}
+    return {"name": name, "type": kind, **pairs}
+
+
+def epoch(number: int, loss: float, agreement: float) -> dict[str, Any]:
+    record = {"kind": "epoch", "epoch": number, "step": 21 * number, "loss": loss, "agreement": agreement}
+    return {**record, "learning_rate": 0.001, "seconds": 1.0, "validation": None}
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
     return {
@@ -37,8 +50,20 @@ def results() -> dict[str, Any]:
             step("converted by least squares", 440, 2_237_056, 14_266, None),
             step("recovered by distillation", 447, 2_237_056, 14_266, 63_744),
         ],
+        "curve": [
+            {"method": "svd", "budget": "macs=0.5", **step("", 300, 5_900_000, 30_000, None)},
+            {"method": "least_squares", "budget": "macs=0.5", **step("", 445, 5_950_000, 31_000, None)},
+        ],
         "milliseconds": {"dense": 7.51, "separable": 3.22, "images": 8, "rounds": 60, "threads": 2},
-        "history": [],
+        "layers": [
+            layer("", "Sequential", (0, 0), (0, 0), (0.25, 0.5)),
+            layer(SCRIPT, "Conv2d", (168, 92), (5_832, 3_240), (3.0, 1.0)),
+            layer("norm", "BatchNorm2d", (12, 12), (0, 0), (0.25, 0.25)),
+            layer("$x$&amp;", "Conv2d", (440, 220), (6_912, 3_456), (4.0, 1.25)),
+            layer("pointwise", "Conv2d", (36, 36), (512, 512), (0.01, 0.02)),
+            layer("head", "Linear", (44, 44), (40, 40), (0.0, 0.2)),
+        ],
+        "history": [epoch(1, 0.5, 0.9), epoch(2, 0.25, 0.95), epoch(3, 0.125, 0.975)],
         "machine": {},
         "commands": [],
     }
@@ -59,3 +84,8 @@ def plan_document() -> dict[str, Any]:
 @pytest.fixture
 def config() -> dict[str, Any]:
     return {"command": "separable demo --output 'a & b'", "machine": {"processor": "a <fast> one", "threads": 2}}
+
+
+@pytest.fixture
+def run(results: dict[str, Any], plan_document: dict[str, Any], config: dict[str, Any]) -> RunFiles:
+    return RunFiles(results, Plan.from_dict(plan_document), config)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-from torch_separable import runs
-from torch_separable.convert import apply, calibrate, plan
-from torch_separable.errors import SeparableError
-from torch_separable.report import build_report, write_report
+pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install '.[report]'")
+
+from torch_separable.report import RunFiles, build_page, write_report
+from torch_separable.report.facts import facts_of, promise_sentence
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -27,8 +29,10 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: list[list[list[str]]] = []
-        self.cards: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.rows: list[list[str]] = []
+        self.items: list[str] = []
+        self.scripts: list[str] = []
         self.text = ""
         self.feed(html)
         self.close()
@@ -39,186 +43,223 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
         if tag == "table":
-            self.tables.append([])
+            self.rows = self.tables.setdefault(str(dict(attrs)["id"]), [])
         elif tag == "tr":
-            self.tables[-1].append([])
+            self.rows.append([])
         elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
+            self.rows[-1].append("")
         elif tag == "li":
-            self.cards.append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
+            self.items.append("")
+        elif tag == "script":
+            self.scripts.append("")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if "script" in self.open:
+            self.scripts[-1] += data
+            return
         if {"td", "th"} & set(self.open):
-            self.tables[-1][-1][-1] += data
+            self.rows[-1][-1] += data
         if "li" in self.open:
-            self.cards[-1] += data
+            self.items[-1] += data
         if "style" not in self.open:
             self.text += data
 
 
-def test_numbers_on_the_page_are_those_of_the_results(
-    results: dict[str, Any], plan_document: dict[str, Any], config: dict[str, Any]
-) -> None:
-    page = Page(build_report(results, plan_document, config))
-    steps, layers = page.tables
-    assert steps[1:] == [
+def page_of(run: RunFiles) -> Page:
+    return Page(build_page(run).html)
+
+
+def specs(page: Page) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(page.scripts[0])
+    return found
+
+
+def test_numbers_on_the_page_are_those_of_the_run(run: RunFiles) -> None:
+    page = page_of(run)
+    assert page.tables["steps-table"][1:] == [
         ["1", "dense", "99.56 %", "11,944,576", "75,002", "305,576"],
         ["2", "converted by least squares", "97.78 %", "2,237,056", "14,266", ""],
         ["3", "recovered by distillation", "99.33 %", "2,237,056", "14,266", "63,744"],
     ]
-    macs, parameters, size, accuracy, speed = page.cards
-    assert macs == "5.34x fewer MACs11,944,576 → 2,237,056"
-    assert parameters == "5.26x fewer parameters75,002 → 14,266"
-    assert size == "4.79x smaller file305,576 → 63,744 bytes"
-    assert accuracy == "99.33 % accuracy99.56 % dense"
-    assert speed == "2.33x speed7.51 → 3.22 ms"
+    assert page.items == [
+        "99.33 % accuracy99.56 % → 99.33 % of 450 images",
+        "5.26x fewer parameters75,002 → 14,266",
+        "5.34x fewer MACs11,944,576 → 2,237,056",
+        "4.79x smaller weights305,576 → 63,744 bytes",
+        "2.33x as fast7.51 → 3.22 ms",
+        "44 % of the promise keptthe MACs promise 5.34x the speed, the clock gives 2.33x",
+    ]
     assert "1,347 training images, 450 held out" in page.text
-    assert "The clock does not follow the arithmetic: 5.3x fewer MACs" in page.text
-    for row, layer in zip(layers[1:], plan_document["layers"], strict=True):
-        name, kernel, becomes, rank, dense, planned, error, reason = row
-        assert name == layer["name"]
-        assert kernel == "·".join(map(str, layer["weight_shape"]))
-        assert reason == layer["reason"]
-        if layer["order"] is None:
-            assert (becomes, rank, error) == ("kept", "", "")
-            continue
-        assert (becomes, rank) == (layer["order"].replace("_", " "), str(layer["rank"]))
-        assert (dense, planned) == tuple(f"{n:,}" for n in layer["macs"])
-        assert error == f"{100 * layer['error']:.2f} %"
+    assert promise_sentence(facts_of(run.results)) in page.text
+    assert page.tables["curve-table"][1:] == [
+        ["least squares", "5,950,000", "98.89 %"],
+        ["SVD of the weights (baseline)", "5,900,000", "66.67 %"],
+    ]
+    assert page.tables["epochs-table"][1:] == [
+        ["recovery", "1", "0.5000", "90.00 %", "", "0.001"],
+        ["recovery", "2", "0.2500", "95.00 %", "", "0.001"],
+        ["recovery", "3", "0.1250", "97.50 %", "", "0.001"],
+    ]
 
 
-def test_names_and_titles_are_escaped(
-    results: dict[str, Any], plan_document: dict[str, Any], config: dict[str, Any]
-) -> None:
-    results["title"] = "<b>Digits</b> & </title><script>alert(2)</script>"
-    results["steps"][1]["name"] = '<img src=x onerror="alert(3)">'
-    html = build_report(results, plan_document, config)
-    page = Page(html)
-    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "img", "b"})
+def test_each_layer_has_a_row_with_what_became_of_it(run: RunFiles) -> None:
+    rows = page_of(run).tables["layers-table"][1:]
+    plan = run.plan
+    assert plan is not None
+    assert [row[1] for row in rows] == [
+        "<script>alert(1)</script>",
+        "$x$&amp;",
+        "pointwise",
+        "everything else",
+        "whole network",
+    ]
+    first, _, kept, rest, total = rows
+    assert first[2] == f"Conv2d(3, 6, 3x3)⇒ {plan.layers[0].after}"
+    assert first[3:7] == ["5,832 →to 3,240", "1.80", "168 →to 92", "3.00 →to 1.00"]
+    assert first[7:] == [f"{100 * plan.layers[0].error:.2f} %", plan.layers[0].reason]
+    assert kept[2:] == [
+        "Conv2d(8, 4, 1x1) kept",
+        "512",
+        "",
+        "36",
+        "0.01 →to 0.02",
+        "",
+        "1x1: there is no kernel to separate",
+    ]
+    assert rest[2:7] == ["1 BatchNorm2d, 1 Linear", "40", "", "56", "0.50 →to 0.95"]
+    assert total[3] == f"{plan.macs[0]:,} →to {plan.macs[1]:,}"
+    assert total[6] == "7.51 →to 3.22"
+
+
+def test_names_and_titles_are_escaped_everywhere(run: RunFiles) -> None:
+    results = {**run.results, "title": "<b>Digits</b> & </title><script>alert(2)</script>"}
+    results["steps"] = [
+        {**one, "name": f'</script><img src=x onerror="alert({i})">'} for i, one in enumerate(results["steps"])
+    ]
+    built = build_page(replace(run, results=results))
+    page = Page(built.html)
+    assert built.problems == ()
+    assert {tag for tag, _ in page.elements}.isdisjoint({"img", "b"})
+    assert len(page.scripts) == 3, "the charts' data, the bundle and the page's own"
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    steps, layers = page.tables
-    assert [row[0] for row in layers[1:]] == ["<script>alert(1)</script>", "$x$&amp;", "pointwise"]
-    assert steps[2][1] == '<img src=x onerror="alert(3)">'
-    assert page.text.count("<script>alert(1)</script>") == 2, "in the table and on the axis of the figure"
-    assert page.text.count("$x$&amp;") == 2
+    assert page.tables["steps-table"][2][1] == '</script><img src=x onerror="alert(1)">'
     assert "a <fast> one" in page.text
     assert "separable demo --output 'a & b'" in page.text
+    data = json.dumps(specs(page), ensure_ascii=False)
+    assert "<script>alert(1)</script>" in data
+    assert "</script><img src=x" in data
 
 
-def test_page_needs_nothing_but_itself(
-    results: dict[str, Any], plan_document: dict[str, Any], config: dict[str, Any]
-) -> None:
-    html = build_report(results, plan_document, config)
+def test_page_needs_nothing_but_itself(run: RunFiles) -> None:
+    html = build_page(run).html
     page = Page(html)
-    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "link", "iframe", "object", "img", "base"})
-    for _, attributes in page.elements:
-        for name, value in attributes.items():
-            if name.rpartition(":")[2] in ("src", "href", "srcset", "action", "data"):
-                assert str(value).startswith("#"), (name, value)
-    assert not re.search(r"@import|url\((?!#)", html)
+    assert {tag for tag, _ in page.elements}.isdisjoint({"link", "iframe", "object", "img", "base"})
+    for tag, attributes in page.elements:
+        assert not attributes.keys() & {"src", "href", "srcset", "action", "data", "style"}, tag
+    assert not re.search(r"@import|url\(", html.partition("</style>")[0])
     assert html.startswith("<!doctype html>")
     assert '<meta charset="utf-8">' in html
-    assert sum(tag == "svg" for tag, _ in page.elements) == 2
-    assert "generated" not in html, "no clock goes into the page: the same run gives the same page"
-    assert html == build_report(results, plan_document, config)
+    assert len(html.encode()) < 3 * 2**20
+    assert html == build_page(run).html, "no clock goes into the page: the same run gives the same page"
 
 
-def test_page_of_a_conversion_shows_its_report(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3))
-    statistics = calibrate(model, torch.randn(16, 3, 8, 8))
-    chosen = plan(model, statistics, rank=1)
-    conversion = {"macs": list(chosen.macs), "parameters": list(chosen.parameters), "agreement": 0.9375}
-    runs.write_run(
-        tmp_path,
-        apply(model, chosen, statistics),
-        chosen,
-        runs.Network("a:b", {}),
-        {},
-        {"kind": "convert", "title": "Sequential, converted", "conversion": conversion},
-    )
-    path = write_report(tmp_path)
-    assert path == tmp_path / "index.html"
-    page = Page(path.read_text(encoding="utf-8"))
-    assert page.cards[0] == (
-        f"{chosen.macs[0] / chosen.macs[1]:.2f}x fewer MACs{chosen.macs[0]:,} → {chosen.macs[1]:,}"
-    )
-    assert page.cards[2] == "93.75 % same answerson the calibration images"
-    assert len(page.tables) == 1
-    assert write_report(tmp_path, tmp_path / "elsewhere.html").read_text() == path.read_text()
+def test_policy_names_exactly_the_pages_own_scripts(run: RunFiles) -> None:
+    page = page_of(run)
+    policy = next(str(a["content"]) for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    names = {f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in page.scripts[1:]}
+    assert set(policy.partition("script-src ")[2].split()) == names
+    assert policy.startswith("default-src 'none'")
 
 
-def test_run_without_times_has_no_speed(
-    results: dict[str, Any], plan_document: dict[str, Any], config: dict[str, Any]
-) -> None:
-    del results["milliseconds"]
-    page = Page(build_report(results, plan_document, config))
-    assert not any("speed" in card for card in page.cards)
+def test_charts_hold_the_numbers_of_the_run(run: RunFiles) -> None:
+    drawn = specs(page_of(run))
+    assert set(drawn) == {"shares", "accuracy", "layers", "loss", "agreement"}
+
+    def values(name: str) -> list[dict[str, Any]]:
+        return [row for rows in drawn[name]["datasets"].values() for row in rows]
+
+    assert {(row["series"], row["macs"], row["accuracy"]) for row in values("accuracy")} == {
+        ("dense", 11_944_576, 448 / 450),
+        ("this run", 2_237_056, 440 / 450),
+        ("this run", 2_237_056, 447 / 450),
+        ("least squares", 5_950_000, 445 / 450),
+        ("SVD of the weights (baseline)", 5_900_000, 300 / 450),
+    }
+    assert [(row["epoch"], row["value"]) for row in values("loss")] == [(1, 0.5), (2, 0.25), (3, 0.125)]
+    layers = {(row["layer"], row["network"], row["metric"]): row["value"] for row in values("layers")}
+    assert layers["$x$&amp;", "separable", "MACs"] == 3_456
+    assert layers["$x$&amp;", "dense", "ms"] == 4.0
+    assert layers["everything else", "dense", "parameters"] == 56
+    shares = [row for row in values("shares") if row["bar"] == "ms, separable"]
+    assert sum(row["share"] for row in shares) == pytest.approx(3.22 / 7.51)
+
+
+def test_names_of_colours_in_charts_are_those_of_the_style(run: RunFiles) -> None:
+    html = build_page(run).html
+    defined = set(re.findall(r"(--[a-z0-9-]+):", html))
+    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", json.dumps(specs(Page(html)))))
+    assert used
+    assert used <= defined
+
+
+def test_accuracy_that_was_not_measured_is_not_made_up(run: RunFiles) -> None:
+    bare = {"accuracy": None, "correct": None, "count": None}
+    results = {**run.results, "kind": "convert", "conversion": {"agreement": 0.9375}}
+    results["steps"] = [{**one, **bare} for one in results["steps"]]
+    del results["curve"], results["data"]
+    page = page_of(replace(run, results=results))
+    assert page.items[0] == "93.75 % same answerson the calibration images; accuracy was not measured"
+    assert "accuracy was not measured." in page.text
+    assert "accuracy" not in specs(page)
+    assert [row[2] for row in page.tables["steps-table"][1:]] == ["", "", ""]
+
+
+def test_run_without_times_has_no_speed(run: RunFiles) -> None:
+    results = {key: value for key, value in run.results.items() if key not in ("milliseconds", "layers")}
+    page = page_of(replace(run, results=results))
+    assert not any("as fast" in item or "promise" in item for item in page.items)
     assert "No times were taken." in page.text
+    assert "ms" not in page.tables["layers-table"][0]
 
 
-def test_plan_without_layers_has_a_page(results: dict[str, Any], config: dict[str, Any]) -> None:
-    page = Page(build_report(results, {"layers": []}, config))
-    assert page.tables[1][1:] == []
+def test_plan_without_layers_has_a_page(run: RunFiles, plan_document: dict[str, Any]) -> None:
+    assert run.plan is not None
+    page = page_of(replace(run, plan=replace(run.plan, layers=())))
+    assert [row[1] for row in page.tables["layers-table"][1:]] == ["everything else", "whole network"]
 
 
-ABSENT = object()
+def test_saved_network_that_nobody_measured_has_a_page(run: RunFiles) -> None:
+    built = build_page(replace(run, results={"kind": "network", "title": "Mine"}))
+    assert built.problems == ()
+    page = Page(built.html)
+    assert "steps-table" not in page.tables
+    assert [row[1] for row in page.tables["layers-table"][1:4]] == [
+        "<script>alert(1)</script>",
+        "$x$&amp;",
+        "pointwise",
+    ]
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("results title", ABSENT),
-        ("results data", ABSENT),
-        ("results data train", "many"),
-        ("results steps", []),
-        ("results steps", 3),
-        ("results steps 0 macs", ABSENT),
-        ("results steps 2 macs", 0),
-        ("results steps 1 accuracy", None),
-        ("results steps 2 bytes", None),
-        ("results milliseconds separable", ABSENT),
-        ("results milliseconds separable", "few"),
-        ("results milliseconds rounds", ABSENT),
-        ("plan layers", ABSENT),
-        ("plan layers", 3),
-        ("plan layers 0 macs", ABSENT),
-        ("plan layers 1 order", 7),
-        ("plan layers 2 reason", ABSENT),
-        ("config command", ABSENT),
-        ("config machine", "fast"),
-    ],
-)
-def test_files_that_lack_something_or_hold_it_otherwise_are_refused(
-    results: dict[str, Any], plan_document: dict[str, Any], config: dict[str, Any], path: str, value: object
+def test_page_without_the_extra_lacks_only_the_charts(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = page_of(run)
+    monkeypatch.setitem(sys.modules, "altair", None)
+    built = build_page(run)
+    assert built.problems == (
+        "The charts are not shown: altair is not installed: pip install 'torch-separable[report]'.",
+    )
+    page = Page(built.html)
+    assert page.tables == whole.tables
+    assert len(page.scripts) == 2
+    assert built.problems[0] in page.items
+
+
+def test_report_is_written_into_the_run_or_where_it_is_wanted(
+    tmp_path: Path, results: dict[str, Any], plan_document: dict[str, Any], config: dict[str, Any]
 ) -> None:
-    documents = {"results": results, "plan": plan_document, "config": config}
-    *way, last = (int(key) if key.isdecimal() else key for key in path.split())
-    holder: Any = documents
-    for key in way:
-        holder = holder[key]
-    if value is ABSENT:
-        del holder[last]
-    else:
-        holder[last] = value
-    with pytest.raises(SeparableError, match="the run's files lack something that the page shows"):
-        build_report(**documents)
-
-
-def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SeparableError, match=r"cannot read a run's results from .*results\.json"):
-        write_report(tmp_path)
-    (tmp_path / "results.json").write_text("not JSON")
-    with pytest.raises(SeparableError, match="is not JSON"):
-        write_report(tmp_path)
-    for name in ("results.json", "plan.json", "config.json"):
-        (tmp_path / name).write_text(json.dumps([1]))
-    with pytest.raises(SeparableError, match="the run's files lack something"):
-        write_report(tmp_path)
-    assert not (tmp_path / "index.html").exists()
+    for name, document in (("results", results), ("plan", plan_document), ("config", config)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    assert write_report(tmp_path) == tmp_path / "index.html"
+    assert write_report(tmp_path, tmp_path / "a" / "b.html").read_text() == (tmp_path / "index.html").read_text()

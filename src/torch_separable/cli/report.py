@@ -30,4 +30,4 @@ def page_of(folder: Path, output: Path | None = None) -> str:
 
     page = build_page(read_run(folder))
     path = page.write(output or folder / runs.PAGE)
-    return "\n".join([f"page: {path}", *(f"  without {problem}" for problem in page.problems)])
+    return "\n".join([f"page: {path}", *(f"  {problem}" for problem in page.problems)])

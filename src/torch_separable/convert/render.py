@@ -25,8 +25,25 @@ class _Column:
     style: str = ""
 
 
+def _printable(text: str) -> str:
+    """A plan that was read from a file may hold anything; what would move the cursor is shown escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _name(layer: LayerPlan) -> str:
+    return _printable(layer.name)
+
+
+def _before(layer: LayerPlan) -> str:
+    return _printable(layer.before)
+
+
+def _why(layer: LayerPlan) -> str:
+    return _printable(layer.reason)
+
+
 def _change(layer: LayerPlan) -> str:
-    return f"{layer.before} ⇒ {layer.after or 'kept'}"
+    return f"{_before(layer)} ⇒ {layer.after or 'kept'}"
 
 
 def _fewer(layer: LayerPlan) -> str:
@@ -39,12 +56,12 @@ def _macs(layer: LayerPlan) -> str:
     return f"{dense:,} → {planned:,}" if layer.order and dense else f"{dense:,}" if dense else ""
 
 
-_LAYER = _Column("layer", lambda layer: layer.name)
+_LAYER = _Column("layer", _name)
 _CHANGE = _Column("dense ⇒ planned", _change)
 _MACS = _Column("MACs", _macs, right=True)
 _FEWER = _Column("MACs ÷", _fewer, right=True, style="green")
 _ERROR = _Column("error", lambda layer: f"{100 * layer.error:.2g} %" if layer.order else "", right=True)
-_WHY = _Column("why", lambda layer: layer.reason, style="dim")
+_WHY = _Column("why", _why, style="dim")
 # What a line shows, and what it adds where there is room, the most wanted first.
 _ONE_LINE = (_LAYER, _CHANGE, _FEWER)
 _ROOM = (_ERROR, _WHY, _MACS)
@@ -100,19 +117,19 @@ def _table(plan: Plan, columns: Sequence[_Column], width: int) -> Iterator[Text]
         row = line([column.cell(layer) for column in columns], styles)
         if layer.reason and not layer.order and _WHY not in columns:
             row.rstrip()  # the last columns are empty: room to say why it is kept
-            row.append(f"  {layer.reason}" if _MACS in columns else f": {layer.reason}", "dim")
+            row.append(f"  {_why(layer)}" if _MACS in columns else f": {_why(layer)}", "dim")
             row.truncate(width, overflow="ellipsis")
         yield row
 
 
 def _pairs(plan: Plan, width: int) -> Iterator[Text]:
-    before = max((cell_len(layer.before) for layer in plan.layers), default=0)
+    before = max((cell_len(_before(layer)) for layer in plan.layers), default=0)
     room = max(width - before - len(_GAP), _NARROWEST_NAME)
-    name = min(max((cell_len(layer.name) for layer in plan.layers), default=0), room)
+    name = min(max((cell_len(_name(layer)) for layer in plan.layers), default=0), room)
     for layer in plan.layers:
-        yield Text(_fitted(layer.name, name) + _GAP + layer.before, "" if layer.order else "dim")
+        yield Text(_fitted(_name(layer), name) + _GAP + _before(layer), "" if layer.order else "dim")
         if not layer.order:
-            yield Text(f"  kept: {layer.reason}" if layer.reason else "  kept", "dim")
+            yield Text(f"  kept: {_why(layer)}" if layer.reason else "  kept", "dim")
             continue
         parts = [f"MACs ÷ {_fewer(layer)}" if _fewer(layer) else "", f"error {100 * layer.error:.2g} %"]
         yield Text(f"  ⇒ {layer.after}").append(_GAP + ", ".join(part for part in parts if part), "green")

@@ -76,7 +76,7 @@ def export(
     program = capture(ready, shape, batch)
     if form == "onnx":
         opset = opset or to_onnx.OPSET
-        content = to_onnx.to_onnx(program, opset)
+        content = to_onnx.to_onnx(program, opset, any_batch=batch is None)
         operators, runtimes = to_onnx.operators(content), to_onnx.runtimes(content)
     elif form == "pt2":
         content = to_pt2.to_pt2(program)

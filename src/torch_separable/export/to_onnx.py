@@ -23,8 +23,13 @@ OPSETS = range(18, 24)
 INPUT, OUTPUT = "images", "logits"
 
 
-def to_onnx(program: ExportedProgram, opset: int) -> bytes:
+def to_onnx(program: ExportedProgram, opset: int, *, any_batch: bool) -> bytes:
     """Return the file of a captured network.
+
+    Args:
+        program: from `capture`.
+        opset: to write it in.
+        any_batch: whether it was captured for any number of images.
 
     Raises:
         SeparableError: an operator has no counterpart in ONNX, or the file would be larger than 2 GB.
@@ -39,7 +44,7 @@ def to_onnx(program: ExportedProgram, opset: int) -> bytes:
                 opset_version=opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=None,
+                dynamic_shapes=({0: "batch"},) if any_batch else None,  # for the axis' name
                 verbose=False,
             )
         assert exported is not None

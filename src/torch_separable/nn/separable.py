@@ -140,7 +140,7 @@ class _DepthwiseSeparableConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The kernel of `merged_weight`, where there is one: networks ask their convolutions for its dtype or device."""
+        """The kernel of `merged_weight`, where there is one: networks ask their convolutions for dtype and device."""
         try:
             return self.merged_weight()
         except SeparableError as error:

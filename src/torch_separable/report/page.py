@@ -125,7 +125,7 @@ def _words(value: object) -> str:
 def _commands(run: RunFiles) -> list[str]:
     """Return what repeats the run, in order."""
     listed = run.results.get("commands")
-    commands = listed if isinstance(listed, list) else [run.config.get("command")]
+    commands = listed if listed and isinstance(listed, list) else [run.config.get("command")]
     return [command for command in commands if isinstance(command, str)]
 
 
