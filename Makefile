@@ -27,7 +27,7 @@ $(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/separable demo --output runs/demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/separable demo --output runs/demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
