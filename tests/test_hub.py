@@ -1,4 +1,4 @@
-"""A network goes to the hub and comes back: to a folder, and to a server on this machine that speaks as it does."""
+"""A network goes to the hub and comes back: to a folder, and to a server on this machine that speaks as the hub."""
 
 from __future__ import annotations
 

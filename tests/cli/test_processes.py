@@ -78,6 +78,7 @@ def test_json_is_whole_where_the_terminal_lacks_the_characters(place: Path) -> N
     assert "k·k·C·M" in {step["symbols"] for step in json.loads(ended.stdout)["steps"]}
 
 
+@pytest.mark.slow
 def test_recovery_stopped_by_ctrl_c_goes_on_with_the_same_command(place: Path, separable: Callable[..., Any]) -> None:
     recover = [
         *("recover", "converted", "--model", "networks_for_cli:small", "--teacher", "small.safetensors"),

@@ -307,11 +307,13 @@ def test_residual_sums_and_rectifiers_are_found_in_every_form(
         (lambda m, y, x: (y * x).relu().mean((2, 3)), None, (False, False, False)),
         (lambda m, y, x: torch.add(y, x, alpha=2).relu().mean((2, 3)), None, (False, False, False)),
         (lambda m, y, x: (y + x.mean()).relu().mean((2, 3)), None, (False, False, False)),
+        (lambda m, y, x: (y + m.after(y)).relu().mean((2, 3)), None, (False, False, False)),
         (lambda m, y, x: (y + y).relu().mean((2, 3)), None, (False, False, False)),
         (lambda m, y, x: ((y + x).relu() + (y + m.other(x)).relu()).mean((2, 3)), None, (False, False, False)),
         (lambda m, y, x: (m.norm(y).relu() + m.bn2(y)).mean((2, 3)), nn.BatchNorm2d(3), (False, False, False)),
         (lambda m, y, x: m.norm(y).relu().mean((2, 3)), nn.BatchNorm2d(3, track_running_stats=False), (False,) * 3),
         (lambda m, y, x: m.norm(y).relu().mean((2, 3)), nn.GroupNorm(1, 3), (False, False, False)),
+        (lambda m, y, x: (m.after(z := y + x) + z.relu()).mean((2, 3)), None, (False, True, False)),
         (lambda m, y, x: m.norm(y + x).relu().mean((2, 3)), nn.BatchNorm2d(3), (False, True, False)),
         (lambda m, y, x: m.bn2(m.norm(y)).relu().mean((2, 3)), nn.BatchNorm2d(3), (True, False, False)),
         (lambda m, y, x: m.norm(input=y).relu().mean((2, 3)), nn.BatchNorm2d(3), (True, False, True)),
@@ -475,6 +477,16 @@ def test_images_that_look_unnormalised_are_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         calibrate(small(), images())
+
+
+def test_layers_with_fewer_pixels_than_unknowns_are_warned_of() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(3), nn.Conv2d(16, 4, 3))
+    message = r"1 of 2 layers \(the first is 2\) give fewer pixels for these images than .* Give more images"
+    with pytest.warns(UserWarning, match=message):
+        calibrate(model, images(143))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrate(model, images(144))
 
 
 def test_statistics_are_found_by_name() -> None:

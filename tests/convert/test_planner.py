@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_separable.convert import Budget, LayerPlan, Plan, Statistics, apply, calibrate, plan
 from torch_separable.convert.factorize import Order, decouple
 from torch_separable.convert.layers import grouped_weight
+from torch_separable.convert.plan import separable_macs
 from torch_separable.convert.planner import plans
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError, SeparableValueError
@@ -212,6 +213,17 @@ def test_uniform_rank_without_an_order_takes_what_loses_less(model: nn.Module, s
         assert layer.order == ORDERS[losses.index(min(losses))]
 
 
+def test_uniform_rank_takes_no_order_that_costs_more_than_the_dense_layer_where_the_other_does_not() -> None:
+    # Cut into patches of 4x4, three channels lose nothing pointwise first at rank 3, at nine times the cost.
+    net = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4))
+    statistics = calibrate(net, torch.randn(16, 3, 16, 16))
+    (layer,) = plan(net, statistics, rank=3).layers
+    assert (layer.order, layer.macs) == ("depthwise_first", (768 * 16, 3 * 3 * (16 + 16) * 16))
+    (layer,) = plan(net, statistics, rank=3, order="pointwise_first").layers
+    assert layer.error < 1e-9
+    assert layer.macs[1] > layer.macs[0]
+
+
 def test_budget_with_an_order_uses_this_order_only(model: nn.Module, statistics: Statistics) -> None:
     for order in ORDERS:
         chosen = plan(model, statistics, budget=Budget(macs=0.5), order=order)
@@ -268,3 +280,36 @@ def test_plan_holds_what_it_was_made_of(model: nn.Module, statistics: Statistics
     assert strided.parameters[0] == 20 * 12 * 15
     assert strided.macs[0] == 20 * 12 * 15 * 36
     assert 0 < strided.error < 1
+
+
+def test_reason_of_a_choice_is_what_the_next_better_one_would_have_cost(
+    model: nn.Module, statistics: Statistics
+) -> None:
+    told = 0
+    for layer in plan(model, statistics, budget=Budget(macs=0.5)).converted:
+        found = re.fullmatch(
+            r"(depthwise|pointwise) first of rank (\d+) would lose (\S+) % for ([\d,]+) more MACs", layer.reason
+        )
+        if found is None:
+            assert layer.reason == "no factorisation of it with fewer MACs loses less"
+            continue
+        told += 1
+        order, rank = cast("Order", f"{found[1]}_first"), int(found[2])
+        seen = statistics[layer.name]
+        macs = separable_macs(seen.spec, order, rank, seen.input_pixels, seen.macs // seen.spec.weights)
+        assert macs - layer.macs[1] == int(found[4].replace(",", ""))
+        assert layer.macs[1] < macs < layer.macs[0]
+        assert float(found[3]) < 100 * layer.error * 1.01
+    assert told
+
+
+def test_reason_of_a_uniform_rank_is_what_the_other_order_would_lose(model: nn.Module, statistics: Statistics) -> None:
+    free = {layer.name: layer for layer in plan(model, statistics, rank=2).converted}
+    fixed = {order: plan(model, statistics, rank=2, order=order).converted for order in ORDERS}
+    for order, layers in fixed.items():
+        for layer in layers:
+            assert layer.reason == "as it was asked for"
+            chosen = free[layer.name]
+            if chosen.order != order:
+                words = f"{order.replace('_', ' ')} of rank 2 would lose {100 * layer.error:.2g} %"
+                assert chosen.reason == words

@@ -62,6 +62,17 @@ def test_a_table_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_names_that_are_too_long_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (f"backbone_of_the_network_with_a_very_long_name_of_some_stage_{i}" for i in (1, 2))
+    network = nn.Sequential(OrderedDict([(first, nn.Conv2d(3, 8, 3)), (second, nn.Sequential(nn.Conv2d(8, 8, 3)))]))
+    table = analyze(network, torch.zeros(1, 3, 224, 224))
+    lines = at_width(table, 80, monkeypatch)
+    assert max(map(len, lines[:6])) == 80
+    assert [line.split()[0][-12:] for line in lines[2:5]] == ["some_stage_1", "some_stage_2", "0"]
+    assert lines[2].startswith(" …")
+    assert first in at_width(table, 120, monkeypatch)[2]
+
+
 def test_chosen_columns_come_in_the_order_in_which_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(OrderedDict(unit=ts.depthwise_separable_conv(4, 8)))
     table = summary(network, (4, 3, 3), columns=["macs", Column.FORMULA, "dense", "layer"], verbose=False)

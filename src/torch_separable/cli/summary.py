@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from torch_separable.cli.arguments import Json, Model, ModelArgs, Weights, keyword_arguments, print_json, whole_numbers
 from torch_separable.errors import SeparableValueError
@@ -29,6 +30,7 @@ def summary(
     """
     from torch_separable.cli.networks import build_network
     from torch_separable.cost import summary as count
+    from torch_separable.terminal import show
 
     if json and csv:
         raise SeparableValueError("--json and --csv are both given: give one of them")
@@ -43,5 +45,20 @@ def summary(
     )
     if json:
         print_json(counted.to_dict())
+    elif csv:
+        print(counted.to_csv(), end="")
     else:
-        print(counted.to_csv() if csv else counted, end="" if csv else "\n")
+        show(styled(str(counted)))
+
+
+def styled(table: str) -> Text:
+    """Set the head and the sums of a table in bold, and its rules and what is nothing dim."""
+    lines = table.splitlines()
+    rules = [i for i, line in enumerate(lines) if line.startswith("─")]
+    text = Text()
+    for i, line in enumerate(lines):
+        bold = i < rules[0] or rules[1] < i < rules[1] + 2
+        row = Text(line, "dim" if i in rules else "bold" if bold else "")
+        row.highlight_regex(r" -(?= |$)", "dim")
+        text.append_text(row).append("\n" if i + 1 < len(lines) else "")
+    return text

@@ -138,6 +138,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
     pixels = {name: pixels_for(conv, memory, once[name].calls) for name, conv in running.items()}
     seen: dict[str, Recording] = {}
     moments: dict[str, tuple[Moments, ...]] = {}
+    few: list[str] = []
     held = 0
     groups = _groups(running, pixels, once, memory)
     steps = len(groups) * len(batches) + len(running)
@@ -145,6 +146,8 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         for group in groups:
             recordings = record(model, batches, group, pixels, patches=True, advance=advance)
             for name, conv in group.items():
+                if len(recordings[name].outputs) < conv.weight[0].numel():
+                    few.append(name)
                 size = _moment_bytes(conv)
                 if held + size <= memory // 2:
                     moments[name] = _dense_moments(conv, recordings[name])
@@ -152,6 +155,13 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
                 seen[name] = replace(recordings.pop(name), patches=None, outputs=torch.empty(0), residual=None)
                 advance(name)
 
+    if few:
+        warnings.warn(
+            f"{len(few)} of {len(running)} layers (the first is {few[0]}) give fewer pixels for these images than "
+            "their patches have entries: where the images say nothing, the kernel keeps to the dense one. "
+            "Give more images",
+            stacklevel=2,
+        )
     total = analyze(model, _one(placed(model, batches[0])))
     layers = []
     for name, conv in running.items():

@@ -80,8 +80,9 @@ def plan(
     """Choose for each convolution whether to keep it, or its order and rank.
 
     With ``rank``, every convertible layer gets this rank (at most its kernel's entries) and, without ``order``, the
-    order that loses less. With ``budget``, the sum over layers of the mean squared change of the network's *outputs* is
-    minimised within it, exactly (a multiple-choice knapsack): the optimum, as far as changes add up.
+    order that loses less of those with fewer MACs than the dense layer (of both, where neither has). With ``budget``,
+    the sum over layers of the mean squared change of the network's *outputs* is minimised within it, exactly (a
+    multiple-choice knapsack): the optimum, as far as changes add up.
 
     Args:
         model: the dense network.
@@ -109,7 +110,10 @@ def plan(
     assert rank is not None
     choices = _choices(statistics, rank, order)
     options, _ = _options(model, statistics, choices, method, progress, every=True)
-    chosen = [min(of, key=lambda o: o.error) for of in options]
+    chosen = [
+        min(of, key=lambda o: (_macs(layer, (o.order, o.rank)) >= layer.macs, o.error))
+        for layer, of in zip(statistics.layers, options, strict=True)
+    ]
     return _plan(model, statistics, method, chosen, options, rank)
 
 

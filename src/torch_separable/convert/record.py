@@ -36,7 +36,7 @@ class Flow:
 
     Attributes:
         norm: name of the batch norm that it goes into, if any.
-        residual: whether it is then added to another tensor of its shape.
+        residual: whether it is then added to another tensor of its shape, and used nowhere else before.
         rectified: whether the result goes into a ReLU and nowhere else.
     """
 
@@ -183,6 +183,7 @@ class _Seen:
     residual: list[Tensor] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
     rectified: int = 0
+    branches: bool = False  # used elsewhere, too, before it is added to anything
     used_otherwise: bool = False
     input_size: tuple[int, ...] = ()
     calls: int = 0
@@ -251,8 +252,12 @@ class _Recorder(TorchDispatchMode):
     def returned(self, output: Any) -> None:
         """Note what the network itself returns: it is used outside."""
         for leaf in tree_leaves(dict(output) if isinstance(output, Mapping) else output):
-            for track in self._tracks_of(leaf):
-                self.seen[track.name].used_otherwise = True
+            self._note_other_use(self._tracks_of(leaf))
+
+    def _note_other_use(self, tracks: tuple[_Track, ...]) -> None:
+        for track in tracks:
+            self.seen[track.name].used_otherwise = True
+            self.seen[track.name].branches |= not track.added
 
     def _tracks_of(self, value: Any) -> tuple[_Track, ...]:
         return self.tracks.get(value, ()) if isinstance(value, Tensor) else ()
@@ -329,8 +334,7 @@ class _Recorder(TorchDispatchMode):
                 for track in tracks:
                     self.seen[track.name].rectified += 1
             else:
-                for track in tracks:
-                    self.seen[track.name].used_otherwise = True
+                self._note_other_use(tracks)
         result = func(*args, **kwargs)
         if func is torch.ops.aten.relu_.default:
             self.tracks.pop(result, None)  # what follows uses the rectified values
@@ -347,7 +351,8 @@ class _Recorder(TorchDispatchMode):
             seen = self.seen.pop(name)
             calls = len(seen.outputs)  # all of them must have gone the same way
             one_norm = len(set(seen.norms)) <= 1 and len(seen.norms) in (0, calls)
-            has_residual = one_norm and len(seen.residual) == calls
+            # An operand that depends on the output itself cannot be made up for by it.
+            has_residual = one_norm and len(seen.residual) == calls and not seen.branches
             rectified = one_norm and seen.rectified == calls and (has_residual or not seen.residual)
             result[name] = Recording(
                 patches=seen.patches.all() if self.wants_patches else None,

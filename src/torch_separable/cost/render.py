@@ -52,8 +52,12 @@ def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
 
 
+def _name(row: LayerCost) -> str:
+    return "  " * max(row.depth - 1, 0) + (row.name.rpartition(".")[2] or row.type)
+
+
 _LOOKS: dict[Column, _Look] = {
-    Column.LAYER: _Look("Layer", lambda row: "  " * max(row.depth - 1, 0) + (row.name.rpartition(".")[2] or row.type)),
+    Column.LAYER: _Look("Layer", _name),
     Column.TYPE: _Look("Type", lambda row: row.type),
     Column.KERNEL: _Look("Kernel", lambda row: _times(row.kernel)),
     Column.STRIDE: _Look("Stride", lambda row: _times(row.stride)),
@@ -70,6 +74,7 @@ _LOOKS: dict[Column, _Look] = {
     Column.FORMULA: _Look("Weights", lambda row: row.formula),
 }
 
+_NARROWEST_NAME = 12
 # What a table shows in any width, and what it adds where there is room, the most wanted first.
 _ALWAYS = (Column.LAYER, Column.OUTPUT, Column.PARAMETERS, Column.MACS)
 _ROOM = (
@@ -95,7 +100,10 @@ def as_columns(columns: Sequence[Column | str] | None) -> tuple[Column, ...] | N
 
 
 def render_text(summary: Summary, width: int | None = None) -> str:
-    """Return the table, with as many columns as fit ``width`` (the terminal's; 80 where there is none), and totals."""
+    """Return the table, with as many columns as fit ``width`` (the terminal's; 80 where there is none), and totals.
+
+    Names that are too long even for the fewest columns lose their beginning.
+    """
     width = width or shutil.get_terminal_size((80, 24)).columns
     if summary.columns is not None:
         table = _table(summary, summary.columns)
@@ -107,14 +115,22 @@ def render_text(summary: Summary, width: int | None = None) -> str:
             attempt = _table(summary, wider)
             if any(_LOOKS[more].cell(row) for row in summary.layers) and len(attempt[1]) <= width:
                 columns, table = wider, attempt
+        if len(table[1]) > width:
+            room = max(width - len(table[1]) + max(len(_name(row)) for row in summary.layers), _NARROWEST_NAME)
+            table = _table(summary, columns, room)
     totals = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in _totals(summary)]
     return "\n".join([*table, *totals])
 
 
-def _table(summary: Summary, columns: Sequence[Column]) -> list[str]:
+def _table(summary: Summary, columns: Sequence[Column], longest_name: int | None = None) -> list[str]:
     looks = [_LOOKS[column] for column in columns]
     totals = [look.total(summary) if look.total else "" for look in looks]
     cells = [[look.cell(row) for look in looks] for row in summary.layers]
+    if longest_name is not None:
+        place = columns.index(Column.LAYER)
+        for row in cells:
+            if len(row[place]) > longest_name:
+                row[place] = f"…{row[place][1 - longest_name :]}"
     widths = [
         max(len(look.head), len(total), *(len(row[i]) for row in cells))
         for i, (look, total) in enumerate(zip(looks, totals, strict=True))

@@ -81,7 +81,7 @@ def shares_chart(layers: Layers) -> Chart | None:
                 "stage:N",
                 sort=names,
                 scale=alt.Scale(domain=names, range=colours),
-                legend=_legend(names),
+                legend=_legend(names, most=20),
             ),
             order=alt.Order("order:Q"),
             tooltip=[
@@ -94,11 +94,13 @@ def shares_chart(layers: Layers) -> Chart | None:
     return Chart(chart.to_dict(), f"Stacked bars. {'; '.join(words)}.")
 
 
-def _legend(names: Sequence[str]) -> Any:
-    """Make a legend of as many columns as fit, all of which are as wide as the longest name."""
+def _legend(names: Sequence[str], most: int = 40) -> Any:
+    """Make a legend of as many columns as fit, all as wide as the longest name; it is cut to ``most`` characters."""
     alt = _altair()
-    wide = 8 * max(map(len, names), default=1) + 48
-    return alt.Legend(title=None, orient="bottom", columns=alt.ExprRef(f"max(1, floor(width / {wide}))"))
+    wide = 8 * min(max(map(len, names), default=1), most) + 48
+    short = f"length(datum.label) > {most} ? '…' + slice(datum.label, {1 - most}) : datum.label"
+    columns = alt.ExprRef(f"max(1, floor(width / {wide}))")
+    return alt.Legend(title=None, orient="bottom", columns=columns, labelExpr=short)
 
 
 def stage_names(rows: Sequence[Row]) -> dict[str, str]:
@@ -188,9 +190,10 @@ def accuracy_chart(shown: Headline, points: Sequence[Point]) -> Chart | None:
     ]
     if len(steps) < 2:
         return None
-    _label(steps)
     reached = [*(step["accuracy"] for step in steps), *(point.accuracy for point in points)]
-    decimals = 0 if max(reached) - min(reached) > 0.05 else 1
+    spread = max(reached) - min(reached)
+    decimals = 0 if spread > 0.05 else 1
+    _label(steps, 0.05 * spread)
     methods = list(dict.fromkeys(point.method for point in points))
     curves = [
         {"series": p.method, "name": f"{p.method}, no training", "macs": p.macs, "accuracy": p.accuracy} for p in points
@@ -234,10 +237,8 @@ def accuracy_chart(shown: Headline, points: Sequence[Point]) -> Chart | None:
     return Chart(chart.to_dict(), f"Accuracy over MACs. {'; '.join(said)}.")
 
 
-def _label(steps: list[dict[str, Any]]) -> None:
+def _label(steps: list[dict[str, Any]], near: float) -> None:
     """Let points that lie upon each other have one label."""
-    values = [step["accuracy"] for step in steps]
-    near = 0.05 * (max(values) - min(values))
     for i, step in enumerate(steps):
         for later in steps[i + 1 :]:
             if later["macs"] == step["macs"] and abs(later["accuracy"] - step["accuracy"]) <= near:

@@ -122,6 +122,14 @@
     inner.setAttribute("aria-hidden", "true");
     element(`chart-${name}`).append(inner);
     const { view } = await vegaEmbed(inner, spec, options);
+    // How many columns a legend has depends on the width, and its height on them: laid out again once that is known.
+    const settle = () => view.resize().runAsync();
+    await settle();
+    let waiting;
+    addEventListener("resize", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(settle, 100);
+    });
     if (name === "layers") {
       const metric = element("metric");
       metric.hidden = false;
