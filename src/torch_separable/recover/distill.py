@@ -69,7 +69,7 @@ def recover(
         >>> def network():
         ...     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5))
         >>> epochs = []
-        >>> recovered = recover(network(), network(), data, epochs=3, batch_size=16, on_epoch=epochs.append)
+        >>> recovered = recover(network(), network(), data, epochs=8, batch_size=16, on_epoch=epochs.append)
         >>> epochs[-1].loss < epochs[0].loss
         True
     """

@@ -1,4 +1,4 @@
-"""Settings that every test shares."""
+"""Settings that every test and every doctest shares."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real checkpoints and CIFAR-10, where it lies beside the checkout; the test skips without it."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(__file__).resolve().parents[1] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the checkout: real checkpoints and CIFAR-10 are absent")
     return folder
