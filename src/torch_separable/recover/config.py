@@ -38,7 +38,7 @@ class RecoverConfig:
             it); ``None`` in float32.
         seed: of the order of the images, of the augmentation and of dropout.
         max_steps: steps of the optimizer after which to stop, the learning rate having fallen by then.
-        checkpoint_every: steps after which a checkpoint is written, besides the one after each epoch.
+        checkpoint_every: steps after which a checkpoint is written, besides the ones after each minute and each epoch.
 
     Raises:
         SeparableValueError: a setting breaks its rule, which the message names.

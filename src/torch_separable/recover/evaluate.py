@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.progress import progress_bar
 from torch_separable.recover.data import ImageData
@@ -74,7 +75,8 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 256, *, progre
         raise SeparableValueError(f"batch_size={batch_size}: must be at least 1")
     device = device_of(model)
     total = torch.zeros(2, dtype=torch.float64)
-    with evaluating(model), torch.inference_mode(), progress_bar("evaluating", len(data), shown=progress) as advance:
+    bar = progress_bar("evaluating", len(data), shown=progress)
+    with evaluating(model), rank_by_rank(model), torch.inference_mode(), bar as advance:
         for images, labels in data.batches(batch_size):
             total += _count(logits_for(model, images.to(device), data).cpu(), labels, data)
             advance(steps=len(images))

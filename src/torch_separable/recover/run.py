@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch_separable._version import __version__
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.files import load_weights, save_weights, write_json
+from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.outputs import logits_of
 from torch_separable.progress import Advance, progress_bar
 from torch_separable.recover.augment import Augmentation, derive_seed
@@ -31,6 +32,7 @@ from torch_separable.recover.losses import feature_distance, logits_divergence, 
 from torch_separable.recover.optimise import make_average, make_optimizer, make_scheduler
 from torch_separable.recover.processes import start_accelerator
 
+_MOST_LOST_S = 60.0  # of work, when a run is killed: steps may take seconds each
 CHECKPOINT, BEST, LOG, SETTINGS = "checkpoint.safetensors", "best.safetensors", "log.jsonl", "settings.json"
 
 
@@ -127,6 +129,7 @@ class Run:
             self.steps = min(self.steps, config.max_steps)
         self.step = 0
         self.saved_step: int | None = None
+        self.saved_at = time.monotonic()
         self.sums = _Sums()
         self.best: Evaluation | None = None
         self.best_state: dict[str, Tensor] | None = None
@@ -162,6 +165,8 @@ class Run:
         shown = progress and bool(self.accelerator.is_main_process)
         with ExitStack() as stack:
             advance = stack.enter_context(progress_bar("recovering", self.steps, shown=shown, done=self.step))
+            for network in {self.student, self.candidate}:
+                stack.enter_context(rank_by_rank(network))
             self.ours = stack.enter_context(watching(self.student, self.features))
             if self.teacher is not None:
                 self.theirs = stack.enter_context(watching(self.teacher, self.features))
@@ -197,7 +202,8 @@ class Run:
             advance(note + (f"  best {100 * self.best.accuracy:.2f} %" if self.best else ""))
             if self.step == self.steps:
                 break
-            if self.step % config.checkpoint_every == 0 and self.step % self.steps_per_epoch:
+            due = self.step % config.checkpoint_every == 0 or time.monotonic() - self.saved_at > _MOST_LOST_S
+            if due and self.step % self.steps_per_epoch:
                 self._save()
         self._finish_epoch(epoch + 1, started)
         self._save()
@@ -339,7 +345,7 @@ class Run:
                 tensors["ema"] = self.average.state_dict()
             numbers = {"step": self.step, "sums": vars(self.sums), "best": self.best and self.best.to_dict()}
             Checkpoint(self.identity, numbers, tensors).save(self.out / CHECKPOINT)
-        self.saved_step = self.step
+        self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _restore(self, path: Path) -> None:
         checkpoint = Checkpoint.load(path)
