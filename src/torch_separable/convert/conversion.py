@@ -14,6 +14,7 @@ from torch_separable.convert.factorize import Order
 from torch_separable.convert.plan import Method, Plan
 from torch_separable.convert.planner import Budget, check_choice, plan
 from torch_separable.convert.record import Batch
+from torch_separable.notebook import table
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,20 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
+        return "\n".join(f"{name:12}{words}" for name, words in self._lines())
+
+    def _repr_html_(self) -> str:
+        return table((), self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
         (dense_macs, macs), (dense_parameters, parameters) = self.macs, self.parameters
-        return "\n".join(
-            [
-                f"MACs        {dense_macs:,} -> {macs:,} ({dense_macs / macs:.2f}x fewer)",
-                f"parameters  {dense_parameters:,} -> {parameters:,} ({dense_parameters / parameters:.2f}x fewer)",
-                f"layers      {len(self.converted)} converted, {len(self.kept)} kept",
-                f"outputs     {100 * self.output_error:.3g} % of their variance changed",
-                f"answers     the same for {100 * self.agreement:.1f} % of the calibration images",
-            ]
-        )
+        return [
+            ("MACs", f"{dense_macs:,} -> {macs:,} ({dense_macs / macs:.2f}x fewer)"),
+            ("parameters", f"{dense_parameters:,} -> {parameters:,} ({dense_parameters / parameters:.2f}x fewer)"),
+            ("layers", f"{len(self.converted)} converted, {len(self.kept)} kept"),
+            ("outputs", f"{100 * self.output_error:.3g} % of their variance changed"),
+            ("answers", f"the same for {100 * self.agreement:.1f} % of the calibration images"),
+        ]
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,12 @@ class Conversion:
     model: nn.Module
     plan: Plan
     report: Report
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n\n{self.report}"
+
+    def _repr_html_(self) -> str:
+        return self.plan._repr_html_() + self.report._repr_html_()
 
 
 def convert(

@@ -178,6 +178,11 @@ class Plan:
 
         return render_plan(self).plain
 
+    def _repr_html_(self) -> str:
+        from torch_separable.convert.render import render_plan_html
+
+        return render_plan_html(self)
+
 
 def _check_version(version: object) -> None:
     if type(version) is not int or version != SCHEMA:

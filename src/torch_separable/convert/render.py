@@ -1,14 +1,17 @@
-"""A plan as text: what each convolution was, and what it becomes."""
+"""A plan as text and HTML: what each convolution was, and what it becomes."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
+
+from torch_separable.notebook import table
 
 if TYPE_CHECKING:
     from torch_separable.convert.plan import LayerPlan, Plan
@@ -84,12 +87,23 @@ def render_plan(plan: Plan, width: int | None = None) -> Text:
         lines = list(_table(plan, columns, width))
     else:
         lines = list(_pairs(plan, width))
-    dense, planned = plan.macs
-    if dense and planned:
-        lines.append(Text(f"whole network: {dense:,} -> {planned:,} MACs ({dense / planned:.2f}x fewer)", "bold"))
+    if whole := _whole(plan):
+        lines.append(Text(whole, "bold"))
     for line in lines:
         line.rstrip()
     return Text("\n", no_wrap=True).join(lines)
+
+
+def render_plan_html(plan: Plan) -> str:
+    """Return a table for notebooks, with all columns; names from the model are escaped."""
+    rows = [[column.cell(layer) for column in _ORDER] for layer in plan.layers]
+    shown = table([column.head for column in _ORDER], rows, right=[column.right for column in _ORDER])
+    return f"{shown}<p>{escape(_whole(plan))}</p>"
+
+
+def _whole(plan: Plan) -> str:
+    dense, planned = plan.macs
+    return f"whole network: {dense:,} -> {planned:,} MACs ({dense / planned:.2f}x fewer)" if dense and planned else ""
 
 
 def _widths(plan: Plan, columns: Sequence[_Column]) -> list[int]:

@@ -13,6 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from torch_separable.errors import SeparableValueError
+from torch_separable.notebook import table
 
 if TYPE_CHECKING:
     from torch_separable.cost.summary import LayerCost, Summary
@@ -169,16 +170,11 @@ def render_html(summary: Summary) -> str:
     """Return a table for notebooks; names from the model are escaped."""
     columns = summary.columns or tuple(column for column in Column if column is not Column.DENSE)
     looks = [_LOOKS[column] for column in columns]
-    side = [' style="text-align:right"' if look.right else ' style="text-align:left;white-space:pre"' for look in looks]
-
-    def row(tag: str, values: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}{s}>{escape(v)}</{tag}>" for s, v in zip(side, values, strict=True)) + "</tr>"
-
-    head = row("th", [look.head for look in looks])
-    body = "".join(row("td", [look.cell(layer) for look in looks]) for layer in summary.layers)
-    foot = row("th", [look.total(summary) if look.total else "" for look in looks])
+    cells = [[look.cell(layer) for look in looks] for layer in summary.layers]
+    foot = [look.total(summary) if look.total else "" for look in looks]
     totals = "<br>".join(escape(line) for line in _totals(summary))
-    return f"<table><thead>{head}</thead><tbody>{body}</tbody><tfoot>{foot}</tfoot></table><p>{totals}</p>"
+    shown = table([look.head for look in looks], cells, right=[look.right for look in looks], foot=foot)
+    return f"{shown}<p>{totals}</p>"
 
 
 def render_csv(summary: Summary) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch_separable.explain.arguments import Subject
 from torch_separable.explain.arithmetic import Alternative, count, depth_multiplier, share, times
 from torch_separable.explain.stages import Stage
+from torch_separable.notebook import table
 
 if TYPE_CHECKING:
     from torch_separable.explain.explanation import Explanation
@@ -180,20 +181,12 @@ def render_html(explanation: Explanation) -> str:
         svg = explanation.svg()
         parts.append(svg[svg.index("<svg") :])
     working = [(step.part, step.title, step.symbols, step.numbers, step.result_text) for step in explanation.steps]
-    parts.append(_html_table(("part", "what", "formula", "with numbers", "result"), working))
+    parts.append(table(("part", "what", "formula", "with numbers", "result"), working))
     costs = [
         (each.name, count(each.weights), count(each.parameters), count(each.macs), share(each.share))
         for each in explanation.alternatives
     ]
-    parts.append(_html_table(_HEADER, costs, [each.chosen for each in explanation.alternatives]))
+    right = [False, True, True, True, True]
+    parts.append(table(_HEADER, costs, right=right, marked=[each.chosen for each in explanation.alternatives]))
     parts += [f"<p>{escape(note)}</p>" for note in explanation.notes]
     return "\n".join(parts)
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = [f"<table><thead><tr>{head}</tr></thead><tbody>"]
-    for number, row in enumerate(rows):
-        tag = "th" if marked and marked[number] else "td"
-        lines.append("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    return "\n".join([*lines, "</tbody></table>"])

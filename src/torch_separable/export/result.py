@@ -12,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from torch_separable.notebook import table
+
 Format = Literal["onnx", "pt2", "executorch"]
 
 
@@ -50,19 +52,28 @@ class Exported:
         return {**asdict(self), "path": str(self.path)}
 
     def __str__(self) -> str:
-        table = Table(
+        shown = Table(
             box=box.SIMPLE_HEAD, title=str(self.path), title_justify="left", pad_edge=False, show_header=False
         )
-        table.add_column(no_wrap=True)
-        table.add_column()
-        table.add_row("format", self.format + (f", opset {self.opset}" if self.opset else ""))
-        table.add_row("input", "x".join(map(str, ("N" if self.batch is None else self.batch, *self.input_shape))))
-        table.add_row("size", f"{self.bytes:,} bytes")
-        table.add_row("operators", ", ".join(f"{name} {count}" for name, count in self.operators.items()))
-        what = f"{self.images} images" if self.real else f"{self.images} images of noise"
-        for runtime, difference in self.parity.items():
-            table.add_row(runtime, f"differs by {difference:.1e} at most, of outputs up to {self.largest:.1f} ({what})")
+        shown.add_column(no_wrap=True)
+        shown.add_column()
+        for name, words in self._lines():
+            shown.add_row(name, words)
         out = io.StringIO()
         width = min(shutil.get_terminal_size((80, 24)).columns, 100)
-        Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False).print(table)
+        Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False).print(shown)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip()
+
+    def _repr_html_(self) -> str:
+        return table((), [("file", str(self.path)), *self._lines()])
+
+    def _lines(self) -> list[tuple[str, str]]:
+        what = f"{self.images} images" if self.real else f"{self.images} images of noise"
+        agreement = f"of outputs up to {self.largest:.1f} ({what})"
+        return [
+            ("format", self.format + (f", opset {self.opset}" if self.opset else "")),
+            ("input", "x".join(map(str, ("N" if self.batch is None else self.batch, *self.input_shape)))),
+            ("size", f"{self.bytes:,} bytes"),
+            ("operators", ", ".join(f"{name} {count}" for name, count in self.operators.items())),
+            *((runtime, f"differs by {most:.1e} at most, {agreement}") for runtime, most in self.parity.items()),
+        ]

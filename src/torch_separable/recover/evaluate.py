@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.nn.rank_by_rank import rank_by_rank
+from torch_separable.notebook import table
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.progress import progress_bar
 from torch_separable.recover.data import ImageData
@@ -44,6 +45,10 @@ class Evaluation:
 
     def __str__(self) -> str:
         return f"{100 * self.accuracy:.2f} % of {self.count}, loss {self.loss:.4f}"
+
+    def _repr_html_(self) -> str:
+        right = f"{100 * self.accuracy:.2f} % ({self.correct:,} of {self.count:,})"
+        return table((), [("accuracy", right), ("loss", f"{self.loss:.4f}")])
 
 
 def evaluate(model: nn.Module, data: ImageData, batch_size: int = 256, *, progress: bool = True) -> Evaluation:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map, tree_unflatten
 
 from torch_separable.convert.calibrate import check_weights
 from torch_separable.errors import SeparableValueError
+from torch_separable.notebook import table
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.runtime.fuse import fuse
 from torch_separable.runtime.library import InstructionSet, chosen_set, run
@@ -70,6 +71,15 @@ class Verification:
     def __str__(self) -> str:
         return (
             f"largest difference {self.error:.2g} of the outputs' scale; same answer for {100 * self.agreement:.1f} %"
+        )
+
+    def _repr_html_(self) -> str:
+        return table(
+            (),
+            [
+                ("largest difference", f"{self.error:.2g} of the outputs' scale"),
+                ("same answer", f"{100 * self.agreement:.1f} %"),
+            ],
         )
 
 

@@ -1,0 +1,45 @@
+"""What notebooks show of a result: plain HTML tables, which take the notebook's own colours, light or dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[bool] = (),
+    marked: Sequence[bool] = (),
+    foot: Sequence[str] = (),
+) -> str:
+    """Return rows of text as an HTML table; every cell is escaped.
+
+    Args:
+        header: a head for each column; empty for a table without.
+        rows: cells from left to right.
+        right: for each column whether its cells stand on the right, as numbers do; by default none does.
+        marked: for each row whether it stands out; by default none does.
+        foot: a last row of totals; empty for none.
+
+    Example:
+        >>> print(table(("layer", "MACs"), [("<conv>", "288")]))
+        <table><thead><tr><th style="text-align:left;white-space:pre">layer</th><th style="text-align:left;...
+        >>> "&lt;conv&gt;" in table((), [("<conv>", "288")])
+        True
+    """
+    columns = len(header or rows[0])
+    sides = [
+        "text-align:right" if number else "text-align:left;white-space:pre" for number in (right or [False] * columns)
+    ]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        marks = (f'<{tag} style="{side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True))
+        return f"<tr>{''.join(marks)}</tr>"
+
+    bold = marked or [False] * len(rows)
+    head = f"<thead>{line('th', header)}</thead>" if header else ""
+    body = "".join(line("th" if mark else "td", cells) for mark, cells in zip(bold, rows, strict=True))
+    last = f"<tfoot>{line('th', foot)}</tfoot>" if foot else ""
+    return f"<table>{head}<tbody>{body}</tbody>{last}</table>"
