@@ -285,3 +285,8 @@ def test_interruption_leaves_no_folder_behind(separable: Callable[..., Any], pla
     assert outcome.code == 130
     assert outcome.err == "separable: interrupted; nothing half-written is left behind\n"
     assert not (place / "stopped").exists()
+
+
+def test_built_in_network_without_weights_is_called_untrained(separable: Callable[..., Any]) -> None:
+    outcome = separable("evaluate", "resnet20", "--data", "digits")
+    assert "separable: resnet20 is untrained: its weights are random without --weights FILE" in outcome.err

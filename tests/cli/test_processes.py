@@ -117,6 +117,24 @@ def test_recovery_stopped_by_ctrl_c_goes_on_with_the_same_command(place: Path, s
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
+def test_interrupt_while_pytorch_is_being_imported_is_a_line_too(place: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import torch_separable_cli, sys; print(flush=True); torch_separable_cli.main()"],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - one thread
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)  # of the second that the import takes at least
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors == "separable: interrupted before anything was begun\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_output_that_cannot_be_written_is_an_error(place: Path) -> None:
     with Path("/dev/full").open("wb") as full:

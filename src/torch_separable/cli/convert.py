@@ -84,7 +84,7 @@ def convert(
     progress = not (quiet or json)
     arguments = keyword_arguments("--model-arg", model_arg)
     Network(model, arguments).check("the network to convert")  # what could not be written in the end
-    network = build_network(model, arguments, weights)
+    network = build_network(model, arguments, weights, trained=True)
     prepared: dict[str, Any] = {
         "image_size": image_size,
         "mean": channel_values("--mean", mean),

@@ -51,7 +51,7 @@ def evaluate(
     if Path(network).is_dir():
         evaluated = converted_network(Path(network), model, arguments, weights)[0]
     elif model is None:
-        evaluated = build_network(network, arguments, weights)
+        evaluated = build_network(network, arguments, weights, trained=True)
     else:
         raise SeparableError(f"there is no folder {network}: --model goes with a folder that convert wrote")
     source = load_data(

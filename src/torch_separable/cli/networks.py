@@ -9,10 +9,12 @@ from typing import Any
 from torch import nn
 
 from torch_separable.files import load_weights
-from torch_separable.networks import Network
+from torch_separable.networks import Network, is_built_in
 
 
-def build_network(model: str, arguments: dict[str, Any], weights: Path | None = None) -> nn.Module:
+def build_network(
+    model: str, arguments: dict[str, Any], weights: Path | None = None, *, trained: bool = False
+) -> nn.Module:
     """Call the function that ``model`` names, and load weights.
 
     Args:
@@ -20,6 +22,7 @@ def build_network(model: str, arguments: dict[str, Any], weights: Path | None = 
             ``torch_separable.models.NETWORKS``.
         arguments: the function's.
         weights: a file for the network.
+        trained: whether random weights are worth a warning.
 
     Raises:
         SeparableError: no such module or function, the arguments do not fit, the result is no network, or the weights
@@ -29,6 +32,8 @@ def build_network(model: str, arguments: dict[str, Any], weights: Path | None = 
     network = Network(model, arguments).build()
     if weights is not None:
         load_weights(network, weights)
+    elif trained and is_built_in(model):
+        print(f"separable: {model} is untrained: its weights are random without --weights FILE", file=sys.stderr)
     return network
 
 
