@@ -136,6 +136,11 @@ def _from_separable(module: nn.Module, names: tuple[str, str], input_size: Seque
     depthwise, pointwise = (module.get_submodule(name) for name in names)
     assert isinstance(depthwise, _CONVOLUTIONS + _TRANSPOSED)
     assert isinstance(pointwise, _CONVOLUTIONS + _TRANSPOSED)
+    if hasattr(module, "pad"):
+        raise SeparableValueError(
+            f"explain() cannot say the padding of {type(module).__name__}(padding='same') at a stride above 1, which "
+            "depends on the size of the input: give padding as numbers"
+        )
     spatial, same = _spec_of(depthwise, names[0])
     mixing, _ = _spec_of(pointwise, names[1])
     order = _order(getattr(module, "order", "depthwise_first"))

@@ -5,6 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableValueError
+from torch_separable.models._layers import (
+    Activation,
+    Padding,
+    activation_of,
+    batch_norm,
+    check_padding,
+    conv_norm_act,
+)
 from torch_separable.networks import remembered
 from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.nn._arguments import flag, whole
@@ -27,6 +35,9 @@ class MobileNetV1(nn.Module):
         in_channels: channels of the images.
         shallow: leave away the five blocks of 512 channels at 14x14.
         separable: whether blocks are depthwise separable, or dense 3x3 convolutions ("Conv MobileNet").
+        activation: ``"relu"`` as in the paper, or ``"relu6"`` as in all published weights.
+        padding: ``"symmetric"``, or ``"same"`` as TensorFlow means it, which weights trained there need.
+        batch_norm_eps: added to variances; TensorFlow's weights need 1e-3.
     """
 
     def __init__(
@@ -38,6 +49,9 @@ class MobileNetV1(nn.Module):
         *,
         shallow: bool = False,
         separable: bool = True,
+        activation: Activation = "relu",
+        padding: Padding = "symmetric",
+        batch_norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         check_width(width_multiplier)
@@ -45,19 +59,22 @@ class MobileNetV1(nn.Module):
             whole(name, value)
         flag("shallow", shallow)
         flag("separable", separable)
+        check_padding(padding)
+        norm, act = batch_norm(batch_norm_eps), activation_of(activation)
         self.resolution = resolution
+        self.activation, self.padding, self.batch_norm_eps = activation, padding, batch_norm_eps
         channels = max(8, int(32 * width_multiplier))
-        self.stem = _conv_bn_relu(in_channels, channels, stride=2)
+        self.stem = conv_norm_act(in_channels, channels, 3, 2, norm, act, padding)
         blocks: list[nn.Module] = []
         for full_width, stride in _SHALLOW if shallow else _BLOCKS:
             out_channels = max(8, int(full_width * width_multiplier))
             if separable:
                 block: nn.Module = DepthwiseSeparableConv2d(
-                    channels, out_channels, 3, stride=stride, padding=1, bias=False,
-                    norm_layer=nn.BatchNorm2d, act_layer=nn.ReLU,
+                    channels, out_channels, 3, stride=stride, padding="same" if padding == "same" else 1, bias=False,
+                    norm_layer=norm, act_layer=act,
                 )  # fmt: skip
             else:
-                block = _conv_bn_relu(channels, out_channels, stride)
+                block = conv_norm_act(channels, out_channels, 3, stride, norm, act, padding)
             blocks.append(block)
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
@@ -68,16 +85,11 @@ class MobileNetV1(nn.Module):
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
-
-
-def check_width(width_multiplier: float) -> None:
-    """Require a positive, finite width multiplier."""
+def check_width(width_multiplier: float, name: str = "width_multiplier") -> None:
+    """Require a positive, finite multiplier."""
     number = isinstance(width_multiplier, int | float) and not isinstance(width_multiplier, bool)
     if not number or not 0 < width_multiplier < float("inf"):
-        raise SeparableValueError(f"width_multiplier={width_multiplier!r}: must be a number above 0")
+        raise SeparableValueError(f"{name}={width_multiplier!r}: must be a number above 0")
 
 
 def mobilenet_v1(
@@ -87,6 +99,9 @@ def mobilenet_v1(
     in_channels: int = 3,
     *,
     shallow: bool = False,
+    activation: Activation = "relu",
+    padding: Padding = "symmetric",
+    batch_norm_eps: float = 1e-5,
 ) -> MobileNetV1:
     """MobileNet: see `MobileNetV1`.
 
@@ -96,7 +111,10 @@ def mobilenet_v1(
         >>> net(torch.zeros(1, 3, 128, 128)).shape
         torch.Size([1, 10])
     """
-    return MobileNetV1(width_multiplier, resolution, num_classes, in_channels, shallow=shallow)
+    return MobileNetV1(
+        width_multiplier, resolution, num_classes, in_channels,
+        shallow=shallow, activation=activation, padding=padding, batch_norm_eps=batch_norm_eps,
+    )  # fmt: skip
 
 
 def conv_mobilenet(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torch_separable.errors import SeparableValueError
+from torch_separable.models._layers import Padding, batch_norm, check_padding, check_probability, conv_norm_act
 from torch_separable.models.mobilenet_v1 import check_width
 from torch_separable.networks import remembered
 from torch_separable.nn import InvertedResidual
@@ -24,6 +24,8 @@ class MobileNetV2(nn.Module):
         num_classes: outputs.
         in_channels: channels of the images.
         dropout: probability before the classifier, in training.
+        padding: ``"symmetric"``, or ``"same"`` as TensorFlow means it, which weights trained there need.
+        batch_norm_eps: added to variances; TensorFlow's weights need 1e-3.
     """
 
     def __init__(
@@ -33,28 +35,33 @@ class MobileNetV2(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         dropout: float = 0.2,
+        *,
+        padding: Padding = "symmetric",
+        batch_norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         check_width(width_multiplier)
         for name, value in (("resolution", resolution), ("num_classes", num_classes), ("in_channels", in_channels)):
             whole(name, value)
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
-            raise SeparableValueError(f"dropout={dropout!r}: must be a probability, from 0 to 1")
+        check_probability("dropout", dropout)
+        check_padding(padding)
+        norm = batch_norm(batch_norm_eps)
         self.resolution = resolution
-        channels = _round_channels(32 * width_multiplier)
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU6()
-        )
+        self.activation, self.padding, self.batch_norm_eps = "relu6", padding, batch_norm_eps
+        channels = round_channels(32 * width_multiplier)
+        self.stem = conv_norm_act(in_channels, channels, 3, 2, norm, nn.ReLU6, padding)
         blocks: list[nn.Module] = []
         for expand_ratio, width, repeats, first_stride in _STAGES:
-            out_channels = _round_channels(width * width_multiplier)
+            out_channels = round_channels(width * width_multiplier)
             for i in range(repeats):
                 stride = first_stride if i == 0 else 1
-                blocks.append(InvertedResidual(channels, out_channels, stride=stride, expand_ratio=expand_ratio))
+                blocks.append(
+                    InvertedResidual(channels, out_channels, 3, stride, expand_ratio, norm_layer=norm, padding=padding)
+                )
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
-        head = _round_channels(1280 * max(1.0, width_multiplier))
-        self.head = nn.Sequential(nn.Conv2d(channels, head, 1, bias=False), nn.BatchNorm2d(head), nn.ReLU6())
+        head = round_channels(1280 * max(1.0, width_multiplier))
+        self.head = conv_norm_act(channels, head, 1, 1, norm, nn.ReLU6)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(head, num_classes)
 
@@ -64,14 +71,20 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.dropout(x.mean((2, 3))))  # type: ignore[no-any-return]
 
 
-def _round_channels(channels: float, multiple: int = 8) -> int:
+def round_channels(channels: float, multiple: int = 8) -> int:
     """Round to a multiple of 8, at least 8, and never down by more than a tenth, as the authors' networks do."""
     rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
     return rounded + multiple if rounded < 0.9 * channels else rounded
 
 
 def mobilenet_v2(
-    width_multiplier: float = 1.0, resolution: int = 224, num_classes: int = 1000, in_channels: int = 3
+    width_multiplier: float = 1.0,
+    resolution: int = 224,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    padding: Padding = "symmetric",
+    batch_norm_eps: float = 1e-5,
 ) -> MobileNetV2:
     """MobileNetV2: see `MobileNetV2`.
 
@@ -79,4 +92,6 @@ def mobilenet_v2(
         >>> sum(p.numel() for p in mobilenet_v2().parameters())
         3504872
     """
-    return MobileNetV2(width_multiplier, resolution, num_classes, in_channels)
+    return MobileNetV2(
+        width_multiplier, resolution, num_classes, in_channels, padding=padding, batch_norm_eps=batch_norm_eps
+    )

@@ -10,6 +10,7 @@ from torch_separable.nn.conv import (
     PointwiseConv3d,
 )
 from torch_separable.nn.inverted_residual import InvertedResidual
+from torch_separable.nn.padding import SamePadding
 from torch_separable.nn.separable import (
     DepthwiseSeparableConv1d,
     DepthwiseSeparableConv2d,
@@ -29,6 +30,7 @@ __all__ = [
     "PointwiseConv1d",
     "PointwiseConv2d",
     "PointwiseConv3d",
+    "SamePadding",
     "ShuffleUnit",
     "depthwise_separable_conv",
 ]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from torch_separable.nn._arguments import built, callable_or_none, odd_kernel, per_dimension, placement, whole
+from torch_separable.nn._arguments import built, callable_or_none, odd_kernel, one_of, per_dimension, placement, whole
 from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d, Size
+from torch_separable.nn.padding import SamePadding
 
 
 class InvertedResidual(nn.Module):
@@ -27,6 +28,7 @@ class InvertedResidual(nn.Module):
         dilation: of the depthwise convolution.
         norm_layer: builds a norm from a number of channels; with ``None`` the convolutions have biases in its place.
         act_layer: builds an activation.
+        padding: ``"symmetric"``, or ``"same"`` as TensorFlow means it (`SamePadding`); they differ above stride 1.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -49,6 +51,7 @@ class InvertedResidual(nn.Module):
         dilation: Size = 1,
         norm_layer: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
         act_layer: Callable[[], nn.Module] | None = nn.ReLU6,
+        padding: str = "symmetric",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -64,7 +67,9 @@ class InvertedResidual(nn.Module):
         kernel = odd_kernel(kernel_size, 2)
         steps = per_dimension("stride", stride, 2)
         spread = per_dimension("dilation", dilation, 2)
-        padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, spread, strict=True))
+        one_of("padding", padding, ("symmetric", "same"))
+        strided_same = padding == "same" and steps != (1, 1)
+        around = (0, 0) if strided_same else tuple(d * (k - 1) // 2 for k, d in zip(kernel, spread, strict=True))
         inner = in_channels * expand_ratio
         self.has_residual = in_channels == out_channels and steps == (1, 1)
         bias = norm_layer is None
@@ -79,7 +84,9 @@ class InvertedResidual(nn.Module):
         if expand_ratio > 1:
             self.conv_pw = PointwiseConv2d(in_channels, inner, bias=bias, **placed)
             follow("bn1", "act1", inner)
-        self.conv_dw = DepthwiseConv2d(inner, kernel, steps, padding, spread, bias=bias, **placed)
+        if strided_same:
+            self.pad = SamePadding(kernel, steps, spread)
+        self.conv_dw = DepthwiseConv2d(inner, kernel, steps, around, spread, bias=bias, **placed)
         follow("bn2", "act2", inner)
         self.conv_pwl = PointwiseConv2d(inner, out_channels, bias=bias, **placed)
         follow("bn3", None, out_channels)

@@ -25,9 +25,9 @@ _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 def rank_by_rank(model: nn.Module) -> Iterator[nn.Module]:
     """Let the separable convolutions in ``model`` that can be be computed one rank after the other.
 
-    Those with multiplier 1, with something between the two convolutions, hooks on them, or another padding than zeros
-    are left as they are; so are those that are not on a CPU, whose kernels this is about. The modules are as before
-    when the context ends.
+    Those with multiplier 1, with something between the two convolutions, hooks on them, or padding that is not the
+    convolution's own zeros are left as they are; so are those that are not on a CPU, whose kernels this is about. The
+    modules are as before when the context ends.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ def _can(layer: _DepthwiseSeparableConv) -> bool:
         layer.depth_multiplier > 1
         and layer.padding_mode == "zeros"
         and "forward" not in vars(layer)
-        and not any(hasattr(layer, name) for name in ("bn1", "act1"))
+        and not any(hasattr(layer, name) for name in ("bn1", "act1", "pad"))
         and all(conv.weight.device.type == "cpu" for conv in pair)
         and not any(conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks for conv in pair)
     )

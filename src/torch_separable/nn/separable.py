@@ -15,11 +15,13 @@ from torch_separable.nn._arguments import (
     divides,
     flag,
     one_of,
+    per_dimension,
     placement,
     whole,
     window,
 )
 from torch_separable.nn.conv import DEPTHWISE, POINTWISE, Size
+from torch_separable.nn.padding import SamePadding
 
 Order = Literal["depthwise_first", "pointwise_first"]
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -74,17 +76,21 @@ class _DepthwiseSeparableConv(nn.Module):
         }
         for name, value in switches.items():
             flag(name, value)
-        where = window(n, kernel_size, stride, padding, dilation, padding_mode)
+        strided_same = padding == "same" and any(step != 1 for step in per_dimension("stride", stride, n))
+        where = window(n, kernel_size, stride, 0 if strided_same else padding, dilation, padding_mode)
 
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = where["kernel_size"], where["stride"], where["dilation"]
-        self.padding, self.padding_mode = where["padding"], padding_mode
+        self.padding, self.padding_mode = "same" if strided_same else where["padding"], padding_mode
         self.depth_multiplier = depth_multiplier
         self.order: Order = order
 
         placed = placement(device, dtype)
+        pad = SamePadding(self.kernel_size, self.stride, self.dilation, padding_mode) if strided_same else None
         if order == "depthwise_first":
             inner = in_channels * depth_multiplier
+            if pad is not None:
+                self.pad = pad
             self.conv_dw = DEPTHWISE[n](
                 in_channels, depth_multiplier=depth_multiplier, bias=bias_between, **where, **placed
             )
@@ -98,6 +104,8 @@ class _DepthwiseSeparableConv(nn.Module):
         if order == "depthwise_first":
             self.conv_pw = POINTWISE[n](inner, out_channels, groups=groups, bias=bias, **placed)
         else:
+            if pad is not None:
+                self.pad = pad
             self.conv_dw = _CONV[n](inner, out_channels, groups=out_channels, bias=bias, **where, **placed)
         if norm_layer is not None and norm_after:
             self.bn2 = built("norm_layer", norm_layer, out_channels, **placed)
@@ -175,7 +183,8 @@ class DepthwiseSeparableConv2d(_DepthwiseSeparableConv):
         out_channels: ``M``.
         kernel_size: of the depthwise convolution, to which stride, padding and dilation belong as well.
         stride: step of the output grid.
-        padding: on both sides of each dimension, or ``"same"`` (stride 1).
+        padding: on both sides of each dimension, or ``"same"``: the output has ``ceil(size / stride)`` pixels, as
+            Keras and TensorFlow mean it (`SamePadding`, which stands before ``conv_dw`` where the stride is above 1).
         dilation: distance between taps.
         depth_multiplier: ``D``.
         bias: whether the last convolution has a bias.

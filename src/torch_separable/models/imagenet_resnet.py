@@ -1,0 +1,118 @@
+"""Residual networks for ImageNet (He et al., "Deep Residual Learning", arXiv 1512.03385, table 1): to convert."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_separable.errors import SeparableValueError
+from torch_separable.networks import remembered
+from torch_separable.nn._arguments import flag, whole
+
+_WIDTHS = (64, 128, 256, 512)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 ("bottleneck"), beside a shortcut; names are torchvision's.
+
+    The stride is the first 3x3 convolution's; where the shape changes, the shortcut is a 1x1 convolution.
+    """
+
+    def __init__(self, in_channels: int, width: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        out_channels = 4 * width if bottleneck else width
+        kernels = (1, 3, 1) if bottleneck else (3, 3)
+        strided = kernels.index(3)
+        channels = in_channels
+        for i, kernel in enumerate(kernels):
+            outputs = out_channels if i == len(kernels) - 1 else width
+            step = stride if i == strided else 1
+            self.add_module(
+                f"conv{i + 1}", nn.Conv2d(channels, outputs, kernel, stride=step, padding=kernel // 2, bias=False)
+            )
+            self.add_module(f"bn{i + 1}", nn.BatchNorm2d(outputs))
+            channels = outputs
+        self.depth = len(kernels)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, M, H/stride, W/stride)."""
+        y = x
+        for i in range(1, self.depth + 1):
+            y = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y))
+            if i < self.depth:
+                y = F.relu(y)
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+@remembered
+class ImageNetResNet(nn.Module):
+    """A stem 7x7, max pooling, four stages of residual blocks, global average pooling and ``fc``.
+
+    Names of parameters are torchvision's and timm's, whose weights load as they are.
+
+    Args:
+        blocks: in each of the four stages.
+        bottleneck: whether blocks are 1x1, 3x3, 1x1, or two 3x3.
+        num_classes: outputs.
+        in_channels: channels of the images.
+    """
+
+    def __init__(
+        self, blocks: tuple[int, int, int, int], bottleneck: bool, num_classes: int = 1000, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        if not isinstance(blocks, tuple | list) or len(blocks) != 4:
+            raise SeparableValueError(f"blocks={blocks!r}: must be four whole numbers, one for each stage")
+        for name, value in (
+            ("num_classes", num_classes),
+            ("in_channels", in_channels),
+            *(("blocks", n) for n in blocks),
+        ):
+            whole(name, value)
+        flag("bottleneck", bottleneck)
+        channels = _WIDTHS[0]
+        self.conv1 = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        for stage, (width, count) in enumerate(zip(_WIDTHS, blocks, strict=True), start=1):
+            layers = []
+            for i in range(count):
+                stride = 2 if i == 0 and stage > 1 else 1
+                layers.append(ResidualBlock(channels, width, stride, bottleneck))
+                channels = 4 * width if bottleneck else width
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, num_classes)."""
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
+    """ResNet-18 for ImageNet: 1.8 G MACs at 224x224.
+
+    Example:
+        >>> sum(p.numel() for p in resnet18().parameters())
+        11689512
+    """
+    return ImageNetResNet((2, 2, 2, 2), False, num_classes, in_channels)
+
+
+def resnet34(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
+    """ResNet-34 for ImageNet: 21.8 M parameters, 3.7 G MACs at 224x224."""
+    return ImageNetResNet((3, 4, 6, 3), False, num_classes, in_channels)
+
+
+def resnet50(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
+    """ResNet-50 for ImageNet, the stride in the 3x3 convolution: 25.6 M parameters, 4.1 G MACs at 224x224."""
+    return ImageNetResNet((3, 4, 6, 3), True, num_classes, in_channels)
