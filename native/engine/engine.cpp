@@ -65,6 +65,29 @@ static void run_part(int64_t begin, int64_t end, void* context) {
   part.set->run(*part.op, part.workspace, part.external, begin, end);
 }
 
+// A thread's share of a measurement of the machine.
+struct Measurement {
+  const Kernels* set;
+  int64_t rounds;      // of multiply-adds, or of reading
+  const float* from;   // read where it is not null, each thread a part of its own
+  int64_t floats;      // of a part
+};
+
+static void measure_part(int64_t begin, int64_t end, void* context) {
+  const Measurement& work = *static_cast<Measurement*>(context);
+  volatile float sink = 0;  // whose being written keeps the compiler from leaving the work out
+  static_cast<void>(sink);
+  for (int64_t part = begin; part < end; part++) {
+    if (!work.from) {
+      sink = work.set->multiply_add(work.rounds);
+      continue;
+    }
+    for (int64_t round = 0; round < work.rounds; round++) {
+      sink = work.set->read_through(work.from + part * work.floats, work.floats);
+    }
+  }
+}
+
 }  // namespace ts
 
 #define TS_API extern "C" __attribute__((visibility("default")))
@@ -100,4 +123,20 @@ TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, f
       parallel(0, tasks, (tasks + threads - 1) / threads, ts::run_part, &part);
     }
   }
+}
+
+// Has every thread do `rounds` rounds of multiply-adds in registers, or, where `from` is given, read its part of `floats`
+// values as often. Returns the floating-point operations (two for a multiply-add) or the bytes of all threads together;
+// the caller holds the clock.
+TS_API int64_t ts_measure(int64_t set, int64_t rounds, const float* from, int64_t floats, int64_t threads,
+                          ts_parallel_for parallel) {
+  const ts::Kernels* kernels = ts::kSets[set];
+  ts::Measurement work{kernels, rounds, from, floats};
+  if (threads == 1 || !parallel) {
+    ts::measure_part(0, 1, &work);
+  } else {
+    parallel(0, threads, 1, ts::measure_part, &work);
+  }
+  const int64_t parts = threads == 1 || !parallel ? 1 : threads;
+  return parts * rounds * (from ? floats * static_cast<int64_t>(sizeof(float)) : 2 * kernels->chains * kernels->lanes);
 }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "convolution.h"
+#include "peak.h"
 #include "simple.h"
 
 #define TS_TEXT_(x) #x
@@ -38,6 +39,6 @@ static void run(const ts_operation& op, float* workspace, const float* external,
 }
 
 extern const Kernels kernels;
-const Kernels kernels{TS_TEXT(TS_ISA), kLanes, kPanel, kRows, tasks, run};
+const Kernels kernels{TS_TEXT(TS_ISA), kLanes, kPanel, kRows, tasks, run, multiply_add, read_through, kChains};
 
 }  // namespace ts::TS_ISA

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from torch_separable._version import __version__
+from torch_separable.cli.bench import bench
 from torch_separable.cli.convert import convert
 from torch_separable.cli.demo import demo
 from torch_separable.cli.evaluate import evaluate
@@ -86,7 +87,7 @@ def _options(
     """Count, explain, convert to, and recover depthwise separable convolutions in PyTorch networks."""
 
 
-for command in (demo, summary, explain, convert, recover, evaluate, report, export):
+for command in (demo, summary, explain, convert, recover, evaluate, bench, report, export):
     app.command()(command)
 
 

@@ -77,6 +77,9 @@ def available() -> bool:
 
 
 def _path() -> Path | None:
+    given = os.environ.get("TORCH_SEPARABLE_LIBRARY")
+    if given:  # another build of it, as one under sanitizers
+        return Path(given)
     # An editable install keeps the library apart from the sources, under the same package.
     spec = find_spec("torch_separable.runtime")
     places = [Path(__file__).parent, *map(Path, (spec.submodule_search_locations or ()) if spec else ())]
@@ -91,13 +94,25 @@ def _library() -> ctypes.CDLL:
             "this installation has no kernel library (it was built without a C++ compiler, or with "
             "TORCH_SEPARABLE_NO_NATIVE=1): install a compiler and reinstall, or run the network in PyTorch"
         )
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise SeparableError(f"the kernel library {path} cannot be loaded: {error}") from error
     library.ts_operation_size.restype = ctypes.c_int64
-    if library.ts_operation_size() != ctypes.sizeof(Operation):
+    if library.ts_operation_size() != ctypes.sizeof(Operation) or not hasattr(library, "ts_measure"):
         raise SeparableError(f"{path} is of another version of torch-separable: reinstall the package")
     library.ts_set_count.restype = ctypes.c_int64
     library.ts_set_name.restype = ctypes.c_char_p
     library.ts_set_runs_here.restype = ctypes.c_int64
+    library.ts_measure.restype = ctypes.c_int64
+    library.ts_measure.argtypes = (
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    )
     library.ts_run.restype = None
     library.ts_run.argtypes = (
         ctypes.c_int64,
@@ -176,3 +191,21 @@ def run(
         threads,
         _parallel_for() if threads > 1 else None,
     )
+
+
+def measure(kernels: InstructionSet, rounds: int, threads: int, values: torch.Tensor | None = None) -> int:
+    """Have each thread do rounds of multiply-adds in registers, or read its part of ``values`` as often.
+
+    Returns:
+        The floating-point operations (two for a multiply-add), or the bytes, of all threads together.
+    """
+    part = 0 if values is None else values.numel() // threads // 256 * 256  # whole vectors of any set
+    done: int = _library().ts_measure(
+        kernels.number,
+        rounds,
+        None if values is None else values.data_ptr(),
+        part,
+        threads,
+        _parallel_for() if threads > 1 else None,
+    )
+    return done

@@ -1,0 +1,200 @@
+"""The runtime beside PyTorch, ONNX Runtime and OpenVINO: milliseconds, share of the machine's peak, the promise kept.
+
+    python benchmarks/runtime.py measure                        # on a machine that does nothing else: about 20 minutes
+    python benchmarks/runtime.py measure --networks mobilenet_v1-1.0-224 --peers openvino,onnxruntime
+    python benchmarks/runtime.py measure --isa avx2             # everybody limited to AVX2
+    python benchmarks/runtime.py show
+
+Each engine runs in a process of its own and at its fastest settings; the processes take turns. A network is written to
+``benchmarks/results/runtime.json`` as soon as it is measured, and a second run measures only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import torch_separable as ts
+from torch_separable.bench import ENGINES, benchmark
+from torch_separable.bench.engines import OURS
+from torch_separable.bench.lifelike import lifelike
+from torch_separable.convert import Budget
+from torch_separable.files import load_weights, read_json, write_json
+from torch_separable.runs import machine
+
+RESULTS = Path(__file__).resolve().parent / "results" / "runtime.json"
+CHECKPOINT = "resnet20-12fca82f.th"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network of the list: how it and its dense twin are built, and the size of an image."""
+
+    make: Callable[[], nn.Module]
+    size: int
+    dense: Callable[[], nn.Module] | None = None
+
+
+def converted() -> nn.Module:
+    """ResNet-20 at half its multiply-accumulates."""
+    dense, images = lifelike(ts.models.resnet20(), examples(32)), examples(32)
+    return ts.convert(dense, images, budget=Budget(macs=0.5)).model
+
+
+NETWORKS = {
+    "mobilenet_v1-1.0-224": Entry(ts.models.mobilenet_v1, 224, ts.models.conv_mobilenet),
+    "mobilenet_v1-0.25-128": Entry(lambda: ts.models.mobilenet_v1(0.25), 128, lambda: ts.models.conv_mobilenet(0.25)),
+    "mobilenet_v2-1.0-224": Entry(ts.models.mobilenet_v2, 224),
+    "efficientnet_lite0-224": Entry(ts.models.efficientnet_lite0, 224),
+    "resnet20-32": Entry(ts.models.resnet20, 32),
+    "resnet20-32, converted": Entry(converted, 32, ts.models.resnet20),
+}
+# Ratio to the fastest peer that is asked for, by network, precision, batch and threads (0: all).
+GOALS = {
+    ("mobilenet_v1-1.0-224", "float32", 1, 1): 1.2,
+    ("mobilenet_v1-1.0-224", "float32", 1, 0): 1.2,
+    ("mobilenet_v1-1.0-224", "float32", 8, 0): 1.2,
+    ("mobilenet_v1-1.0-224", "bfloat16", 1, 1): 1.6,
+    ("mobilenet_v1-1.0-224", "bfloat16", 1, 0): 1.8,
+    ("mobilenet_v1-1.0-224", "bfloat16", 8, 0): 1.8,
+    ("mobilenet_v2-1.0-224", "float32", 1, 1): 1.2,
+    ("mobilenet_v2-1.0-224", "float32", 1, 0): 1.2,
+    ("efficientnet_lite0-224", "float32", 1, 1): 1.15,
+    ("mobilenet_v1-0.25-128", "float32", 1, 1): 1.3,
+}
+AVX2_GOAL, PROMISE_GOAL = 1.0, 0.9
+# What limits the engines to an instruction set; ONNX Runtime cannot be limited, and is left out then.
+LIMITS = {
+    "avx2": {
+        "TORCH_SEPARABLE_ISA": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "DNNL_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+    }
+}
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+
+def examples(size: int) -> Tensor:
+    return torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def ready(make: Callable[[], nn.Module], size: int, checkpoints: Path | None) -> nn.Module:
+    """Build a network, with its trained weights where the folder has them."""
+    network = make()
+    if isinstance(network, ts.models.CifarResNet) and checkpoints is not None and (checkpoints / CHECKPOINT).exists():
+        load_weights(network, checkpoints / CHECKPOINT)
+        return network.eval()
+    # A converted network keeps the weights that it was given.
+    return network.eval() if make is converted else lifelike(network, examples(size))
+
+
+@app.command()
+def measure(
+    networks: Annotated[str, typer.Option(help="Which, separated by semicolons.")] = ";".join(NETWORKS),
+    peers: Annotated[str | None, typer.Option(help="Which, separated by commas; inductor takes minutes.")] = None,
+    threads: Annotated[str | None, typer.Option(help="As 1,2; by default one and all.")] = None,
+    batches: Annotated[str, typer.Option(help="As 1,8.")] = "1,8",
+    rounds: Annotated[int, typer.Option(help="Of each engine.")] = 20,
+    isa: Annotated[str | None, typer.Option(help="Limit every engine to an instruction set: avx2.")] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder of ResNet-20's weights.")] = None,
+) -> None:
+    """Measure what is not yet in the results."""
+    os.environ.update(LIMITS[isa] if isa else {})
+    wanted = [key for key, engine in ENGINES.items() if not engine.slow] if peers is None else [OURS, *peers.split(",")]
+    if isa:
+        wanted = [key for key in wanted if key != "onnxruntime"]
+    for name in networks.split(";"):
+        entry = NETWORKS[name]
+
+        def run(entry: Entry = entry, name: str = name) -> dict[str, Any]:
+            done = benchmark(
+                ready(entry.make, entry.size, checkpoints),
+                examples(entry.size)[:1],
+                name=name,
+                dense=None if entry.dense is None else ready(entry.dense, entry.size, checkpoints),
+                engines=wanted,
+                threads=None if threads is None else [int(n) for n in threads.split(",")],
+                batches=[int(n) for n in batches.split(",")],
+                rounds=rounds,
+            )
+            print(done, flush=True)
+            return done.to_dict()
+
+        once(f"{name} ({isa} only)" if isa else name, run)
+    show()
+
+
+def once(key: str, run: Callable[[], dict[str, Any]]) -> None:
+    """Measure what is not yet in the results, and keep it there with the machine that it was measured on."""
+    if key not in measured():
+        entry = run()
+        # Another run may have written meanwhile.
+        write_json(RESULTS, dict(sorted({**measured(), key: {**entry, "machine": machine()}}.items())))
+
+
+def measured() -> dict[str, Any]:
+    return dict(read_json(RESULTS, "results")) if RESULTS.exists() else {}
+
+
+@app.command()
+def show(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Print what has been measured."""
+    results = measured()
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    table = Table(
+        "network", "precision", "batch", "threads", "ours, ms", "fastest peer, ms", "ratio", "goal", "promise"
+    )
+    for key, entry in results.items():
+        most = max(case["threads"] for case in entry["cases"])
+        for case in entry["cases"]:
+            for precision in ("float32", "bfloat16"):
+                if any(timing["precision"] == precision for timing in case["timings"]):
+                    table.add_row(*_row(key, entry, case, precision, most))
+    Console().print(table)
+
+
+def _row(key: str, entry: dict[str, Any], case: dict[str, Any], precision: str, most: int) -> Sequence[str]:
+    times = sorted((t for t in case["timings"] if t["precision"] == precision), key=lambda t: t["milliseconds"])
+    ours = next((t for t in times if t["engine"].startswith(OURS)), None)
+    peer = next((t for t in times if not t["engine"].startswith(OURS)), None)
+    ratio = case["ratio"][precision]
+    threads = case["threads"]
+    goals = [
+        GOALS.get((entry["network"], precision, case["batch"], n)) for n in (threads, 0 if threads == most else -1)
+    ]
+    goal = AVX2_GOAL if "avx2" in key else next((goal for goal in goals if goal is not None), None)
+    promise = case["promise_kept"] if precision == "float32" else None
+    return (
+        key,
+        precision,
+        str(case["batch"]),
+        str(threads),
+        "–" if ours is None else f"{ours['milliseconds']:.3g}",
+        "–" if peer is None else f"{peer['title']} {peer['milliseconds']:.3g}",
+        "–" if ratio is None else f"{ratio:.2f}",
+        "" if goal is None else f"{goal:g}",
+        "" if promise is None else f"{promise:.2f} (goal {PROMISE_GOAL:g})",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    app(args=None if arguments is None else list(arguments))
+
+
+if __name__ == "__main__":
+    main()

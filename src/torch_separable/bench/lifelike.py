@@ -1,0 +1,37 @@
+"""Untrained networks made to behave as trained ones do, so that engines can be compared on what they compute."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+
+def lifelike(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
+    """Return a copy whose batch norms have the statistics of ``images`` (N, C, H, W), and scales as if trained.
+
+    As they are drawn, the activations of a deep network fade from layer to layer, until its outputs are its last bias
+    whatever the image.
+
+    Example:
+        >>> from torch_separable.models import mobilenet_v1
+        >>> images = torch.randn(16, 3, 64, 64)
+        >>> outputs = lifelike(mobilenet_v1(0.25), images)(images)
+        >>> bool(outputs.std(0).mean() > 0.1)
+        True
+    """
+    made = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.8, 1.2, generator=generator)
+            norm.bias.normal_(std=0.1, generator=generator)
+        if norms:
+            update_bn([images], made)
+        for layer in made.modules():  # a classifier is drawn for activations of any size, and gives next to nothing
+            if isinstance(layer, nn.Linear):
+                layer.weight.normal_(std=layer.in_features**-0.5, generator=generator)
+    return made.eval()

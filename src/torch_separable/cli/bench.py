@@ -1,0 +1,103 @@
+"""``separable bench``: how fast a network runs here, in this package's engine and in others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from torch_separable.cli.arguments import (
+    Json,
+    Model,
+    ModelArgs,
+    Quiet,
+    Weights,
+    keyword_arguments,
+    print_json,
+    whole_numbers,
+)
+from torch_separable.errors import SeparableValueError
+
+
+def bench(
+    model: Model,
+    size: Annotated[
+        str | None, typer.Option("--input", help="Shape of one image, as 3,224,224; a folder knows its own.")
+    ] = None,
+    model_arg: ModelArgs = None,
+    weights: Weights = None,
+    dense: Annotated[
+        str | None, typer.Option(help="The dense network that it stands for, as for MODEL; a folder knows its own.")
+    ] = None,
+    dense_arg: Annotated[
+        list[str] | None, typer.Option("--dense-arg", metavar="K=V", help="As --model-arg, of the dense network.")
+    ] = None,
+    threads: Annotated[str | None, typer.Option(help="Numbers of threads, as 1,2; by default one and all.")] = None,
+    batch: Annotated[str, typer.Option(help="Images in a call, as 1,8.")] = "1,8",
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="Engines beside ours, separated by commas: eager, channels_last, autocast, inductor, onnxruntime, "
+            "openvino, openvino_bf16. By default all but inductor, which takes minutes."
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Of each engine, a tenth of a second each.")] = 20,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder for the results and their page.")
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Time a network in several engines, in turn, each in a process of its own and at its fastest settings.
+
+    MODEL may also be a folder that convert wrote. Without weights, batch norms get the statistics of random images.
+
+    Example: **separable bench mobilenet_v1 --input 3,224,224 --dense conv_mobilenet --peers eager,openvino**
+    """
+    import torch
+
+    from torch_separable import runs
+    from torch_separable.bench import benchmark
+    from torch_separable.bench.engines import OURS
+    from torch_separable.bench.lifelike import lifelike
+    from torch_separable.cli.networks import build_network
+    from torch_separable.cli.recover import converted_network
+
+    if output is not None:
+        runs.check_place(output)
+    folder = Path(model) if Path(model).is_dir() else None
+    shape = whole_numbers("--input", size) if size is not None else None
+    if shape is None and folder is not None:
+        shape = runs.read_network(folder).input_shape
+    if shape is None or len(shape) != 3:
+        raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
+    arguments = keyword_arguments("--model-arg", model_arg)
+    examples = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+    twin: Any = None
+    if folder is not None:
+        network, twin = converted_network(folder, None, arguments, weights)
+        if dense is not None:
+            raise SeparableValueError(f"--dense {dense}: the folder {folder} knows its dense network")
+    else:
+        network = build_network(model, arguments, weights)
+        if weights is None:
+            network = lifelike(network, examples)
+        if dense is not None:
+            twin = lifelike(build_network(dense, keyword_arguments("--dense-arg", dense_arg)), examples)
+    done = benchmark(
+        network,
+        examples[:1],
+        name=model,
+        dense=twin,
+        engines=None if peers is None else [OURS, *peers.split(",")],
+        threads=None if threads is None else whole_numbers("--threads", threads),
+        batches=whole_numbers("--batch", batch),
+        rounds=rounds,
+        progress=not (quiet or json),
+    )
+    results: dict[str, Any] = {"kind": "bench", "title": f"{model}: engine beside engine", "bench": done.to_dict()}
+    if json:
+        print_json(results)
+    else:
+        print(done)

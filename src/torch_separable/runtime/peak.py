@@ -1,0 +1,91 @@
+"""What this machine can do at best, measured: the ceilings that kernels are compared with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_separable.runtime.library import InstructionSet, measure
+
+_TURNS = 5
+_SECONDS = 0.01  # of one turn
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The ceilings of a roofline (Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009).
+
+    Attributes:
+        instruction_set: that was measured.
+        threads: that ran at the same time.
+        gflops: billions of float32 operations a second of multiply-adds in registers, two for each.
+        cache: gigabytes a second read from the second-level caches.
+        memory: gigabytes a second read from memory.
+    """
+
+    instruction_set: str
+    threads: int
+    gflops: float
+    cache: float
+    memory: float
+
+    def attainable(self, intensity: float) -> float:
+        """Billions of operations a second that data from the cache allow at ``intensity`` operations a byte.
+
+        Example:
+            >>> Peak("avx2", 1, gflops=50.0, cache=20.0, memory=10.0).attainable(0.5)
+            10.0
+        """
+        return min(self.gflops, self.cache * intensity)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return asdict(self)
+
+
+@cache
+def measured_peak(kernels: InstructionSet, threads: int) -> Peak:
+    """Measure once in a process, the best of some turns: nothing makes a processor faster than it is.
+
+    It takes about half a second.
+    """
+    values = torch.ones(max(4 * cache_bytes(3), 64 * 2**20) // 4)
+    near = values[: threads * cache_bytes(2) // 2 // 4]
+    rates = (_best(kernels, threads, read) for read in (None, near, values))
+    return Peak(kernels.name, threads, *rates)
+
+
+def _best(kernels: InstructionSet, threads: int, read: Tensor | None) -> float:
+    """Return billions a second, of operations or of bytes."""
+
+    def turn(rounds: int, workers: int) -> tuple[float, float]:
+        start = time.perf_counter()
+        done = measure(kernels, rounds, workers, read)
+        spent = time.perf_counter() - start
+        return spent, done / spent / 1e9
+
+    rounds = 1
+    # As many that the waking of other threads is nothing beside them; found on one thread, which need not wake.
+    while min(turn(rounds, 1)[0] for _ in range(3)) < _SECONDS:
+        rounds *= 2
+    return max(turn(rounds, threads)[1] for _ in range(_TURNS))
+
+
+def cache_bytes(level: int) -> int:
+    """Bytes of the processor's cache of a level, as the system says; else what is usual."""
+    usual = {2: 512 * 1024, 3: 16 * 2**20}[level]
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, at = ((index / name).read_text().strip() for name in ("type", "level"))
+            size = (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if at == str(level) and kind != "Instruction" and size[:-1].isdecimal() and size[-1] in "KM":
+            return int(size[:-1]) * (1024 if size[-1] == "K" else 2**20)
+    return usual

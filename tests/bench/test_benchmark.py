@@ -1,0 +1,129 @@
+"""Engines are compared only on what they compute alike; what takes no part is named; ratios follow from the times."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch_separable as ts
+from torch_separable.bench import ENGINES, Benchmark, Case, Timing, benchmark
+from torch_separable.bench import benchmark as bench_function
+from torch_separable.bench.benchmark import _take_turns
+from torch_separable.bench.engines import Job
+from torch_separable.bench.lifelike import lifelike
+from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.runtime import available
+from torch_separable.runtime.peak import Peak
+
+
+def timing(engine: str, milliseconds: float, precision: Any = "float32") -> Timing:
+    return Timing(engine, precision, milliseconds, (milliseconds, milliseconds), 10, 0.0)
+
+
+@pytest.fixture
+def done() -> Benchmark:
+    """A network of 1 M MACs beside its dense twin of 8 M."""
+    peak = Peak("avx2", 1, gflops=10.0, cache=5.0, memory=1.0)
+    ours = Case(1, 1, 1_000_000, (timing("separable", 0.5), timing("eager", 4.0), timing("openvino", 1.0)), peak)
+    dense = Case(1, 1, 8_000_000, (timing("separable", 1.0), timing("openvino", 2.0), timing("eager", 9.0)), peak)
+    twin = Benchmark("dense", (3, 8, 8), 8_000_000, 10, (dense,))
+    return Benchmark("network", (3, 8, 8), 1_000_000, 10, (ours,), ("One is missing.",), twin)
+
+
+def test_ratios_are_to_the_fastest_peer_and_the_promise_to_the_dense_networks(done: Benchmark) -> None:
+    (case,) = done.cases
+    assert case.fastest_peer() == timing("openvino", 1.0)
+    assert case.ratio() == 2.0
+    assert case.gflops(case.timings[0]) == pytest.approx(4.0)  # 2 · 10⁶ operations in half a millisecond
+    # The dense network's best peer takes 2 ms, ours 0.5: 4 times as fast for 8 times fewer MACs.
+    assert done.promise_kept(case) == pytest.approx(0.5)
+    assert case.ratio("bfloat16") is None
+    assert done.dense is not None
+    assert done.dense.promise_kept(done.dense.cases[0]) is None
+
+
+def test_the_table_fits_a_terminal_and_names_what_is_missing(done: Benchmark) -> None:
+    text = str(done)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "One is missing." in text
+    assert "float32: 2.00x the speed of the fastest peer, OpenVINO." in text
+    assert "50 % of the promise of fewer MACs is kept." in text
+    row = next(line for line in text.splitlines() if "torch-separable" in line)
+    assert "40 %" in row  # 4 of the 10 GFLOP/s
+
+
+def test_the_document_is_plain_and_holds_the_ratios(done: Benchmark) -> None:
+    document = json.loads(json.dumps(done.to_dict()))
+    assert document["cases"][0]["ratio"] == {"float32": 2.0, "bfloat16": None}
+    assert document["cases"][0]["promise_kept"] == pytest.approx(0.5)
+    assert document["dense"]["cases"][0]["timings"][1]["title"] == "OpenVINO"
+
+
+@pytest.mark.slow
+def test_engines_run_the_same_network_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else found(name))
+    model = lifelike(ts.models.mobilenet_v1(0.25), torch.randn(16, 3, 32, 32))
+    wanted = ["separable", "eager", "onnxruntime", "openvino"]
+    run = benchmark(
+        model, torch.randn(1, 3, 32, 32), engines=wanted, threads=[1], batches=[2], rounds=2, progress=False
+    )
+    (case,) = run.cases
+    expected = {"separable", "eager", "onnxruntime"} - (set() if available() else {"separable"})
+    assert {t.engine for t in case.timings} == expected
+    assert all(t.milliseconds > 0 and t.error <= 1e-4 for t in case.timings)
+    assert case.macs == 2 * ts.analyze(model, torch.zeros(1, 3, 32, 32)).macs
+    assert "OpenVINO is not installed: pip install openvino." in run.problems
+
+
+@pytest.fixture
+def job() -> Job:
+    return Job("eager", nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8), 1)
+
+
+def test_an_engine_that_computes_something_else_is_no_peer(job: Job) -> None:
+    problems: list[str] = []
+    with torch.no_grad():
+        expected = 1.01 * job.model(job.images)
+    assert _take_turns([job], expected, 1, problems, lambda: None) == ()
+    assert problems == ["PyTorch eager computes something else: 0.01 of the outputs' scale, at most 0.001 is allowed."]
+
+
+def test_an_engine_that_fails_is_named_with_its_reason() -> None:
+    wrong = Job("eager", nn.Conv2d(5, 4, 3).eval(), torch.randn(1, 3, 8, 8), 1)
+    problems: list[str] = []
+    assert _take_turns([wrong], torch.zeros(1), 1, problems, lambda: None) == ()
+    assert len(problems) == 1
+    assert problems[0].startswith("PyTorch eager: ")
+    assert "channels" in problems[0]
+
+
+def test_what_cannot_be_sent_or_is_wrong_is_refused() -> None:
+    class Local(nn.Sequential):
+        pass
+
+    images = torch.randn(1, 3, 8, 8)
+    with pytest.raises(SeparableError, match=r"Local cannot be sent to another process .*in a module"):
+        bench_function(Local(nn.Conv2d(3, 4, 3)), images, engines=["eager"], threads=[1], batches=[1], rounds=1)
+    with pytest.raises(SeparableValueError, match="no engine is called tvm: known are separable, eager"):
+        bench_function(nn.Conv2d(3, 4, 3), images, engines=["tvm"])
+    with pytest.raises(SeparableValueError, match=r"threads=\[0\]: must be whole numbers, at least 1"):
+        bench_function(nn.Conv2d(3, 4, 3), images, threads=[0])
+
+
+def test_outputs_of_an_untrained_network_depend_on_the_image_once_it_is_lifelike() -> None:
+    model, images = ts.models.mobilenet_v1(0.25).eval(), torch.randn(16, 3, 64, 64)
+    with torch.no_grad():
+        plain, made = model(images), lifelike(model, images)(images)
+    assert float(plain.std(0).mean() / plain.abs().max()) < 1e-3
+    assert float(made.std(0).mean() / made.abs().max()) > 0.05
+
+
+def test_every_engine_says_how_it_is_installed() -> None:
+    assert all(engine.pip and engine.title for engine in ENGINES.values())
+    assert [key for key, engine in ENGINES.items() if engine.slow] == ["inductor"]
