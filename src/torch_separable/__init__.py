@@ -10,13 +10,14 @@ ts.save(model, "folder"); ts.load("folder")                       # weights and 
 ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another runtime, checked against the network
 """
 
-from torch_separable import models, nn, runtime
+from torch_separable import importing, models, nn, runtime
 from torch_separable._version import __version__
 from torch_separable.convert import Budget, Conversion, Plan, Statistics, apply, calibrate, convert, plan
 from torch_separable.cost import Summary, analyze, summary
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.explain import Explanation, explain
 from torch_separable.export import Exported, export
+from torch_separable.importing import import_weights
 from torch_separable.nn import depthwise_separable_conv
 from torch_separable.recover import ImageData, evaluate, load_data, recover
 from torch_separable.runtime import CompiledModel, compile
@@ -45,6 +46,8 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "import_weights",
+    "importing",
     "load",
     "load_data",
     "models",

@@ -216,7 +216,16 @@ def load_weights(model: nn.Module, path: str | Path, *, keep_types: bool = False
         Traceback (most recent call last):
         torch_separable.errors.SeparableError: ...w.safetensors are not the weights of this network (Linear): ...
     """
-    given = read_weights(path)
+    load_state(model, read_weights(path), path, keep_types=keep_types)
+
+
+def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path, *, keep_types: bool = False) -> None:
+    """Load tensors by name into ``model``, all of them or none; ``where`` is what a message calls them.
+
+    Raises:
+        SeparableError: as `load_weights` does.
+    """
+    given = dict(given)
     expected = model.state_dict()
     for name, counter in expected.items():
         if name.endswith("num_batches_tracked"):  # a counter for training alone, which older checkpoints lack
@@ -234,13 +243,13 @@ def load_weights(model: nn.Module, path: str | Path, *, keep_types: bool = False
         complaints.append(f"{len(reshaped)} of another shape ({_some(shapes, '; ')})")
     if complaints:
         raise SeparableError(
-            f"{path} are not the weights of this network ({type(model).__name__}): {', '.join(complaints)}. "
+            f"{where} are not the weights of this network ({type(model).__name__}): {', '.join(complaints)}. "
             "Check the model function and its arguments"
         )
     broken = [name for name, tensor in given.items() if not _finite(tensor)]
     if broken:
         raise SeparableError(
-            f"{path} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
+            f"{where} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
         )
     if keep_types:
         for name, tensor in model.state_dict(keep_vars=True).items():

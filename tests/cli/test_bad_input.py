@@ -207,7 +207,7 @@ def test_debug_shows_the_traceback_above_the_line(separable: Callable[..., Any])
     outcome = separable("--debug", *shlex.split(f"{SUMMARY} --weights narrow.safetensors"))
     assert outcome.code == 2
     assert outcome.err.startswith("Traceback (most recent call last):\n")
-    assert "in load_weights" in outcome.err
+    assert "in import_weights" in outcome.err
     assert outcome.err.splitlines()[-1].startswith("separable: error: narrow.safetensors are not the weights")
 
 

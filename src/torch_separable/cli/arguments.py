@@ -27,7 +27,11 @@ DenseModel: TypeAlias = Annotated[
     str | None, typer.Option("--model", help="The dense network, where the folder names one that is not built in.")
 ]
 Weights: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Weights: .safetensors, or .pth of plain tensors (nothing is unpickled).")
+    Path | None,
+    typer.Option(
+        help="Weights: .safetensors, or .pth of plain tensors (nothing is unpickled); for the built-in networks also "
+        "under the names of timm, torchvision, transformers or efficientnet-lite-pytorch."
+    ),
 ]
 Data: TypeAlias = Annotated[str, typer.Option(help="Images: digits, npz:PATH, folder:PATH or hf:NAME.")]
 Mean: TypeAlias = Annotated[

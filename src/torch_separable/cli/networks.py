@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from torch_separable.files import load_weights
 from torch_separable.networks import Network, is_built_in
 
 
@@ -21,7 +20,7 @@ def build_network(
         model: ``package.module:function``, importable here or from the current folder; or a name of
             ``torch_separable.models.NETWORKS``.
         arguments: the function's.
-        weights: a file for the network.
+        weights: a file for the network, under its own names or another package's.
         trained: whether random weights are worth a warning.
 
     Raises:
@@ -31,10 +30,20 @@ def build_network(
     look_here(model)
     network = Network(model, arguments).build()
     if weights is not None:
-        load_weights(network, weights)
+        load_any_weights(network, weights)
     elif trained and is_built_in(model):
         print(f"separable: {model} is untrained: its weights are random without --weights FILE", file=sys.stderr)
     return network
+
+
+def load_any_weights(network: nn.Module, weights: Path) -> None:
+    """Load a file, and say on standard error whose names it has where they are another package's."""
+    from torch_separable.importing import import_weights
+    from torch_separable.importing.load import OWN
+
+    layout = import_weights(network, weights).layout
+    if layout != OWN:
+        print(f"separable: {weights} has the names of {layout}", file=sys.stderr)
 
 
 def look_here(model: str) -> None:

@@ -149,7 +149,7 @@ def converted_network(
     Nothing that a folder names is imported but the networks of ``torch_separable.models``; others the caller names.
     """
     from torch_separable import runs
-    from torch_separable.cli.networks import look_here
+    from torch_separable.cli.networks import load_any_weights, look_here
     from torch_separable.files import load_weights
     from torch_separable.networks import Network, is_built_in
 
@@ -163,7 +163,7 @@ def converted_network(
     look_here(network.model)
     dense = runs.build_dense(folder, network)
     if teacher is not None:
-        load_weights(dense, teacher)
+        load_any_weights(dense, teacher)
     converted = runs.load_converted(folder, dense)
     if weights is not None:
         load_weights(converted, weights)

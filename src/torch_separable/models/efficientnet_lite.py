@@ -67,10 +67,12 @@ class EfficientNetLite(nn.Module):
         channels = 32
         self.stem = conv_norm_act(in_channels, channels, 3, 2, norm, nn.ReLU6, padding)
         blocks: list[nn.Module] = []
+        counts: list[int] = []
         for number, (expand_ratio, kernel_size, width, repeats, first_stride) in enumerate(_STAGES):
             out_channels = round_channels(width * width_multiplier)
             scaled = 0 < number < len(_STAGES) - 1
-            for i in range(math.ceil(repeats * depth_multiplier) if scaled else repeats):
+            counts.append(math.ceil(repeats * depth_multiplier) if scaled else repeats)
+            for i in range(counts[-1]):
                 stride = first_stride if i == 0 else 1
                 blocks.append(
                     InvertedResidual(
@@ -79,6 +81,7 @@ class EfficientNetLite(nn.Module):
                 )
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
+        self.stages = tuple(counts)
         self.head = conv_norm_act(channels, 1280, 1, 1, norm, nn.ReLU6)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(1280, num_classes)

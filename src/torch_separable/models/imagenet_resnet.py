@@ -62,6 +62,8 @@ class ImageNetResNet(nn.Module):
         in_channels: channels of the images.
     """
 
+    downsample_in_bottleneck = False
+
     def __init__(
         self, blocks: tuple[int, int, int, int], bottleneck: bool, num_classes: int = 1000, in_channels: int = 3
     ) -> None:

@@ -78,6 +78,7 @@ class MobileNetV1(nn.Module):
             blocks.append(block)
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
+        self.stages = (1, 2, 2, 1, 2) if shallow else (1, 2, 2, 6, 2)  # blocks at each size of image
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class MobileNetV2(nn.Module):
                 )
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
+        self.stages = tuple(repeats for _, _, repeats, _ in _STAGES)
         head = round_channels(1280 * max(1.0, width_multiplier))
         self.head = conv_norm_act(channels, head, 1, 1, norm, nn.ReLU6)
         self.dropout = nn.Dropout(dropout)

@@ -1,0 +1,154 @@
+"""Loading weights under whatever names they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_separable.errors import SeparableError
+from torch_separable.files import load_state, read_weights
+from torch_separable.importing.keras import is_keras, keras_state
+from torch_separable.importing.layouts import LAYOUTS, Layout
+from torch_separable.importing.report import ImportReport
+
+OWN = "own"
+
+
+def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> ImportReport:
+    """Load weights into a network, whether they come under its own names or under another package's.
+
+    `LAYOUTS` lists the packages whose names are known for the networks of ``torch_separable.models``; the one that
+    most of the names fit is taken. Weights fit a function only with the right padding, epsilon and activation, which
+    names do not tell: they are compared too, and the network is left as it is if they differ.
+
+    Args:
+        model: the network; its weights are replaced, all of them or none.
+        source: a file of safetensors or ``torch.save``, tensors by name, a module, or a Keras model.
+        strict: whether everything must fit. Otherwise, what fits is loaded and the rest is in the report, as for a
+            classifier of other classes.
+
+    Returns:
+        What became of each tensor.
+
+    Raises:
+        SeparableError: something does not fit (``strict``), nothing does, or a weight is not finite.
+
+    Example:
+        >>> from torch_separable.models import resnet18
+        >>> theirs = resnet18().state_dict()             # from torchvision, whose names our ResNets share
+        >>> print(import_weights(resnet18(num_classes=7), theirs, strict=False))
+        own: 120 tensors matched, 2 of another shape
+          shape       fc.weight: (1000, 512), the network has (7, 512)
+          shape       fc.bias: (1000,), the network has (7,)
+    """
+    where, given, stated = _read(source)
+    layout = recognise(model, given)
+    name = OWN if layout is None else layout.name
+    theirs = {} if layout is None else {k: stated.get(k, v) for k, v in layout.conventions.items()}
+    differing = tuple((k, getattr(model, k, None), v) for k, v in theirs.items() if getattr(model, k, None) != v)
+    state, unexpected = _renamed(model, given, layout)
+    expected = model.state_dict()
+    for key, counter in expected.items():
+        if key.endswith("num_batches_tracked"):  # a counter for training alone, which Keras and older files lack
+            state.setdefault(key, counter)
+    fitting = {key: t for key, t in state.items() if key in expected and t.shape == expected[key].shape}
+    report = ImportReport(
+        layout=name,
+        matched=tuple(key for key in expected if key in fitting),
+        missing=tuple(key for key in expected if key not in state),
+        unexpected=(*unexpected, *(key for key in state if key not in expected)),
+        reshaped=tuple(
+            (key, tuple(state[key].shape), tuple(expected[key].shape))
+            for key in expected
+            if key in state and key not in fitting
+        ),
+        differing=differing,
+    )
+    if layout is not None:
+        where = f"{where}, of {name},"
+    if not strict:
+        if not any(not key.endswith("num_batches_tracked") for key in fitting):
+            raise SeparableError(f"{where} have nothing of this network ({type(model).__name__})")
+        load_state(model, {**expected, **fitting}, where)
+        return report
+    if differing:
+        ours = ", ".join(f"{k}={v!r}" for k, v, _ in differing)
+        right = ", ".join(f"{k}={v!r}" for k, _, v in differing)
+        raise SeparableError(
+            f"{where} are of a network with {right}, and this {type(model).__name__} has {ours}: its outputs would be "
+            f"others. Build it with {right} ({' '.join(f'--model-arg {k}={v}' for k, _, v in differing)})"
+        )
+    load_state(model, {**state, **{key: given[key] for key in unexpected}}, where)
+    return report
+
+
+def recognise(model: nn.Module, given: Mapping[str, Tensor]) -> Layout | None:
+    """The layout that most of the names fit; ``None`` for the network's own.
+
+    Example:
+        >>> import torch
+        >>> from torch_separable.models import mobilenet_v2
+        >>> recognise(mobilenet_v2(), {"features.0.0.weight": torch.zeros(32, 3, 3, 3)}).name
+        'torchvision mobilenet_v2'
+    """
+    modules = {key.rpartition(".")[0] for key in given}
+    own = {key.rpartition(".")[0] for key in model.state_dict()}
+    best, fitting = None, len(modules & own)
+    for layout in LAYOUTS.values():
+        if isinstance(model, layout.network):
+            count = len(modules.intersection(layout.names(model).values()))
+            if count > fitting:
+                best, fitting = layout, count
+    return best
+
+
+def _renamed(
+    model: nn.Module, given: Mapping[str, Tensor], layout: Layout | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tensors by our names, and the names that stand for nothing of ours."""
+    if layout is None:
+        return dict(given), ()
+    ours = {their: our for our, their in layout.names(model).items()}
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    state, unexpected = {}, []
+    for key, tensor in given.items():
+        module, _, leaf = key.rpartition(".")
+        if module not in ours:
+            unexpected.append(key)
+            continue
+        name = f"{ours[module]}.{leaf}"
+        if tensor.dim() == 4 and len(shapes.get(name, ())) == 2 and tensor.shape[2:] == (1, 1):
+            tensor = tensor.flatten(1)  # noqa: PLW2901 - a 1x1 convolution over pooled features is a linear layer
+        state[name] = tensor
+    return state, tuple(unexpected)
+
+
+def _read(source: Any) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """What to call the source in a message, its tensors by name, and what it says of its conventions."""
+    if isinstance(source, str | Path):
+        return str(source), read_weights(source), {}
+    if isinstance(source, nn.Module) and not is_keras(source):
+        return f"the weights of {type(source).__name__}", dict(source.state_dict()), _stated(source)
+    if is_keras(source):
+        return f"the weights of Keras' {source.name}", keras_state(source), {}
+    if isinstance(source, Mapping) and source and all(isinstance(value, Tensor) for value in source.values()):
+        return "the weights given", dict(source), {}
+    raise SeparableError(
+        f"weights cannot be imported from {type(source).__name__}: give a file, tensors by name, a module or a Keras "
+        "model"
+    )
+
+
+def _stated(source: nn.Module) -> dict[str, Any]:
+    """The conventions in the configuration of a network of transformers, by our names."""
+    config = getattr(source, "config", None)
+    stated = {
+        "padding": {True: "same", False: "symmetric"}.get(getattr(config, "tf_padding", None)),  # type: ignore[arg-type]
+        "batch_norm_eps": getattr(config, "layer_norm_eps", None),
+        "activation": getattr(config, "hidden_act", None),
+        "downsample_in_bottleneck": getattr(config, "downsample_in_bottleneck", None),
+    }
+    return {name: value for name, value in stated.items() if value is not None}
