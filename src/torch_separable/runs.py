@@ -120,6 +120,13 @@ def write_run(
         (folder / WEIGHTS).unlink(missing_ok=True)
 
 
+def write_results(folder: Path, results: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write what was measured without a network of its own, as a benchmark does, and what it was measured on."""
+    config = {"version": SCHEMA, "settings": dict(settings), "command": command_line(), "machine": machine()}
+    write_json(folder / CONFIG, config)
+    write_json(folder / RESULTS, dict(results))
+
+
 def _card_is_ours(path: Path) -> bool:
     """Whether the model card may be replaced: there is none, or nobody has made it their own."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,3 +40,18 @@ def test_wrong_options_are_one_line(separable: Callable[..., Any], arguments: tu
     assert outcome.code == 2
     assert message in outcome.err
     assert len(outcome.err.splitlines()) == 1
+
+
+@needs_kernels
+def test_results_are_written_for_the_page(separable: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("altair", reason="altair is not installed: pip install '.[report]'")
+    outcome = separable("bench", "networks_for_cli:small", *QUICK, "-o", tmp_path / "run", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert f"page: {tmp_path / 'run' / 'index.html'}" in outcome.out
+    assert "is missing" not in outcome.out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["operations"]["nodes"][1]["kind"] == "dense"
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "Engine beside engine" in page
+    assert "this machine's roof" in page
+    assert "separable bench networks_for_cli:small" in page

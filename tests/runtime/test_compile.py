@@ -184,6 +184,64 @@ def test_weights_that_are_not_finite_and_wrong_threads_are_refused() -> None:
         compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8), threads=0)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (17, 15)])
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5])
+def test_padding_on_one_side_is_part_of_the_convolution(size: tuple[int, int], kernel: int) -> None:
+    model = nn.Sequential(
+        nn.ZeroPad2d((0, kernel - 1, 1, kernel - 1)),
+        nn.Conv2d(3, 8, kernel, 2),
+        nn.ReLU(),
+        nn.ZeroPad2d((2, 1, 0, 3)),
+        nn.Conv2d(8, 8, kernel, padding=1, groups=8),
+        nn.Conv2d(8, 5, 1),
+        nn.Conv2d(5, 4, kernel, padding="same"),
+    ).eval()
+    x = torch.randn(2, 3, *size)
+    compiled = compile(model, x)
+    assert compiled.fallbacks == ()
+    assert_same(compiled, model, x)
+
+
+class Padded(nn.Module):
+    """Padding that more than one convolution reads, one of which has no kernel, and one that reads single pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.grouped = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3, groups=2)
+        self.pointwise = nn.Conv2d(4, 6, 1, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded, other = nn.functional.pad(x, (0, 2, 0, 1)), nn.functional.pad(x, (0, 1, 1, 0))
+        return self.dense(padded) + self.grouped(padded) + self.pointwise(other)[:, :, 1:-1, 1:-2].mean((2, 3), True)
+
+
+def test_padding_that_others_read_is_still_there_for_them() -> None:
+    model, x = Padded().eval(), torch.randn(2, 4, 9, 9)
+    compiled = compile(model, x)
+    assert any("conv2d" in text and "2 groups" in text for text in compiled.fallbacks)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+class AlwaysDropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(nn.functional.relu(x), 0.5, training=True)
+
+
+def test_dropout_that_drops_in_evaluation_mode_still_does() -> None:
+    compiled = compile(nn.Sequential(nn.Conv2d(3, 8, 1), AlwaysDropping()).eval(), torch.randn(1, 3, 32, 32))
+    assert "dropout" in compiled.fallbacks[0]
+    zeros = float((compiled(torch.randn(1, 3, 32, 32)) == 0).float().mean())
+    assert 0.6 < zeros < 0.9  # half by the ReLU, half of the rest by the dropout
+
+
+def test_efficientnet_runs_without_pytorch() -> None:
+    model, x = trained_like(ts.models.efficientnet_lite0()), torch.randn(1, 3, 65, 64)
+    compiled = compile(model, x)
+    assert compiled.fallbacks == ()
+    assert compiled.verify(x).error <= 1e-5
+
+
 def test_verification_and_profile() -> None:
     model, x = trained_like(ts.models.resnet20()), torch.randn(2, 3, 32, 32)
     compiled = compile(model, x)

@@ -63,6 +63,8 @@ def bench(
     from torch_separable.bench.lifelike import lifelike
     from torch_separable.cli.networks import build_network
     from torch_separable.cli.recover import converted_network
+    from torch_separable.cli.report import page_of
+    from torch_separable.runtime import available, compile
 
     if output is not None:
         runs.check_place(output)
@@ -97,7 +99,15 @@ def bench(
         progress=not (quiet or json),
     )
     results: dict[str, Any] = {"kind": "bench", "title": f"{model}: engine beside engine", "bench": done.to_dict()}
+    if available():
+        first = done.cases[0]
+        operations = compile(network, examples[: first.batch], threads=first.threads).explain()
+        results["operations"] = operations.to_dict()
+    if output is not None:
+        runs.write_results(output, results, {"rounds": rounds, "input": list(shape)})
     if json:
         print_json(results)
-    else:
-        print(done)
+        return
+    print(done)
+    if output is not None:
+        print(page_of(output))

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch_separable.extras import optional
 from torch_separable.report.content import Epoch, Headline, Layers, Point, Row, percent
+from torch_separable.report.engines import Roof
 
 _DENSE, _SEPARABLE = "var(--dense)", "var(--accent)"
 _STAGES = tuple(f"var(--stage-{i})" for i in range(7))
@@ -305,3 +306,83 @@ def _series(done: Sequence[Epoch], names: Mapping[str, str]) -> Iterable[dict[st
             if value is not None:
                 series = f"{words}, {epoch.phase}" if len(phases) > 1 else words
                 yield {"series": series, "epoch": epoch.epoch, "value": value}
+
+
+def roofline_chart(shown: Roof) -> Chart | None:
+    """Draw each operation's rate over its intensity under the machine's roof, both in powers of ten.
+
+    A roof is what the machine's arithmetic and the bytes from one level of memory allow (Williams, Waterman and
+    Patterson, "Roofline", CACM 52(4), 2009).
+    """
+    if not shown.nodes:
+        return None
+    alt = _altair()
+    points = [
+        {
+            "layer": node.name,
+            "kernel": node.kind,
+            "ms": node.milliseconds,
+            "intensity": node.intensity,
+            "gflops": node.gflops,
+            "share": node.gflops / shown.gflops,
+        }
+        for node in shown.nodes
+    ]
+    low = min(node.intensity for node in shown.nodes) / 2
+    high = max(2 * max(node.intensity for node in shown.nodes), 2 * shown.gflops / shown.memory)
+    roofs = [
+        {"roof": name, "intensity": at, "gflops": min(shown.gflops, rate * at)}
+        for name, rate in (("from the second-level cache", shown.cache), ("from memory", shown.memory))
+        for at in sorted({low, min(max(shown.gflops / rate, low), high), high})
+    ]
+    kinds = list(dict.fromkeys(node.kind for node in shown.nodes))
+    x = alt.X(
+        "intensity:Q",
+        title="floating-point operations a byte",
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        axis=alt.Axis(format="~s", tickCount=5),
+    )
+    y = alt.Y(
+        "gflops:Q",
+        title="GFLOP/s",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(format="~s", tickCount=5),
+    )
+    lines = alt.Chart(alt.InlineData(values=roofs)).encode(
+        x=x,
+        y=y,
+        strokeDash=alt.StrokeDash(
+            "roof:N", sort=None, legend=alt.Legend(title=None, orient="top", symbolType="stroke")
+        ),
+        tooltip=[alt.Tooltip("roof:N")],
+    )
+    dots = alt.Chart(alt.InlineData(values=points)).encode(
+        x=x,
+        y=y,
+        color=alt.Color(
+            "kernel:N",
+            sort=kinds,
+            scale=alt.Scale(domain=kinds, range=[_STAGES[i % len(_STAGES)] for i in range(len(kinds))]),
+            legend=_legend(kinds),
+        ),
+        size=alt.Size("ms:Q", legend=None, scale=alt.Scale(range=[30, 400])),
+        tooltip=[
+            alt.Tooltip("layer:N"),
+            alt.Tooltip("kernel:N"),
+            alt.Tooltip("ms:Q", format=".3f"),
+            alt.Tooltip("gflops:Q", format=".1f", title="GFLOP/s"),
+            alt.Tooltip("intensity:Q", format=".2f", title="FLOP/byte"),
+            alt.Tooltip("share:Q", format=".0%", title="of the peak"),
+        ],
+    )
+    chart = alt.layer(
+        lines.mark_line(color="var(--soft)", strokeWidth=1.5),
+        dots.mark_point(filled=True, opacity=0.85, stroke="var(--paper)", strokeWidth=1),
+    ).properties(width="container", height=340)
+    slowest = max(shown.nodes, key=lambda node: node.milliseconds)
+    nearest = max(shown.nodes, key=lambda node: node.gflops)
+    words = (
+        f"Roofline: the peak is {shown.gflops:.0f} GFLOP/s. {nearest.name} is nearest to it with {nearest.gflops:.0f}; "
+        f"{slowest.name} takes longest, {slowest.milliseconds:.3f} ms at {slowest.gflops:.0f} GFLOP/s."
+    )
+    return Chart(chart.to_dict(), words)

@@ -22,6 +22,7 @@ from torch_separable.files import write_text
 from torch_separable.report import charts
 from torch_separable.report.charts import Chart
 from torch_separable.report.content import curve, epochs, headline, layers, percent, steps_of_training
+from torch_separable.report.engines import engine_cases, engine_problems, roof
 from torch_separable.report.read import RunFiles, read_run
 
 _T = TypeVar("_T")
@@ -76,6 +77,9 @@ def build_page(run: RunFiles) -> Page:
     done = attempt("The training", lambda: epochs(run)) or ()
     between = attempt("The training's steps", lambda: steps_of_training(run, done)) or ()
 
+    cases = attempt("The engines", lambda: engine_cases(results)) or ()
+    under = attempt("The operations", lambda: roof(results))
+
     drawn: dict[str, Chart] = {}
     bundle = ""
     try:
@@ -84,6 +88,7 @@ def build_page(run: RunFiles) -> Page:
             "shares": lambda: charts.shares_chart(by_layer) if by_layer else None,
             "accuracy": lambda: charts.accuracy_chart(shown, points) if shown else None,
             "layers": lambda: charts.layers_chart(by_layer) if by_layer else None,
+            "roofline": lambda: charts.roofline_chart(under) if under else None,
             "loss": lambda: charts.training_chart(done, between, {"loss": "loss"}),
             "agreement": lambda: charts.training_chart(
                 done, (), {"agreement": "agreement", "validation": "held-out accuracy"}, share=True
@@ -105,6 +110,9 @@ def build_page(run: RunFiles) -> Page:
         layers=by_layer,
         points=points,
         epochs=done,
+        cases=cases,
+        absent=engine_problems(results),
+        roof=under,
         charts=drawn,
         specs={name: chart.spec for name, chart in drawn.items()},
         commands=_commands(run),

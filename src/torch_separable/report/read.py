@@ -43,7 +43,7 @@ def read_run(folder: Path) -> RunFiles:
     names = (runs.RESULTS, runs.PLAN, runs.CONFIG, LOG)
     if not any((folder / name).exists() for name in names):
         what = "there is no such folder" if not folder.is_dir() else f"it has none of {', '.join(names)}"
-        raise SeparableError(f"{folder} is not a run: {what}. Give a folder that demo, convert or recover wrote")
+        raise SeparableError(f"{folder} is not a run: {what}. Give a folder that demo, convert, recover or bench wrote")
     problems: list[str] = []
 
     def read(name: str, loss: str) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def read_run(folder: Path) -> RunFiles:
         return document
 
     results = read(runs.RESULTS, "accuracies, sizes, times and curves are not shown")
-    document = read(runs.PLAN, "what was chosen for each layer, and why, is not shown")
+    benchmark = results.get("kind") == "bench"  # which converts nothing
+    document = {} if benchmark else read(runs.PLAN, "what was chosen for each layer, and why, is not shown")
     config = read(runs.CONFIG, "settings, machine and command are not shown")
     plan = None
     if document:

@@ -1,6 +1,8 @@
 """The runtime: networks run with fused kernels, so that fewer multiply-accumulates are fewer milliseconds."""
 
-from torch_separable.runtime.engine import CompiledModel, NodeTime, Verification, compile
+from torch_separable.runtime.breakdown import Breakdown, NodeTime
+from torch_separable.runtime.engine import CompiledModel, Verification, compile
 from torch_separable.runtime.library import available, instruction_sets
+from torch_separable.runtime.peak import Peak
 
-__all__ = ["CompiledModel", "NodeTime", "Verification", "available", "compile", "instruction_sets"]
+__all__ = ["Breakdown", "CompiledModel", "NodeTime", "Peak", "Verification", "available", "compile", "instruction_sets"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass
 from threading import Lock
@@ -15,11 +16,14 @@ from torch_separable.convert.calibrate import check_weights
 from torch_separable.errors import SeparableValueError
 from torch_separable.notebook import table
 from torch_separable.outputs import evaluating, logits_of
+from torch_separable.runtime.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.fuse import fuse
 from torch_separable.runtime.library import InstructionSet, chosen_set, run
 from torch_separable.runtime.lower import lower
+from torch_separable.runtime.peak import measured_peak
 from torch_separable.runtime.program import Program, Reference, TorchCall
 from torch_separable.runtime.schedule import Schedule, schedule, view_of
+from torch_separable.timing import interleaved
 
 
 def compile(model: nn.Module, example_input: Tensor, *, threads: int | None = None) -> CompiledModel:
@@ -83,23 +87,6 @@ class Verification:
         )
 
 
-@dataclass(frozen=True)
-class NodeTime:
-    """One operation of a compiled network, measured.
-
-    Attributes:
-        name: of the node.
-        kind: which kernel, or ``PyTorch: operator (reason)``.
-        milliseconds: median.
-        gflops: billions of floating-point operations a second; 0 where none are counted.
-    """
-
-    name: str
-    kind: str
-    milliseconds: float
-    gflops: float
-
-
 class CompiledModel:
     """A network with packed weights and a plan for each shape of input; made by `compile`.
 
@@ -139,6 +126,24 @@ class CompiledModel:
     def profile(self, x: Tensor, rounds: int = 20) -> list[NodeTime]:
         """Time every operation by itself: medians of ``rounds``."""
         return self._prepared(_checked(x)).profile(x.detach(), rounds)
+
+    def explain(self, x: Tensor | None = None, rounds: int = 20) -> Breakdown:
+        """Say what runs each operation, how long it takes, and how near that is to what this machine can do.
+
+        Args:
+            x: images (N, C, H, W); by default noise of the shape that was prepared first.
+            rounds: of which the times are medians.
+
+        Example:
+            >>> compiled = compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 32, 32))
+            >>> [(node.kind, node.flops) for node in compiled.explain(rounds=3).nodes]
+            [('import', 0), ('dense', 388800)]
+        """
+        x = torch.randn(next(iter(self._programs))) if x is None else _checked(x).detach()
+        prepared = self._prepared(x)
+        nodes = prepared.profile(x, rounds)
+        whole = interleaved({"call": lambda: prepared.run(x)}, rounds=rounds)["call"]
+        return Breakdown(tuple(nodes), whole, len(x), measured_peak(self.kernels, prepared.threads))
 
     def _prepared(self, x: Tensor) -> _Prepared:
         shape, threads = tuple(x.shape), self.threads or torch.get_num_threads()
@@ -220,7 +225,7 @@ class _Prepared:
         room = _Workspace(self.plan)
         values: dict[str, Any] = {}
         times: dict[int, list[float]] = {}
-        names: list[tuple[str, str, int]] = []
+        costs: list[tuple[str, str, str, int, int]] = []
         for turn in range(rounds + 1):
             at = 0
             for step in self.plan.steps:
@@ -238,15 +243,16 @@ class _Prepared:
                     elapsed = 1e3 * (time.perf_counter() - start)
                     if turn == 0:
                         node = step.nodes[place]
-                        names.append((node.name, _kind(node, operation), _flops(operation)))
+                        layer = self.plan.program.layers.get(node.name, "")
+                        kind = kind_of(node, operation)
+                        costs.append((node.name, layer, kind, flops_of(operation), bytes_of(operation)))
                     else:
                         times.setdefault(at, []).append(elapsed)
                     at += 1
-        result = []
-        for at, (name, kind, flops) in enumerate(names):
-            median = sorted(times[at])[len(times[at]) // 2]
-            result.append(NodeTime(name, kind, median, flops / median / 1e6 if median else 0.0))
-        return result
+        return [
+            NodeTime(name, layer, kind, statistics.median(times[at]), flops, size)
+            for at, (name, layer, kind, flops, size) in enumerate(costs)
+        ]
 
 
 class _Workspace:
@@ -255,23 +261,3 @@ class _Workspace:
     def __init__(self, plan: Schedule) -> None:
         self.memory = torch.zeros(max(plan.size, 1))
         self.operations = {id(step): type(step.operations)(*step.operations) for step in plan.steps}
-
-
-def _kind(node: Any, operation: Any) -> str:
-    if isinstance(node, TorchCall):
-        return f"PyTorch: {node.function} ({node.reason})"
-    kinds: list[str] = "import convolution depthwise max_pool average_pool mean add scale activate copy".split()
-    if operation.kind == 1:
-        return ("pointwise", "dense", "separable")[operation.patches]
-    return kinds[int(operation.kind)]
-
-
-def _flops(operation: Any) -> int:
-    if operation is None or operation.kind not in (1, 2):
-        return 0
-    pixels = operation.batch * operation.out_height * operation.out_width
-    taps = operation.kernel_height * operation.kernel_width * operation.multiplier
-    if operation.kind == 2:
-        return int(2 * pixels * taps * operation.out_channels)
-    filtered = taps * operation.in_channels if operation.patches == 2 else 0
-    return int(2 * pixels * (operation.depth * operation.out_channels + filtered))

@@ -81,6 +81,8 @@ class _Lowering:
         self.nodes: list[Node] = []
         self.shapes: dict[str, Shape] = {}
         self.vectors: set[str] = set()
+        # Images with zeros around them, which only convolutions read: the image, and the zeros above and to the left.
+        self.padded: dict[str, tuple[Any, Pair]] = {}
         # In-place operators rebind the name of what they change.
         self.names: dict[str, str] = {}
 
@@ -102,6 +104,7 @@ class _Lowering:
             vectors=frozenset(self.vectors),
             outputs=outputs,
             structure=self.exported.call_spec.out_spec,
+            layers={node.name: _layer(node) for node in self.graph.nodes if node.op == "call_function"},
         )
 
     def lower_node(self, node: fx.Node) -> None:
@@ -112,6 +115,9 @@ class _Lowering:
             self.see(node.name, node.meta["val"])
             handler(self, node)
         except Unsupported as reason:
+            for source in node.all_input_nodes:
+                if self.padded.pop(source.name, None) is not None:
+                    self.nodes.append(self.torch_call(source, "its reader runs in PyTorch"))
             self.nodes.append(self.torch_call(node, str(reason)))
             with suppress(Unsupported):  # its result stays PyTorch's alone where kernels could not read it
                 self.see(node.name, node.meta["val"])
@@ -166,6 +172,13 @@ class _Lowering:
         args = tuple(_mapped(a, argument) for a in node.args)
         kwargs = {key: _mapped(value, argument) for key, value in node.kwargs.items()}
         return TorchCall(node.name, node.name, node.target, args, kwargs, reason)
+
+
+def _layer(node: fx.Node) -> str:
+    """Name of the innermost module that a node comes from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path: str = next(reversed(stack.values()), ("",))[0]
+    return path.removeprefix("L['self'].")
 
 
 def _blocks(graph: fx.Graph, constants: Mapping[str, Any]) -> dict[str, int]:
@@ -240,15 +253,15 @@ _CONVOLUTION: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilati
 
 def _convolution(lowering: _Lowering, node: fx.Node) -> None:
     given = _arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), _CONVOLUTION)
-    source, weight = lowering.value(given["input"]), lowering.constant(given["weight"])
+    image, before = lowering.padded.get(getattr(given["input"], "name", ""), (given["input"], (0, 0)))
+    source, weight = lowering.value(image), lowering.constant(given["weight"])
     bias = torch.zeros(weight.shape[0]) if given["bias"] is None else lowering.constant(given["bias"])
     kernel, dilation, padding = _pair(weight.shape[2:]), _pair(given["dilation"]), given["padding"]
     if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)] if padding == "same" else [0, 0]
-        if any(n % 2 for n in total):
-            raise Unsupported("padding='same' of an even kernel is not symmetric")
-        padding = [n // 2 for n in total]
-    window = Window(kernel, _pair(given["stride"]), _pair(padding), dilation)
+        padding = [n // 2 for n in total]  # an odd one's remainder is on the far side, where kernels need not be told
+    top, left = _pair(padding)
+    window = Window(kernel, _pair(given["stride"]), (top + before[0], left + before[1]), dilation)
     groups, outputs, inputs = given["groups"], weight.shape[0], weight.shape[1] * given["groups"]
     blocks_in, blocks_out = lowering.blocks.get(source, 1), lowering.blocks.get(node.name, 1)
     if groups == 1:
@@ -381,11 +394,23 @@ def _slice(lowering: _Lowering, node: fx.Node) -> None:
 
 def _pad(lowering: _Lowering, node: fx.Node) -> None:
     given = _arguments(node, ("input", "pad", "mode", "value"), {"mode": "constant", "value": 0})
-    source, amounts = lowering.value(given["input"]), list(given["pad"])
-    zeros = given["mode"] == "constant" and not given["value"]
-    if source in lowering.vectors or not zeros or len(amounts) != 6 or any(amounts[:4]) or min(amounts) < 0:
-        raise Unsupported("padding of pixels")
-    lowering.nodes.append(Copy(node.name, source, node.name, before=amounts[4]))
+    source, amounts = lowering.value(given["input"]), [*given["pad"], 0, 0, 0, 0, 0, 0][:6]
+    if source in lowering.vectors or given["mode"] != "constant" or given["value"] or min(amounts) < 0:
+        raise Unsupported("padding with something else than zeros around images")
+    left, _, top, _, before, _ = amounts
+    if not any(amounts[:4]):
+        lowering.nodes.append(Copy(node.name, source, node.name, before=before))
+    elif not any(amounts[4:]) and all(_looks_around(user, node, lowering.constants) for user in node.users):
+        # Kernels take what lies outside of an image as zeros, wherever their windows begin and end.
+        lowering.padded[node.name] = given["input"], (top, left)
+    else:
+        raise Unsupported("padding of pixels that not only convolutions read")
+
+
+def _looks_around(user: fx.Node, node: fx.Node, constants: Mapping[str, Any]) -> bool:
+    """Whether ``user`` is a convolution of ``node`` by a kernel of more than one pixel."""
+    weight = constants.get(getattr(user.args[1], "name", "")) if user.target is aten.conv2d.default else None
+    return weight is not None and user.args[0] is node and tuple(weight.shape[2:]) != (1, 1)
 
 
 def _reshaped(lowering: _Lowering, node: fx.Node) -> None:
@@ -395,6 +420,12 @@ def _reshaped(lowering: _Lowering, node: fx.Node) -> None:
     if (h, w) != (1, 1) or lowering.shapes[node.name] != (n, c, 1, 1):
         raise Unsupported("a change of shape")
     lowering.nodes.append(Copy(node.name, source, node.name))
+
+
+def _dropout(lowering: _Lowering, node: fx.Node) -> None:
+    if node.args[2]:
+        raise Unsupported("dropout that drops in evaluation mode, too")
+    _same(lowering, node)
 
 
 def _same(lowering: _Lowering, node: fx.Node) -> None:
@@ -423,7 +454,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.reshape.default: _reshaped,
     aten.squeeze.dims: _reshaped,
     aten.unsqueeze.default: _reshaped,
-    aten.dropout.default: _same,
+    aten.dropout.default: _dropout,
     aten.clone.default: _same,
     aten.contiguous.default: _same,
 }
@@ -445,6 +476,6 @@ for _packet, _make in {
 
 
 # What may stand between the halves of a separable convolution without mixing channels.
-_CHANNELWISE = {target for target, handler in HANDLERS.items() if handler in (_batch_norm, _same)} | {
+_CHANNELWISE = {target for target, handler in HANDLERS.items() if handler in (_batch_norm, _same, _dropout)} | {
     target for target, handler in HANDLERS.items() if getattr(handler, "__name__", "") == "activation_handler"
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -241,6 +241,7 @@ class Program:
         vectors: values that the network sees as (N, C).
         outputs: names of what it returns.
         structure: how they are returned (a pytree specification).
+        layers: the modules that nodes come from, by the nodes' names.
     """
 
     input: str
@@ -250,6 +251,7 @@ class Program:
     vectors: frozenset[str]
     outputs: tuple[str, ...]
     structure: Any
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 def inputs_of(node: Node) -> tuple[str, ...]:

@@ -202,7 +202,7 @@ class _Builder:
         name = self.program.input
         n, c, h, w = self.program.shapes[name]
         return Operation(
-            kind=_IMPORT, output=self.offsets[name], batch=n, in_height=h, in_width=w, in_channels=c,
+            kind=_IMPORT, output=self.offsets[name], residual=-1, batch=n, in_height=h, in_width=w, in_channels=c,
             out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name],
         )  # fmt: skip
 

@@ -1,0 +1,191 @@
+"""Where a compiled network's time goes: each operation's cost, its time, and its share of what the machine can do."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from torch_separable import notebook
+from torch_separable.runtime.library import Operation
+from torch_separable.runtime.peak import Peak
+from torch_separable.runtime.program import Node, TorchCall
+
+_KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy".split()
+_CONVOLUTIONS = ("pointwise", "dense", "separable")
+_WIDTH = 80
+_HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak")
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """One operation of a compiled network, measured.
+
+    Attributes:
+        name: of the node in the traced graph.
+        layer: the module that it comes from; empty where the graph does not say.
+        kind: which kernel, or ``PyTorch: operator (reason)``.
+        milliseconds: median.
+        flops: floating-point operations, two for a multiply-add; only convolutions are counted.
+        bytes: of its weights, inputs and outputs, each once; 0 for what PyTorch runs.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    milliseconds: float
+    flops: int
+    bytes: int
+
+    @property
+    def gflops(self) -> float:
+        """Billions of floating-point operations a second."""
+        return self.flops / self.milliseconds / 1e6
+
+    @property
+    def intensity(self) -> float:
+        """Floating-point operations for each byte."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A compiled network, operation by operation; made by `CompiledModel.explain`.
+
+    Attributes:
+        nodes: in the order in which they run, each timed by itself.
+        milliseconds: of a whole call, which pays for one entry into the library instead of one for each node.
+        batch: images in a call.
+        peak: what this machine can do with these instructions and threads.
+    """
+
+    nodes: tuple[NodeTime, ...]
+    milliseconds: float
+    batch: int
+    peak: Peak
+
+    def share_of_peak(self, node: NodeTime) -> float:
+        """Return a node's rate as a share of the machine's."""
+        return node.gflops / self.peak.gflops
+
+    @property
+    def gflops(self) -> float:
+        """Billions of floating-point operations a second of a whole call."""
+        return sum(node.flops for node in self.nodes) / self.milliseconds / 1e6
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "milliseconds": self.milliseconds,
+            "batch": self.batch,
+            "gflops": self.gflops,
+            "peak": self.peak.to_dict(),
+            "nodes": [
+                {
+                    "name": node.name,
+                    "layer": node.layer,
+                    "kind": node.kind,
+                    "milliseconds": node.milliseconds,
+                    "flops": node.flops,
+                    "bytes": node.bytes,
+                    "gflops": node.gflops,
+                    "intensity": node.intensity,
+                }
+                for node in self.nodes
+            ],
+        }
+
+    def __str__(self) -> str:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, head in enumerate(_HEADS):
+            # Names are told apart by their ends: what is too long is cut there by `_tail`, not by the table.
+            table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold")
+        for row in self._rows():
+            table.add_row(_tail(row[0], 22), *row[1:])
+        out = io.StringIO()
+        console = Console(file=out, width=_WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
+        console.print(table)
+        console.print(self._summary())
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+    def _repr_html_(self) -> str:
+        return notebook.table(_HEADS, self._rows(), right=[i > 1 for i in range(len(_HEADS))])
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        total = sum(node.milliseconds for node in self.nodes)
+        return [
+            (
+                node.layer or node.name,
+                node.kind,
+                f"{node.milliseconds:.3f}",
+                f"{100 * node.milliseconds / total:.0f} %",
+                f"{node.gflops:.3g}" if node.flops else "",
+                f"{node.bytes / 1e3:,.0f}" if node.bytes else "",
+                f"{node.intensity:.3g}" if node.flops else "",
+                f"{100 * self.share_of_peak(node):.0f} %" if node.flops else "",
+            )
+            for node in self.nodes
+        ]
+
+    def _summary(self) -> str:
+        peak, threads = self.peak, self.peak.threads
+        return (
+            f"A call of {self.batch} image{'' if self.batch == 1 else 's'}: {self.milliseconds:.3g} ms, "
+            f"{self.gflops:.3g} GFLOP/s, {100 * self.gflops / peak.gflops:.0f} % of the {peak.gflops:.3g} that "
+            f"{peak.instruction_set} was measured to reach here on {threads} thread{'' if threads == 1 else 's'}."
+        )
+
+
+def _tail(text: str, most: int) -> str:
+    return text if len(text) <= most else f"…{text[1 - most :]}"
+
+
+def kind_of(node: Node, operation: Operation | None) -> str:
+    """Say which kernel runs an operation of a node, or why PyTorch does."""
+    if isinstance(node, TorchCall) or operation is None:
+        assert isinstance(node, TorchCall)
+        return f"PyTorch: {node.function} ({node.reason})"
+    if operation.kind == _KINDS.index("convolution"):
+        return _CONVOLUTIONS[int(operation.patches)]
+    return _KINDS[int(operation.kind)]
+
+
+def flops_of(operation: Operation | None) -> int:
+    """Count an operation's floating-point operations, two for each multiply-add of a convolution."""
+    if operation is None or operation.kind not in (1, 2):
+        return 0
+    pixels = operation.batch * operation.out_height * operation.out_width
+    taps = operation.kernel_height * operation.kernel_width * operation.multiplier
+    if operation.kind == _KINDS.index("depthwise"):
+        return int(2 * pixels * taps * operation.out_channels)
+    filtered = taps * operation.in_channels if operation.patches == _CONVOLUTIONS.index("separable") else 0
+    return int(2 * pixels * (_mixed(operation) * operation.out_channels + filtered))
+
+
+def _mixed(operation: Operation) -> int:
+    """Values that each output channel of a convolution mixes; its ``depth`` counts the zeros of padding as well."""
+    kind = _CONVOLUTIONS[operation.patches]
+    factor = {"pointwise": 1, "separable": operation.multiplier}.get(kind)
+    return int(operation.depth if factor is None else factor * operation.in_channels)
+
+
+def bytes_of(operation: Operation | None) -> int:
+    """Count the bytes that an operation must move at least: weights, inputs and outputs, each once."""
+    if operation is None:
+        return 0
+    inputs = operation.batch * operation.in_height * operation.in_width * operation.in_channels
+    outputs = operation.batch * operation.out_height * operation.out_width * operation.out_channels
+    branch = outputs if operation.residual >= 0 else 0
+    if operation.kind == _KINDS.index("scale"):
+        branch = operation.batch * operation.out_channels
+    weights = 0
+    if operation.weights:
+        weights += (_mixed(operation) + 1) * operation.out_channels
+    if operation.filters:
+        channels = operation.in_channels if operation.weights else operation.out_channels
+        weights += operation.multiplier * channels * (operation.kernel_height * operation.kernel_width + 1)
+    return 4 * int(inputs + outputs + branch + weights)
