@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 # Tests run in one process a core: set JOBS for another number.
 JOBS ?= auto
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test wheel-test lint bench docs clean
 
 help:
 	@echo "make demo   train, convert, recover and measure on handwritten digits; ends with a table and a page"
 	@echo "make test   run all tests"
+	@echo "make wheel-test   install the built wheel into an empty environment, and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make bench  print the README's figures anew; needs the CIFAR-10 checkpoints (hours)"
-	@echo "make docs   draw the figures of docs/ anew, and run the code in docs/"
-	@echo "make clean  remove .venv, caches and runs/"
+	@echo "make docs   draw the figures of docs/ anew, run its code and notebook, build site/index.html"
+	@echo "make clean  remove .venv, caches, runs/ and site/"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,6 +33,9 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
+wheel-test: $(VENV)/.installed-test
+	TORCH_SEPARABLE_WHEEL_TEST=1 $(BIN)/python -m pytest tests/packaging
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +47,9 @@ bench: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/figures/make.py
 	$(BIN)/python docs/make_explorer.py
+	$(BIN)/python docs/make_tutorial.py
+	$(BIN)/python docs/website/build.py
 	$(BIN)/python -m pytest tests/docs tests/explain
 
 clean:
-	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
