@@ -20,8 +20,8 @@ ROWS = [
 TABLE = {name.strip("`"): (needed_by, licence, says) for name, needed_by, licence, says in ROWS}
 # What may be combined with MIT code without conditions on that code.
 PERMISSIVE = {
-    "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "MIT",
-    "MIT-CMU", "PSF-2.0", "Zlib",
+    "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC",
+    "MIT", "MIT-CMU", "PSF-2.0", "Zlib",
 }  # fmt: skip
 
 

@@ -1,0 +1,28 @@
+// A page from disk may start no workers, and the site's search is one. There it runs in a hidden frame instead.
+if (location.protocol === "file:") {
+  window.Worker = class IFrameWorker {
+    #scope = new Promise((resolve) => {
+      this.frame = Object.assign(document.createElement("iframe"), { hidden: true, title: "search", srcdoc: "" });
+      this.frame.addEventListener("load", () => resolve(this.frame.contentWindow));
+    });
+
+    constructor(url) {
+      this.ready = this.#scope.then((scope) => {
+        // What the worker posts arrives here, what is posted here arrives at the worker.
+        scope.postMessage = (data) => this.onmessage?.(new MessageEvent("message", { data }));
+        const script = Object.assign(scope.document.createElement("script"), { src: new URL(url, location.href).href });
+        scope.document.head.append(script);
+        return new Promise((resolve) => script.addEventListener("load", () => resolve(scope)));
+      });
+      document.body.append(this.frame);
+    }
+
+    postMessage(data) {
+      this.ready.then((scope) => scope.dispatchEvent(new scope.MessageEvent("message", { data })));
+    }
+
+    terminate() {
+      this.frame.remove();
+    }
+  };
+}
