@@ -113,6 +113,11 @@ class CompiledModel:
         calls = [node for node in next(iter(self._programs.values())).nodes if isinstance(node, TorchCall)]
         return tuple(f"{call.name}: {call.function} ({call.reason})" for call in calls)
 
+    def program(self, x: Tensor) -> Program:
+        """Return what was read from the network for inputs of this shape; it is prepared where it was not."""
+        self.prepare(x)
+        return self._programs[tuple(x.shape)]
+
     def verify(self, x: Tensor) -> Verification:
         """Compare with PyTorch on real inputs (N, C, H, W)."""
         with evaluating(self.model), torch.no_grad():

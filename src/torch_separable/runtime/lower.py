@@ -96,6 +96,9 @@ class _Lowering:
             elif node.op == "call_function":
                 self.lower_node(node)
         outputs = tuple(self.names.get(name, name) for name in self.outputs)
+        computed = {self.inputs[0], *(node.output for node in self.nodes)}
+        if not computed.issuperset(outputs):
+            raise SeparableError("the network returns something that it has not computed, as a weight or a number")
         return Program(
             input=self.inputs[0],
             nodes=tuple(self.nodes),

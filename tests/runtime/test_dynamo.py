@@ -1,0 +1,138 @@
+"""``torch.compile(model, backend="separable")`` computes what the model does, and says what it leaves to PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_separable as ts
+from torch_separable.runtime import dynamo
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def close(got: Tensor, expected: Tensor) -> bool:
+    return float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    network: nn.Module = torch.compile(model, backend="separable")  # type: ignore[assignment]
+    return network
+
+
+def test_pytorch_finds_the_backend_by_its_name() -> None:
+    assert "separable" in torch._dynamo.list_backends()
+    (found,) = entry_points(group="torch_dynamo_backends", name="separable")
+    assert found.load() is dynamo.separable
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_network_runs_with_kernels_at_several_batches(mode: type) -> None:
+    model = ts.models.mobilenet_v1(0.25).eval()
+    network = compiled(model)
+    with warnings.catch_warnings(action="error", category=UserWarning), mode():
+        for batch in (1, 2, 5):
+            x = torch.randn(batch, 3, 32, 32)
+            assert close(network(x), model(x))
+
+
+def test_weights_that_change_are_packed_anew() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval(), torch.randn(1, 3, 9, 9)
+    network = compiled(model)
+    with torch.no_grad():
+        network(x)
+        model[0].weight.mul_(2)
+        assert close(network(x), model(x))
+        model[1].running_mean.add_(1)
+        assert close(network(x), model(x))
+        model[0].weight.data = torch.randn(8, 3, 3, 3)
+        assert close(network(x), model(x))
+
+
+def test_modules_that_share_their_code_keep_their_own_weights() -> None:
+    one, two = nn.Conv2d(3, 4, 3).eval(), nn.Conv2d(3, 4, 3).eval()
+    x = torch.randn(1, 3, 8, 8)
+    networks = [compiled(one), compiled(two)]
+    with torch.no_grad():
+        for _ in range(2):
+            assert close(networks[0](x), one(x))
+            assert close(networks[1](x), two(x))
+
+
+class Broken(nn.Module):
+    """A graph break in the middle, and two tensors into the second half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = x.relu()
+        torch._dynamo.graph_break()
+        return self.second(y) + x
+
+
+def test_a_subgraph_that_is_no_network_runs_eagerly_and_is_named() -> None:
+    model, x = Broken().eval(), torch.randn(2, 3, 8, 8)
+    network = compiled(model)
+    with torch.no_grad(), pytest.warns(UserWarning, match="runs eagerly: it takes 2 tensors that are not weights"):
+        got = network(x)
+    with torch.no_grad():
+        assert close(got, model(x))
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x.relu_(), torch.ones(1, 3, 1, 1))
+
+
+def test_an_input_that_is_changed_in_place_still_is() -> None:
+    x = torch.randn(1, 3, 4, 4)
+    network, mine = compiled(InPlace()), x.clone()
+    with torch.no_grad(), pytest.warns(UserWarning, match="runs eagerly"):
+        got = network(mine)
+    assert torch.equal(mine, x.relu())
+    assert close(got, x.relu().sum(1, keepdim=True))
+
+
+def test_batch_norm_in_training_mode_keeps_its_statistics() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.randn(4, 3, 8, 8)
+    network, expected = compiled(model), nn.BatchNorm2d(4)
+    with torch.no_grad(), pytest.warns(UserWarning, match="runs eagerly"):
+        network(x)
+    with torch.no_grad():
+        expected(model[0](x))
+    torch.testing.assert_close(model[1].running_mean, expected.running_mean)
+
+
+def test_training_is_refused() -> None:
+    network = compiled(nn.Conv2d(3, 4, 3))
+    with pytest.raises(Exception, match=r"runs networks and does not train them.*torch.no_grad\(\)"):
+        network(torch.randn(1, 3, 8, 8))
+
+
+def test_without_the_library_the_backend_says_so(tmp_path: Path) -> None:
+    code = (
+        "import torch\n"
+        "from torch_separable.runtime import library\n"
+        "library._FILE = 'absent.so'\n"
+        "network = torch.compile(torch.nn.Conv2d(3, 8, 3), backend='separable')\n"
+        "try:\n    with torch.no_grad(): network(torch.zeros(1, 3, 8, 8))\n"
+        "except Exception as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "this installation has no kernel library" in done.stdout
