@@ -74,6 +74,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what writers of ``name`` that were killed left aside in ``folder``; nobody else may be writing there.
+
+    Raises:
+        SeparableError: one cannot be removed.
+    """
+    for leftover in folder.glob(f".{name}.????????.part"):
+        try:
+            leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(leftover, error) from error
+
+
 def flush(path: Path) -> None:
     """Have the disk hold what was written to the file ``path``."""
     with path.open("rb+") as file:

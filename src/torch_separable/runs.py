@@ -21,11 +21,13 @@ from torch_separable.convert import Plan
 from torch_separable.convert.apply import outline
 from torch_separable.errors import SeparableError
 from torch_separable.files import flush, load_weights, read_json, replacing, save_weights, write_json, write_text
+from torch_separable.locking import sole_writer
 from torch_separable.networks import Network, bounded
 
 WEIGHTS, PLAN, CONFIG, RESULTS, PAGE = "model.safetensors", "plan.json", "config.json", "results.json", "index.html"
 CARD = "README.md"
 SCHEMA = 1
+_PATIENCE = 30.0  # seconds; another writer takes as long as the disk does
 
 
 def machine() -> dict[str, Any]:
@@ -105,6 +107,7 @@ def write_run(
         "machine": machine(),
     }
     with ExitStack() as stack:
+        stack.enter_context(sole_writer(folder, wait=_PATIENCE))
         # The first of them takes its place last.
         names = [WEIGHTS, PLAN, CONFIG, RESULTS, *([CARD] if _card_is_ours(folder / CARD) else [])]
         aside = {name: stack.enter_context(replacing(folder / name)) for name in names}

@@ -133,7 +133,7 @@ def test_run_stopped_by_ctrl_c_goes_on_to_the_same_weights(tmp_path: Path) -> No
         run(str(tmp_path / "parts"), on_epoch=stop, **settings)
     kept = f"{tmp_path / 'parts'} keeps the checkpoint of step 8, from which the same call goes on"
     assert caught.value.__notes__ == [f"stopped at step 12 of 18; {kept}"]
-    (tmp_path / "parts" / ".checkpoint.safetensors.killed.part").write_text("half")
+    (tmp_path / "parts" / ".checkpoint.safetensors.killed00.part").write_text("half")
     epochs: list[Any] = []
     resumed = run(str(tmp_path / "parts"), on_epoch=epochs.append, **settings)
     assert [record.epoch for record in epochs] == [2, 3]

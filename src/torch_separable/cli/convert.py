@@ -29,6 +29,7 @@ _METHODS = {"least_squares": "least squares", "svd": "SVD (baseline)"}
 
 
 def convert(
+    context: typer.Context,
     model: Model,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the converted network.")],
@@ -68,6 +69,7 @@ def convert(
     from torch_separable.cli.report import page_of
     from torch_separable.convert import convert as convert_network
     from torch_separable.convert.render import render_plan
+    from torch_separable.locking import sole_writer
     from torch_separable.measure import compare
     from torch_separable.networks import Network
     from torch_separable.recover import evaluate as evaluate_network
@@ -93,6 +95,7 @@ def convert(
     source = load_data(data, split, **prepared)
     held_out = None if evaluate is None else load_data(data, evaluate, **prepared)
     sample = source.sample(min(images, len(source)), seed=seed)
+    context.with_resource(sole_writer(output))
     conversion = convert_network(
         network,
         sample,

@@ -22,10 +22,12 @@ def demo(
     """
     from torch_separable import runs
     from torch_separable.demo import run_demo
+    from torch_separable.locking import sole_writer
     from torch_separable.report import results_table
 
     runs.check_place(output)
-    results = run_demo(output, seed=seed, progress=not (quiet or json))
+    with sole_writer(output):
+        results = run_demo(output, seed=seed, progress=not (quiet or json))
     if json:
         print_json(results)
         return

@@ -15,12 +15,14 @@ from torch_separable.export import to_executorch, to_onnx, to_pt2
 from torch_separable.export.capture import capture, prepared
 from torch_separable.export.result import Exported, Format
 from torch_separable.files import replacing
+from torch_separable.locking import sole_writer
 from torch_separable.networks import built_by
 
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch"}
 TOLERANCE: dict[Format, float] = {"onnx": 1e-4, "pt2": 1e-4, "executorch": 1e-3}
 _NOISE = 8
 _BATCH = 32
+_PATIENCE = 30.0  # seconds; another writer into the folder takes as long as the disk does
 
 
 def export(
@@ -99,7 +101,7 @@ def export(
                 f"{path} is not written: in {name} its outputs differ by {difference:.1e} from the network's, which "
                 f"are up to {largest:.1f}; at most {allowed:.1e} is allowed. Its numbers may be too large for float32"
             )
-    with replacing(path) as aside:
+    with sole_writer(path.parent, wait=_PATIENCE, leftovers_of=path.name), replacing(path) as aside:
         aside.write_bytes(content)
     return Exported(
         path, form, len(content), shape, batch, opset, operators, len(compared), real, largest, parity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from torch_separable.errors import SeparableValueError
+from torch_separable.locking import sole_writer
 from torch_separable.recover.checks import check_data
 from torch_separable.recover.config import RecoverConfig
 from torch_separable.recover.data import ImageData
@@ -59,7 +61,7 @@ def recover(
 
     Raises:
         SeparableError: networks and data do not fit each other, the loss is no longer finite, or a checkpoint in
-            ``output_dir`` is damaged or of another run.
+            ``output_dir`` is damaged or of another run, or another process is writing there.
         MissingExtraError: accelerate (extra ``train``) is not installed.
 
     Example:
@@ -81,8 +83,9 @@ def recover(
     run = Run(student, teacher, data, validation=validation, config=config, folder=folder, on_epoch=on_epoch)
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         try:
-            run.begin(resume=resume)
-            return run.train(progress=progress)
+            with nullcontext() if folder is None else sole_writer(folder):
+                run.begin(resume=resume)
+                return run.train(progress=progress)
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"stopped at step {run.step} of {run.steps}; {run.how_to_go_on()}")
             raise

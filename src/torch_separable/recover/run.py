@@ -399,11 +399,9 @@ def _moved(model: nn.Module, device: torch.device, layout: torch.memory_format) 
 
 
 def _tidy(folder: Path, *, keep_checkpoint: bool) -> None:
-    """Make the folder, and remove what a killed run left half written."""
+    """Make the folder, and forget the checkpoint where it is not wanted."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.part"):
-            leftover.unlink()
         if not keep_checkpoint:
             (folder / CHECKPOINT).unlink(missing_ok=True)
     except OSError as error:
