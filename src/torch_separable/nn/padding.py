@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,14 +39,18 @@ class SamePadding(nn.Module):
         super().__init__()
         self.kernel_size, self.stride, self.dilation, self.padding_mode = kernel_size, stride, dilation, padding_mode
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, *size) to (N, C, *padded size)."""
+    def amounts(self, size: Sequence[int]) -> list[int]:
+        """Return the pixels before and after the last dimension of images of this size, then the one before it, ..."""
         amounts: list[int] = []
-        for n, k, s, d in zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True):
+        for n, k, s, d in zip(size, self.kernel_size, self.stride, self.dilation, strict=True):
             outputs = -(-n // s)
             needed = max((outputs - 1) * s + d * (k - 1) + 1 - n, 0)
             amounts = [needed // 2, needed - needed // 2, *amounts]  # F.pad begins with the last dimension
-        return F.pad(x, amounts, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+        return amounts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, *size) to (N, C, *padded size)."""
+        return F.pad(x, self.amounts(x.shape[2:]), "constant" if self.padding_mode == "zeros" else self.padding_mode)
 
     def extra_repr(self) -> str:
         """Say what it pads for."""

@@ -3,6 +3,18 @@
 from torch_separable.runtime.breakdown import Breakdown, NodeTime
 from torch_separable.runtime.engine import CompiledModel, Verification, compile
 from torch_separable.runtime.library import available, instruction_sets
+from torch_separable.runtime.modules import FusedModules, fuse_modules
 from torch_separable.runtime.peak import Peak
 
-__all__ = ["Breakdown", "CompiledModel", "NodeTime", "Peak", "Verification", "available", "compile", "instruction_sets"]
+__all__ = [
+    "Breakdown",
+    "CompiledModel",
+    "FusedModules",
+    "NodeTime",
+    "Peak",
+    "Verification",
+    "available",
+    "compile",
+    "fuse_modules",
+    "instruction_sets",
+]

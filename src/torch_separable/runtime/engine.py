@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -96,7 +98,7 @@ class CompiledModel:
     def __init__(self, model: nn.Module, kernels: InstructionSet, threads: int | None) -> None:
         self.model, self.kernels, self.threads = model, kernels, threads
         self._programs: dict[tuple[int, ...], Program] = {}
-        self._schedules: dict[tuple[tuple[int, ...], int], _Prepared] = {}
+        self._schedules: dict[tuple[tuple[int, ...], int], Prepared] = {}
         self._lock = Lock()
 
     def prepare(self, example: Tensor) -> None:
@@ -150,7 +152,7 @@ class CompiledModel:
         whole = interleaved({"call": lambda: prepared.run(x)}, rounds=rounds)["call"]
         return Breakdown(tuple(nodes), whole, len(x), measured_peak(self.kernels, prepared.threads))
 
-    def _prepared(self, x: Tensor) -> _Prepared:
+    def _prepared(self, x: Tensor) -> Prepared:
         shape, threads = tuple(x.shape), self.threads or torch.get_num_threads()
         found = self._schedules.get((shape, threads))
         if found is None:
@@ -160,7 +162,7 @@ class CompiledModel:
                     if shape not in self._programs:
                         with evaluating(self.model), torch.no_grad():
                             self._programs[shape] = fuse(lower(self.model, x))
-                    found = _Prepared(schedule(self._programs[shape], self.kernels, threads), self.kernels, threads)
+                    found = Prepared(schedule(self._programs[shape], self.kernels, threads), self.kernels, threads)
                     self._schedules[shape, threads] = found
         return found
 
@@ -175,7 +177,7 @@ def _checked(x: Tensor) -> Tensor:
     return x
 
 
-class _Prepared:
+class Prepared:
     """A schedule, and the workspaces of the calls that run at the same time."""
 
     def __init__(self, plan: Schedule, kernels: InstructionSet, threads: int) -> None:
@@ -183,6 +185,19 @@ class _Prepared:
         self.idle: list[_Workspace] = []
 
     def run(self, x: Tensor) -> Any:
+        """Return what the network returns."""
+        with self._outputs(x) as found:
+            results = [value.clone() if is_view else value for value, is_view in found]
+            return tree_unflatten(results, self.plan.program.structure)
+
+    def run_into(self, out: Tensor, x: Tensor) -> None:
+        """Write the only output to ``out``."""
+        with self._outputs(x) as ((value, _),):
+            out.copy_(value)
+
+    @contextmanager
+    def _outputs(self, x: Tensor) -> Iterator[list[tuple[Any, bool]]]:
+        """Run, and yield each output, and whether it is a view of memory that others use after the block."""
         try:
             room = self.idle.pop()
         except IndexError:
@@ -191,12 +206,10 @@ class _Prepared:
             values: dict[str, Any] = {}
             for step in self.plan.steps:
                 self._step(room, step, x, values)
-            program = self.plan.program
-            results = [
-                values[name] if name in values else view_of(room.memory, self.plan, name).clone()
-                for name in program.outputs
+            yield [
+                (values[name], False) if name in values else (view_of(room.memory, self.plan, name), True)
+                for name in self.plan.program.outputs
             ]
-            return tree_unflatten(results, program.structure)
         finally:
             self.idle.append(room)
 
@@ -227,6 +240,7 @@ class _Prepared:
             values[call.output] = result
 
     def profile(self, x: Tensor, rounds: int) -> list[NodeTime]:
+        """Time every operation by itself."""
         room = _Workspace(self.plan)
         values: dict[str, Any] = {}
         times: dict[int, list[float]] = {}

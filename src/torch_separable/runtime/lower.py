@@ -229,12 +229,12 @@ def _is_pointwise(conv: fx.Node, constants: Mapping[str, Any]) -> bool:
     return tuple(shape) == (1, 1) and _pair(given["stride"]) == (1, 1) and _pair(given["padding"]) == (0, 0)
 
 
-def _blocked(tensor: Tensor, blocks: int, dimension: int) -> Tensor:
+def blocked(tensor: Tensor, blocks: int, dimension: int) -> Tensor:
     """Reorder channels c·D + d to D blocks of c."""
     if blocks == 1:
         return tensor
-    blocked: Tensor = tensor.unflatten(dimension, (-1, blocks))
-    return blocked.transpose(dimension, dimension + 1).flatten(dimension, dimension + 1)
+    parts: Tensor = tensor.unflatten(dimension, (-1, blocks))
+    return parts.transpose(dimension, dimension + 1).flatten(dimension, dimension + 1)
 
 
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
@@ -268,8 +268,8 @@ def _convolution(lowering: _Lowering, node: fx.Node) -> None:
     groups, outputs, inputs = given["groups"], weight.shape[0], weight.shape[1] * given["groups"]
     blocks_in, blocks_out = lowering.blocks.get(source, 1), lowering.blocks.get(node.name, 1)
     if groups == 1:
-        weight = _blocked(_blocked(weight, blocks_out, 0), blocks_in, 1)
-        bias = _blocked(bias, blocks_out, 0)
+        weight = blocked(blocked(weight, blocks_out, 0), blocks_in, 1)
+        bias = blocked(bias, blocks_out, 0)
         lowering.nodes.append(Convolution(node.name, source, node.name, weight, bias, window))
     elif groups == inputs:
         multiplier = outputs // inputs
@@ -301,7 +301,7 @@ def _batch_norm(lowering: _Lowering, node: fx.Node) -> None:
         shift = shift + lowering.constant(given["bias"]).double()
     # A convolution of one tap: folded into the convolution before it where there is one (fuse.py).
     blocks = lowering.blocks.get(node.name, 1)
-    scale, shift = (_blocked(values, blocks, 0).float() for values in (scale, shift))
+    scale, shift = (blocked(values, blocks, 0).float() for values in (scale, shift))
     depthwise = Depthwise(scale.view(1, 1, -1), shift.view(1, -1), Window())
     lowering.nodes.append(Filtering(node.name, source, node.name, depthwise))
 
