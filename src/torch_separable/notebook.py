@@ -30,9 +30,7 @@ def table(
         True
     """
     columns = len(header or rows[0])
-    sides = [
-        "text-align:right" if number else "text-align:left;white-space:pre" for number in (right or [False] * columns)
-    ]
+    sides = [f"text-align:{'right' if number else 'left'};white-space:pre" for number in right or [False] * columns]
 
     def line(tag: str, cells: Sequence[str]) -> str:
         marks = (f'<{tag} style="{side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True))
