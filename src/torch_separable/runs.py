@@ -21,6 +21,7 @@ from torch_separable.convert import Plan
 from torch_separable.convert.apply import outline
 from torch_separable.errors import SeparableError
 from torch_separable.files import flush, load_weights, read_json, replacing, save_weights, write_json, write_text
+from torch_separable.hardware import processor
 from torch_separable.locking import sole_writer
 from torch_separable.networks import Network, bounded
 
@@ -33,22 +34,13 @@ _PATIENCE = 30.0  # seconds; another writer takes as long as the disk does
 def machine() -> dict[str, Any]:
     """Return what figures depend on: processor, threads, versions."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_separable": __version__,
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def command_line() -> str:

@@ -55,3 +55,18 @@ def test_results_are_written_for_the_page(separable: Callable[..., Any], tmp_pat
     assert "Engine beside engine" in page
     assert "this machine's roof" in page
     assert "separable bench networks_for_cli:small" in page
+
+
+@needs_kernels
+def test_tune_keeps_what_it_finds(
+    separable: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_SEPARABLE_CACHE", str(tmp_path))
+    arguments = ("tune", "networks_for_cli:small", "--input", "1,16,16", "--threads", "1")
+    first = json.loads(separable(*arguments, "--json").out)
+    assert first["file"] == str(tmp_path / "tiles.json")
+    assert len(first["runs"][0]["found"]) == 3  # two convolutions and the linear layer
+    second = separable(*arguments)
+    assert second.code == 0, second.err
+    assert "0 shapes measured" in second.out
+    assert f"kept in {tmp_path / 'tiles.json'}" in second.out

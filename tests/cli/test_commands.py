@@ -20,7 +20,7 @@ from torch_separable.files import read_weights
 from torch_separable.models import resnet20
 from torch_separable.recover import load_data
 
-COMMANDS = ["demo", "summary", "explain", "convert", "recover", "evaluate", "bench", "report"]
+COMMANDS = ["demo", "summary", "explain", "convert", "recover", "evaluate", "bench", "tune", "report"]
 SMALL = "networks_for_cli:small"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits --images 64"
 

@@ -20,6 +20,7 @@ from torch_separable.cli.export import export
 from torch_separable.cli.recover import recover
 from torch_separable.cli.report import report
 from torch_separable.cli.summary import summary
+from torch_separable.cli.tune import tune
 from torch_separable.errors import SeparableError
 
 BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
@@ -87,7 +88,7 @@ def _options(
     """Count, explain, convert to, and recover depthwise separable convolutions in PyTorch networks."""
 
 
-for command in (demo, summary, explain, convert, recover, evaluate, bench, report, export):
+for command in (demo, summary, explain, convert, recover, evaluate, bench, tune, report, export):
     app.command()(command)
 
 

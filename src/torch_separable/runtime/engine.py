@@ -25,10 +25,13 @@ from torch_separable.runtime.lower import lower
 from torch_separable.runtime.peak import measured_peak
 from torch_separable.runtime.program import Program, Reference, TorchCall
 from torch_separable.runtime.schedule import Schedule, schedule, view_of
+from torch_separable.runtime.tune import known_tiles, tune
 from torch_separable.timing import interleaved
 
 
-def compile(model: nn.Module, example_input: Tensor, *, threads: int | None = None) -> CompiledModel:
+def compile(
+    model: nn.Module, example_input: Tensor, *, threads: int | None = None, tune: bool = False
+) -> CompiledModel:
     """Prepare a network to run with fused kernels.
 
     The weights are those of now: batch norms are folded and everything is packed for this processor. Operators without
@@ -38,6 +41,9 @@ def compile(model: nn.Module, example_input: Tensor, *, threads: int | None = No
         model: the trained network, one tensor (N, C, H, W) in; it is not changed.
         example_input: of the shape that it will see; other shapes are prepared when they first come.
         threads: at most so many; ``None`` follows ``torch.set_num_threads``.
+        tune: whether the sizes of tiles are measured for shapes that were not measured before on this machine (about a
+            second for a network); what is found is kept in the user's cache directory, and used by later calls of
+            ``compile`` without ``tune``, too.
 
     Raises:
         SeparableError: this installation has no kernel library, the network cannot be captured, or its weights are not
@@ -57,7 +63,7 @@ def compile(model: nn.Module, example_input: Tensor, *, threads: int | None = No
         raise SeparableValueError(f"threads={threads!r}: must be a whole number, at least 1, or None")
     kernels = chosen_set()
     check_weights(model)
-    compiled = CompiledModel(model, kernels, threads)
+    compiled = CompiledModel(model, kernels, threads, tune)
     compiled.prepare(example_input)
     return compiled
 
@@ -95,8 +101,8 @@ class CompiledModel:
     Calls take a float32 tensor (N, C, H, W) on the CPU, of any strides, and may come from several threads at once.
     """
 
-    def __init__(self, model: nn.Module, kernels: InstructionSet, threads: int | None) -> None:
-        self.model, self.kernels, self.threads = model, kernels, threads
+    def __init__(self, model: nn.Module, kernels: InstructionSet, threads: int | None, tune: bool = False) -> None:
+        self.model, self.kernels, self.threads, self.tune = model, kernels, threads, tune
         self._programs: dict[tuple[int, ...], Program] = {}
         self._schedules: dict[tuple[tuple[int, ...], int], Prepared] = {}
         self._lock = Lock()
@@ -162,7 +168,9 @@ class CompiledModel:
                     if shape not in self._programs:
                         with evaluating(self.model), torch.no_grad():
                             self._programs[shape] = fuse(lower(self.model, x))
-                    found = Prepared(schedule(self._programs[shape], self.kernels, threads), self.kernels, threads)
+                    program = self._programs[shape]
+                    known = tune(program, self.kernels, threads) if self.tune else known_tiles(self.kernels, threads)
+                    found = Prepared(schedule(program, self.kernels, threads, known), self.kernels, threads)
                     self._schedules[shape, threads] = found
         return found
 

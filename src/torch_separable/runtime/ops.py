@@ -27,6 +27,7 @@ from torch_separable.runtime.program import (
     Window,
 )
 from torch_separable.runtime.schedule import schedule
+from torch_separable.runtime.tune import known_tiles
 
 # What is packed for a call, kept as long as its weights live: by the second weight, then by everything else.
 _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -96,7 +97,7 @@ def separable_conv2d(
                 known.clear()  # of shapes and weights that were
             program = _program(x, weights, out, window, between, after, pointwise_first)
             kernels = chosen_set()
-            prepared = Prepared(schedule(program, kernels, threads), kernels, threads)
+            prepared = Prepared(schedule(program, kernels, threads, known_tiles(kernels, threads)), kernels, threads)
             known[key] = prepared, (first_weight, first_bias, second_bias)  # alive, so that their names stay theirs
         prepared = known[key][0]
     prepared.run_into(out, x)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_separable.hardware import cache_bytes
 from torch_separable.runtime.library import InstructionSet, measure
 
 _TURNS = 5
@@ -75,17 +75,3 @@ def _best(kernels: InstructionSet, threads: int, read: Tensor | None) -> float:
     while min(turn(rounds, 1)[0] for _ in range(3)) < _SECONDS:
         rounds *= 2
     return max(turn(rounds, threads)[1] for _ in range(_TURNS))
-
-
-def cache_bytes(level: int) -> int:
-    """Bytes of the processor's cache of a level, as the system says; else what is usual."""
-    usual = {2: 512 * 1024, 3: 16 * 2**20}[level]
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            kind, at = ((index / name).read_text().strip() for name in ("type", "level"))
-            size = (index / "size").read_text().strip()
-        except OSError:
-            continue
-        if at == str(level) and kind != "Instruction" and size[:-1].isdecimal() and size[-1] in "KM":
-            return int(size[:-1]) * (1024 if size[-1] == "K" else 2**20)
-    return usual

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from torch_separable.hardware import cache_bytes
 from torch_separable.runtime.library import Activate as NativeActivation
 from torch_separable.runtime.library import InstructionSet, Operation
 from torch_separable.runtime.pack import pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
@@ -75,8 +76,14 @@ class Schedule:
     weights: tuple[Tensor, ...]
 
 
-def schedule(program: Program, kernels: InstructionSet, threads: int) -> Schedule:
-    """Prepare ``program`` for ``threads`` threads."""
+# Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
+Tile = tuple[int, int]
+
+
+def schedule(
+    program: Program, kernels: InstructionSet, threads: int, tiles: Mapping[str, Tile] = MappingProxyType({})
+) -> Schedule:
+    """Prepare ``program`` for ``threads`` threads, with ``tiles`` by `shape_key` where they are known."""
     nodes = _unfused(program, threads)
     program = replace(program, nodes=nodes[0], shapes=nodes[1], blocks=nodes[2])
     lanes = kernels.lanes
@@ -88,7 +95,7 @@ def schedule(program: Program, kernels: InstructionSet, threads: int) -> Schedul
     if _only_gathered(program, program.input):
         strides[program.input] = program.shapes[program.input][1]
     offsets, size = _place(program, strides)
-    builder = _Builder(program, kernels, threads, offsets, strides)
+    builder = _Builder(program, kernels, threads, offsets, strides, tiles)
     return Schedule(program, builder.steps(), offsets, strides, size, tuple(builder.weights))
 
 
@@ -104,7 +111,7 @@ def _unfused(
     nodes: list[Node] = []
     for node in program.nodes:
         depthwise = node.depthwise if isinstance(node, Convolution) else None
-        if isinstance(node, Convolution) and depthwise and threads > 1 and _bytes(node.weight) > _level_two() // 2:
+        if isinstance(node, Convolution) and depthwise and threads > 1 and _bytes(node.weight) > cache_bytes(2) // 2:
             n, _, h, w = shapes[node.output]
             between = f"{node.output}.depthwise"
             multiplier, _, channels = depthwise.weight.shape
@@ -118,15 +125,6 @@ def _unfused(
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _level_two() -> int:
-    """Bytes of a core's second-level cache, or half a megabyte where the system does not say."""
-    try:
-        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    except (ValueError, OSError):
-        size = 0
-    return size if size > 0 else 512 * 1024
 
 
 def _only_gathered(program: Program, value: str) -> bool:
@@ -178,9 +176,10 @@ class _Builder:
         threads: int,
         offsets: dict[str, int],
         strides: dict[str, int],
+        tiles: Mapping[str, Tile],
     ) -> None:
         self.program, self.kernels, self.threads = program, kernels, threads
-        self.offsets, self.strides = offsets, strides
+        self.offsets, self.strides, self.tiles = offsets, strides, tiles
         self.weights: list[Tensor] = []
 
     def steps(self) -> tuple[Step, ...]:
@@ -279,10 +278,18 @@ class _Builder:
             matrix, bias = pad_blocks(matrix, blocks_out, lanes, 0), pad_blocks(bias, blocks_out, lanes, 0)
         operation.weights = self._keep(pack_matrix(matrix, self.kernels))
         operation.bias = self._keep(pack_bias(bias, self.kernels))
-        operation.tile_rows, operation.splits = self._tiles(operation)
+        operation.tile_rows, operation.splits = self._tile(operation)
         return operation
 
-    def _tiles(self, operation: Operation) -> tuple[int, int]:
+    def _tile(self, operation: Operation) -> Tile:
+        shape = shape_key(operation)
+        known = self.tiles.get(shape) if shape is not None else None
+        if known is None:
+            return self._tile_by_rule(operation)
+        panels = -(-operation.out_stride // self.kernels.panel)
+        return min(known[0], rows_of(operation)), min(known[1], panels)
+
+    def _tile_by_rule(self, operation: Operation) -> Tile:
         """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
 
         Small weights stay in L2 while tiles of L1's size pass by. Larger ones are streamed from L3 once for every tile,
@@ -291,15 +298,15 @@ class _Builder:
         """
         panels = -(-operation.out_stride // self.kernels.panel)
         weights = 4 * operation.depth * panels * self.kernels.panel
-        room = _TILE_BYTES if weights <= _level_two() // 2 else _level_two() // 2
+        room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
         direct = operation.patches == _DIRECT
         width = 1 if direct else operation.out_width
-        rows = operation.out_height * (operation.batch * operation.out_width if direct else 1)
+        rows = rows_of(operation)
         images = 1 if direct else operation.batch
         least = self.kernels.rows if direct else -(-self.kernels.rows // width)
         tile = max(room // (4 * operation.depth * width), least, 1)
         if self.threads > 1 and images * rows >= self.threads:
-            splits_pay = direct and weights > _level_two() // 2 and panels >= self.threads
+            splits_pay = direct and weights > cache_bytes(2) // 2 and panels >= self.threads
             if splits_pay:
                 return min(tile, rows), self.threads
             tiles = -(-rows // tile)
@@ -324,6 +331,26 @@ class _Builder:
             operation.filter_bias = self._keep(bias if node.summed else bias[block].contiguous())
             operations.append(operation)
         return operations
+
+
+def rows_of(operation: Operation) -> int:
+    """Rows that a convolution's tiles divide: of each image's output, or all pixels where the input is the matrix."""
+    direct = operation.patches == _DIRECT
+    return int(operation.out_height * (operation.batch * operation.out_width if direct else 1))
+
+
+def shape_key(operation: Operation) -> str | None:
+    """Say in words all that the time of a convolution depends on; ``None`` for other operations."""
+    if operation.kind != _CONVOLUTION:
+        return None
+    o = operation
+    kernel = f"{o.kernel_height}x{o.kernel_width}/{o.stride_height}x{o.stride_width}"
+    where = f"pad {o.pad_height}x{o.pad_width} dilation {o.dilation_height}x{o.dilation_width}"
+    act = f"activations {o.between.kind},{o.activation.kind}{'' if o.residual < 0 else ' + residual'}"
+    return (
+        f"{('pointwise', 'dense', 'separable')[o.patches]} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
+        f"{o.out_height}x{o.out_width}x{o.out_channels} {kernel} {where} multiplier {o.multiplier} {act}"
+    )
 
 
 def _native(activation: Activation) -> NativeActivation:

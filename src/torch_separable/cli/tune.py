@@ -1,0 +1,74 @@
+"""``separable tune``: tile sizes by measurement, kept for later calls of ``compile``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from torch_separable.cli.arguments import Json, Model, ModelArgs, keyword_arguments, print_json, whole_numbers
+from torch_separable.errors import SeparableValueError
+
+
+def tune(
+    model: Model,
+    size: Annotated[str, typer.Option("--input", help="Shape of one image, as 3,224,224.")],
+    model_arg: ModelArgs = None,
+    threads: Annotated[str | None, typer.Option(help="Numbers of threads, as 1,2; by default one and all.")] = None,
+    batch: Annotated[str, typer.Option(help="Images in a call, as 1,8.")] = "1",
+    json: Json = False,
+) -> None:
+    """Measure the tiles of a network's convolutions on this machine, and keep the fastest for **ts.compile**.
+
+    Shapes that were measured before are not measured again. Weights do not matter. The machine should be idle.
+
+    Example: **separable tune mobilenet_v1 --input 3,224,224 --batch 1,8**
+    """
+    import torch
+
+    from torch_separable.cli.networks import build_network
+    from torch_separable.runtime.engine import CompiledModel, Prepared
+    from torch_separable.runtime.library import chosen_set
+    from torch_separable.runtime.schedule import schedule
+    from torch_separable.runtime.tune import Tuned, cache_file
+    from torch_separable.runtime.tune import tune as measure_tiles
+    from torch_separable.timing import interleaved, rounds_within
+
+    shape = whole_numbers("--input", size)
+    if len(shape) != 3:
+        raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
+    counts = sorted({1, torch.get_num_threads()}) if threads is None else whole_numbers("--threads", threads)
+    network, kernels = build_network(model, keyword_arguments("--model-arg", model_arg)), chosen_set()
+    runs: list[dict[str, Any]] = []
+    for images in whole_numbers("--batch", batch):
+        x = torch.randn(images, *shape)
+        program = CompiledModel(network, kernels, 1).program(x)
+        for count in counts:
+            found: list[Tuned] = []
+            tiles = measure_tiles(program, kernels, count, found.append)
+            by_rule, tuned = (
+                Prepared(schedule(program, kernels, count, known), kernels, count) for known in ({}, tiles)
+            )
+            calls = {"rule": partial(by_rule.run, x), "tuned": partial(tuned.run, x)}
+            times = interleaved(calls, rounds=rounds_within(1, *calls.values(), fewest=5, most=200))
+            runs.append(
+                {"batch": images, "threads": count, "milliseconds": times, "found": [asdict(each) for each in found]}
+            )
+    if json:
+        print_json({"file": str(cache_file()), "runs": runs})
+        return
+    for run in runs:
+        changed = [each for each in run["found"] if each["rule"] != each["chosen"]]
+        times = run["milliseconds"]
+        print(
+            f"batch {run['batch']}, threads {run['threads']}: {times['rule']:.3g} ms by rule, {times['tuned']:.3g} ms "
+            f"tuned; {len(run['found'])} shapes measured, {len(changed)} changed"
+        )
+        for each in changed:
+            (before, after), (rule, chosen) = each["milliseconds"], (each["rule"], each["chosen"])
+            print(
+                f"  {each['shape']}: tile {rule[0]}/{rule[1]} → {chosen[0]}/{chosen[1]}, {before:.3f} → {after:.3f} ms"
+            )
+    print(f"kept in {cache_file()}")

@@ -1,0 +1,150 @@
+"""Tile sizes by measurement: what the tuner finds for a convolution's shape is kept in the user's cache directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+
+from torch_separable._version import __version__
+from torch_separable.files import write_json
+from torch_separable.hardware import cache_bytes, processor
+from torch_separable.runtime.library import InstructionSet, Operation, measure, run
+from torch_separable.runtime.program import Program
+from torch_separable.runtime.schedule import Tile, rows_of, schedule, shape_key
+
+_FILE = "tiles.json"
+_ROUNDS = 15
+_WORTH = 0.98  # what is not faster by two hundredths is not told from noise, and the rule's tile stays
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured for one shape of convolution.
+
+    Attributes:
+        shape: of the convolution, in words.
+        rule: tile by rule: rows of a tile, and parts that its channels are shared out in.
+        chosen: the fastest tile.
+        milliseconds: by the rule's tile and the chosen one, medians.
+    """
+
+    shape: str
+    rule: Tile
+    chosen: Tile
+    milliseconds: tuple[float, float]
+
+
+def cache_file() -> Path:
+    """Where tiles are kept: in ``TORCH_SEPARABLE_CACHE``, or the user's cache directory."""
+    folder = os.environ.get("TORCH_SEPARABLE_CACHE")
+    return (Path(folder) if folder else user_cache_path("torch-separable")) / _FILE
+
+
+def known_tiles(kernels: InstructionSet, threads: int) -> dict[str, Tile]:
+    """Return the tiles that were found on this machine, by shape, with these instructions and threads.
+
+    A file that is damaged is named in a warning and counts as empty.
+    """
+    return _read(cache_file()).get(_machine(kernels, threads), {})
+
+
+def tune(
+    program: Program, kernels: InstructionSet, threads: int, note: Callable[[Tuned], None] = lambda _: None
+) -> dict[str, Tile]:
+    """Measure every convolution of a program whose shape is not yet known, and keep what is found.
+
+    Args:
+        program: fused.
+        kernels: of which instruction set.
+        threads: that share the work.
+        note: is called with each finding.
+
+    Returns:
+        All known tiles by shape.
+    """
+    known = known_tiles(kernels, threads)
+    found = {tuned.shape: tuned for tuned in _measured(program, kernels, threads, known, note)}
+    if found:
+        path, machine = cache_file(), _machine(kernels, threads)
+        everything = _read(path)  # anew: another process may have written meanwhile
+        known = {**everything.get(machine, {}), **{shape: tuned.chosen for shape, tuned in found.items()}}
+        write_json(path, {"version": 1, "tiles": {**everything, machine: known}})
+    return known
+
+
+def _measured(
+    program: Program, kernels: InstructionSet, threads: int, known: Mapping[str, Tile], note: Callable[[Tuned], None]
+) -> list[Tuned]:
+    plan = schedule(program, kernels, threads)
+    memory = torch.zeros(plan.size)
+    others = torch.zeros(threads * 2 * cache_bytes(2) // 4)  # what else a network reads between two of its layers
+    found: dict[str, Tuned] = {}
+    for step in plan.steps:
+        for operation in step.operations:
+            shape = shape_key(operation)
+            if shape is None or shape in known or shape in found:
+                continue
+            rule = operation.tile_rows, operation.splits
+            times: dict[Tile, list[float]] = {tile: [] for tile in candidates(operation, kernels, threads)}
+            for _ in range(_ROUNDS):
+                for tile, spent in times.items():
+                    single = (Operation * 1)(operation)
+                    single[0].tile_rows, single[0].splits = tile
+                    measure(kernels, 1, threads, others)
+                    start = time.perf_counter()
+                    run(kernels, single, memory, 0, threads)
+                    spent.append(1e3 * (time.perf_counter() - start))
+            medians = {tile: statistics.median(spent) for tile, spent in times.items()}
+            best = min(medians, key=medians.__getitem__)
+            chosen = best if medians[best] < _WORTH * medians[rule] else rule
+            found[shape] = Tuned(shape, rule, chosen, (medians[rule], medians[chosen]))
+            note(found[shape])
+    return list(found.values())
+
+
+def candidates(operation: Operation, kernels: InstructionSet, threads: int) -> list[Tile]:
+    """Return the tiles that are worth a try, the rule's first: fewer and more rows, and channels shared out or not."""
+    rule, rows = (int(operation.tile_rows), int(operation.splits)), rows_of(operation)
+    panels = -(-operation.out_stride // kernels.panel)
+    heights = {max(1, min(rows, int(rule[0] * factor))) for factor in (0.25, 0.5, 0.75, 1, 1.5, 2, 4)}
+    heights |= {-(-rows // (threads * parts)) for parts in (1, 2, 4)}  # tiles of equal size for every thread
+    parts = {1, rule[1]} | ({threads} if panels >= threads else set())
+    tiles = [(height, part) for height in sorted(heights) for part in sorted(parts)]
+    return [rule, *(tile for tile in tiles if tile != rule)]
+
+
+def _machine(kernels: InstructionSet, threads: int) -> str:
+    return f"{processor()}, {kernels.name}, threads {threads}, torch-separable {__version__}"
+
+
+def _read(path: Path) -> dict[str, dict[str, Tile]]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        return _ignored(path, str(error))
+    tiles = document.get("tiles") if isinstance(document, dict) and document.get("version") == 1 else None
+    if not isinstance(tiles, dict) or not all(isinstance(shapes, dict) for shapes in tiles.values()):
+        return _ignored(path, "it holds no tiles of version 1")
+    read: dict[str, dict[str, Tile]] = {}
+    for machine, shapes in tiles.items():
+        for shape, tile in shapes.items():
+            if not isinstance(tile, list) or len(tile) != 2 or not all(type(n) is int and n > 0 for n in tile):
+                return _ignored(path, f"the tile {tile!r:.40} of {shape:.60} is not two whole numbers above 0")
+            read.setdefault(machine, {})[shape] = tile[0], tile[1]
+    return read
+
+
+def _ignored(path: Path, reason: str) -> dict[str, dict[str, Tile]]:
+    warnings.warn(f"{path} is damaged ({reason}) and is ignored: tuning writes it anew", stacklevel=4)
+    return {}
