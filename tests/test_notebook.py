@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torch_separable as ts
+from torch_separable.bench import Benchmark, Case, Timing
 from torch_separable.convert import LayerPlan
 from torch_separable.export import Exported
 from torch_separable.notebook import table
@@ -46,7 +47,27 @@ def conversion() -> ts.Conversion:
 
 
 EXPORTED = Exported(Path("<b>.onnx"), "onnx", 1_234, (3, 8, 8), None, 18, {"Conv": 4}, 2, True, 3.0, {"ONNX": 1e-6})
+BENCHMARK = Benchmark(
+    ATTACK,
+    (3, 8, 8),
+    1_000_000,
+    10,
+    (
+        Case(
+            threads=2,
+            batch=1,
+            macs=1_000_000,
+            timings=(
+                Timing("eager", "float32", 2.0, (1.9, 2.2), 30, 0.0),
+                Timing("separable", "float32", 0.5, (0.4, 0.6), 30, 2e-7),
+            ),
+            peak=None,
+        ),
+    ),
+    (f"{ATTACK} takes no part.",),
+)
 RESULTS: dict[str, Shown] = {
+    "benchmark": BENCHMARK,
     "verification": Verification(2.5e-7, 0.99),
     "evaluation": Evaluation(1_946, 2_000, 0.0912),
     "exported": EXPORTED,
@@ -93,7 +114,7 @@ def test_a_plan_shows_all_that_is_known_of_each_layer(conversion: ts.Conversion)
 
 def test_names_from_a_network_or_a_file_stay_text(conversion: ts.Conversion) -> None:
     plan = ts.Plan("svd", (LayerPlan(ATTACK, (8, 4, 3, 3), None, reason=ATTACK, dense=f"{ATTACK}\x1b[31m"),))
-    for result in (conversion, conversion.plan, plan, EXPORTED):
+    for result in (conversion, conversion.plan, plan, EXPORTED, BENCHMARK):
         html = result._repr_html_()
         assert not re.search(r"<(?!/?(?:table|thead|tbody|tr|th|td|p)\b)", html)
         assert "\x1b" not in html
@@ -108,6 +129,19 @@ def test_an_evaluation_and_an_export_show_their_numbers() -> None:
         ["size", "1,234 bytes"],
     ]
     assert rows(EXPORTED)[-1] == ["ONNX", "differs by 1.0e-06 at most, of outputs up to 3.0 (2 images)"]
+
+
+def test_a_benchmark_shows_each_engine_the_fastest_first_and_what_it_amounts_to() -> None:
+    head, *timings = rows(BENCHMARK)
+    assert [dict(zip(head, row, strict=True))["ms"] for row in timings] == ["0.5", "2"]
+    assert [dict(zip(head, row, strict=True))["we are"] for row in timings] == ["", "4.00x"]
+    said = ["".join(sentence.itertext()) for sentence in parsed(BENCHMARK._repr_html_()).iter("p")]
+    assert said == [
+        f"{ATTACK}, 3x8x8, 1,000,000 MACs; medians of 10 rounds in turn",
+        "2 threads, batch 1",
+        f"float32: 4.00x the speed of the fastest peer, {BENCHMARK.cases[0].timings[0].title}.",
+        f"{ATTACK} takes no part.",
+    ]
 
 
 @pytest.mark.skipif(not ts.runtime.available(), reason="this installation has no kernel library")

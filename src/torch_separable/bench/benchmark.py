@@ -157,6 +157,11 @@ class Benchmark:
 
         return benchmark_table(self)
 
+    def _repr_html_(self) -> str:
+        from torch_separable.bench.render import benchmark_html
+
+        return benchmark_html(self)
+
 
 def benchmark(
     model: nn.Module,

@@ -1,26 +1,28 @@
-"""A benchmark as a table for the terminal."""
+"""A benchmark as tables: for the terminal, and for notebooks."""
 
 from __future__ import annotations
 
 import io
+from html import escape
 from typing import get_args
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from torch_separable import notebook
 from torch_separable.bench.benchmark import Benchmark, Case
 from torch_separable.bench.engines import Precision
 
 _WIDTH = 80
+_HEADS = ("engine", "ms", "middle half", "we are", "GFLOP/s", "of peak", "error")
 
 
 def benchmark_table(done: Benchmark) -> str:
     """Return every case as a table of its engines, the fastest first, and what it amounts to in a sentence."""
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
-    shape = "x".join(map(str, done.input_shape))
-    console.print(f"{done.network}, {shape}, {done.macs:,} MACs; medians of {done.rounds} rounds in turn")
+    console.print(_title(done))
     for case in done.cases:
         console.print(_case_table(case))
         for sentence in _sentences(done, case):
@@ -31,30 +33,56 @@ def benchmark_table(done: Benchmark) -> str:
     return text if done.dense is None else f"{text}\n\n{benchmark_table(done.dense)}"
 
 
+def benchmark_html(done: Benchmark) -> str:
+    """Return the same tables and sentences for notebooks; names are escaped."""
+    parts = [f"<p>{escape(_title(done))}</p>"]
+    for case in done.cases:
+        parts.append(f"<p>{_case_title(case)}</p>")
+        parts.append(notebook.table(_HEADS, _rows(case), right=[False, *[True] * (len(_HEADS) - 1)]))
+        parts += [f"<p>{escape(sentence)}</p>" for sentence in _sentences(done, case)]
+    parts += [f"<p>{escape(problem)}</p>" for problem in done.problems]
+    return "".join(parts) + ("" if done.dense is None else benchmark_html(done.dense))
+
+
+def _title(done: Benchmark) -> str:
+    shape = "x".join(map(str, done.input_shape))
+    return f"{done.network}, {shape}, {done.macs:,} MACs; medians of {done.rounds} rounds in turn"
+
+
+def _case_title(case: Case) -> str:
+    return f"{case.threads} thread{'' if case.threads == 1 else 's'}, batch {case.batch}"
+
+
 def _case_table(case: Case) -> Table:
-    many = "" if case.threads == 1 else "s"
     table = Table(
-        box=box.SIMPLE_HEAD, title=f"\n{case.threads} thread{many}, batch {case.batch}", title_justify="left",
-        pad_edge=False, collapse_padding=True,
-    )  # fmt: skip
-    table.add_column("engine", no_wrap=True)
-    for head in ("ms", "middle half", "we are", "GFLOP/s", "of peak", "error"):
-        table.add_column(head, justify="right", no_wrap=True)
+        box=box.SIMPLE_HEAD, title=f"\n{_case_title(case)}", title_justify="left", pad_edge=False, collapse_padding=True
+    )
+    for head in _HEADS:
+        table.add_column(head, justify="left" if head == "engine" else "right", no_wrap=True)
+    for row in _rows(case):
+        table.add_row(*row)
+    return table
+
+
+def _rows(case: Case) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     for timing in sorted(case.timings, key=lambda t: t.milliseconds):
         ours = case.ours(timing.precision)
         gflops = case.gflops(timing)
         share = "" if case.peak is None or timing.precision != "float32" else f"{100 * gflops / case.peak.gflops:.0f} %"
         low, high = timing.quartiles
-        table.add_row(
-            timing.title,
-            f"{timing.milliseconds:.3g}",
-            f"{low:.3g}–{high:.3g}",
-            "" if ours is None or timing.is_ours else f"{timing.milliseconds / ours.milliseconds:.2f}x",
-            f"{gflops:.0f}" if gflops >= 10 else f"{gflops:.2g}",
-            share,
-            f"{timing.error:.0e}",
+        rows.append(
+            (
+                timing.title,
+                f"{timing.milliseconds:.3g}",
+                f"{low:.3g}–{high:.3g}",
+                "" if ours is None or timing.is_ours else f"{timing.milliseconds / ours.milliseconds:.2f}x",
+                f"{gflops:.0f}" if gflops >= 10 else f"{gflops:.2g}",
+                share,
+                f"{timing.error:.0e}",
+            )
         )
-    return table
+    return rows
 
 
 def _sentences(done: Benchmark, case: Case) -> list[str]:
