@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # Tests run in one process a core: set JOBS for another number.
 JOBS ?= auto
 
-.PHONY: help demo test wheel-test lint bench docs clean
+.PHONY: help demo test wheel-test lint sanitize bench docs clean
 
 help:
 	@echo "make demo   train, convert, recover and measure on handwritten digits; ends with a table and a page"
 	@echo "make test   run all tests"
 	@echo "make wheel-test   install the built wheel into an empty environment, and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
+	@echo "make sanitize  run the kernels' tests under the address and undefined-behaviour sanitizers"
 	@echo "make bench  print the README's figures anew; needs the CIFAR-10 checkpoints (hours)"
 	@echo "make docs   draw the figures of docs/ anew, run its code and notebook, build site/index.html"
 	@echo "make clean  remove .venv, caches, runs/ and site/"
@@ -40,6 +41,16 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The sanitizers' libraries must be there before Python is; what Python itself never frees is no leak of ours.
+SANITIZED := build/sanitize
+sanitize: $(VENV)/.installed-test
+	cmake -S native -B $(SANITIZED) -DTS_SANITIZE=ON >/dev/null
+	cmake --build $(SANITIZED) --parallel
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(SANITIZED)/libtorch_separable.so \
+		$(BIN)/python -m pytest tests/runtime/test_kernels.py tests/runtime/test_sanitizers.py
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/conversion.py
