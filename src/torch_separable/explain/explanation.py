@@ -97,7 +97,7 @@ class Explanation:
         }
 
     def to_json(self) -> str:
-        """:meth:`to_dict` as indented JSON."""
+        """`to_dict` as indented JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def svg(self) -> str:
@@ -128,7 +128,7 @@ def explain(
 
     Args:
         layer: a ``torch.nn`` convolution (also transposed), a depthwise separable one with children ``conv_dw`` and
-            ``conv_pw`` (or ``depth_conv`` and ``point_conv``), or a :class:`~torch_separable.cost.formulas.ConvSpec`.
+            ``conv_pw`` (or ``depth_conv`` and ``point_conv``), or a `ConvSpec` of `torch_separable.cost`.
         input_size: spatial size (H, W) of the input, or (C, H, W); no batch dimension.
         **arguments: instead of a layer, the arguments of ``torch.nn.Conv2d`` by name, and further ``transposed`` and
             ``output_padding``, and ``order`` ("depthwise_first" or "pointwise_first") with ``depth_multiplier`` for a
