@@ -4,9 +4,9 @@
     python benchmarks/hardening.py convert --moments 5
 
 Each of ``convert``, ``recover`` and ``export`` runs once undisturbed, and then again and again until SIGKILL at a
-moment drawn uniformly over what the first run took after its imports. After every kill, what the folder holds is read as
-a user would; then the same command is run to its end, and must leave what the undisturbed run left: the same weights to
-the bit, and nothing half written. A failure is printed with its moment, and the exit code is 1.
+moment drawn uniformly over what the first run took after its imports. After every kill, what the folder holds is read
+as a user would; then the same command is run to its end, and must leave what the undisturbed run left: the same weights
+to the bit, and nothing half written. A failure is printed with its moment, and the exit code is 1.
 """
 
 from __future__ import annotations

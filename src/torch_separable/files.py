@@ -163,6 +163,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise SeparableError(f"{path} holds no weights: expected tensors by name, as `model.state_dict()` gives them")
     tensors = {str(name): tensor for name, tensor in state.items()}
+    special = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
+    if special:
+        raise SeparableError(
+            f"{path} holds tensors that are sparse, quantised, nested or without values ({_some(special)}): save them "
+            "as plain ones, by `tensor.to_dense()` or `tensor.dequantize()`"
+        )
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -259,7 +265,11 @@ def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path,
             f"{where} are not the weights of this network ({type(model).__name__}): {', '.join(complaints)}. "
             "Check the model function and its arguments"
         )
-    broken = [name for name, tensor in given.items() if not _finite(tensor)]
+    types = {name: given[name].dtype if keep_types else tensor.dtype for name, tensor in expected.items()}
+    complex_ones = [name for name, tensor in expected.items() if given[name].is_complex() and not tensor.is_complex()]
+    if complex_ones:
+        raise SeparableError(f"{where} holds complex weights ({_some(complex_ones)}), and the network has real ones")
+    broken = [name for name, dtype in types.items() if not _finite(given[name].to(dtype))]
     if broken:
         raise SeparableError(
             f"{where} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
@@ -269,6 +279,10 @@ def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path,
             if tensor.is_floating_point() and given[name].is_floating_point():
                 tensor.data = tensor.data.to(given[name].dtype)
     model.load_state_dict(given)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_nested)
 
 
 def _finite(tensor: Tensor) -> bool:

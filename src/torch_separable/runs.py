@@ -109,7 +109,7 @@ def write_run(
         write_json(aside[RESULTS], dict(results))
         if CARD in aside:
             size = aside[WEIGHTS].stat().st_size
-            write_text(aside[CARD], model_card(plan, network, results, size, machine(), command))
+            write_text(aside[CARD], _card(plan, network, results, size, command))
         for path in aside.values():
             flush(path)
         (folder / WEIGHTS).unlink(missing_ok=True)
@@ -120,6 +120,13 @@ def write_results(folder: Path, results: Mapping[str, Any], settings: Mapping[st
     config = {"version": SCHEMA, "settings": dict(settings), "command": command_line(), "machine": machine()}
     write_json(folder / CONFIG, config)
     write_json(folder / RESULTS, dict(results))
+
+
+def _card(plan: Plan, network: Network, results: Mapping[str, Any], size: int, command: str | None) -> str:
+    try:
+        return model_card(plan, network, results, size, machine(), command)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise SeparableError(f"the results do not fit the model card: {error}. Give figures as numbers") from error
 
 
 def _card_is_ours(path: Path) -> bool:

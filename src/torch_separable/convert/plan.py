@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -60,7 +60,7 @@ class LayerPlan:
             raise SeparableError(
                 f"{where} has rank={self.rank!r} with order={self.order!r}: expected 1 or more, or 0 for a kept layer"
             )
-        if type(self.error) not in (int, float) or not -math.inf < self.error < math.inf:
+        if type(self.error) not in (int, float) or not abs(self.error) <= sys.float_info.max:
             raise SeparableError(f"{where} has error={self.error!r}: expected a number")
         for name in ("reason", "dense"):
             if not isinstance(getattr(self, name), str):
@@ -190,7 +190,7 @@ def _check_version(version: object) -> None:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(type(n) is int and n >= 0 for n in value)
+    return isinstance(value, list | tuple) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 def _check_names(kind: type, document: dict[str, Any], where: str, required: set[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch_separable.errors import SeparableError
 from torch_separable.files import write_text
 
 
@@ -17,11 +18,25 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; what a kill left of a last one is passed over."""
+    """All whole lines; what a kill left of a last one is passed over.
+
+    Raises:
+        SeparableError: another line is not of a log.
+    """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    records = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            known = isinstance(record, dict) and isinstance(record["kind"], str) and type(record["step"]) is int
+        except (ValueError, KeyError, RecursionError):
+            known = False
+        if not known:
+            raise SeparableError(f"line {number} of {path} is damaged: remove the line, or begin in another folder")
+        records.append(record)
+    return records
 
 
 def keep_records(path: Path, last_step: int) -> None:

@@ -92,7 +92,9 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
                 "(images of one size, labels as integers, classes as strings)"
             ) from error
         raise SeparableError(f"{path} holds an array that NumPy cannot read: {error}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError as error:
+        raise SeparableError(f"{path} says that it holds more than this machine's memory: {error}") from error
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise SeparableError(f"{path} is not a whole .npz archive: {error}") from error
 
 
@@ -235,7 +237,7 @@ def _decode(
                     if picture.mode.startswith(("I", "F")):
                         raise ValueError(f"its pixels are {picture.mode}, more than 8 bits")
                     plain = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
-            except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+            except Exception as error:  # whatever a decoder stumbles over: OSError, NotImplementedError, ...
                 if not skip_broken:
                     raise SeparableError(
                         f"{name} in {place} cannot be decoded: {error}; repair or remove it, or load with broken='skip'"
