@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -82,6 +83,8 @@ LIMITS = {
         "ATEN_CPU_CAPABILITY": "avx2",
     }
 }
+
+HEADS = ("batch", "threads", "precision", "ours, ms", "peer, ms", "fastest peer", "ratio", "goal", "promise")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -155,39 +158,39 @@ def show(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     if as_json:
         print(json.dumps(results, indent=2))
         return
-    table = Table(
-        "network", "precision", "batch", "threads", "ours, ms", "fastest peer, ms", "ratio", "goal", "promise"
-    )
+    console = Console()
     for key, entry in results.items():
+        table = Table(*HEADS, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table.title, table.title_justify = f"{key} ({entry['machine']['processor']})", "left"
         most = max(case["threads"] for case in entry["cases"])
         for case in entry["cases"]:
             for precision in ("float32", "bfloat16"):
                 if any(timing["precision"] == precision for timing in case["timings"]):
                     table.add_row(*_row(key, entry, case, precision, most))
-    Console().print(table)
+        console.print(table)
+    console.print(f"The promise is to be kept by {PROMISE_GOAL:g}: (dense ms ÷ ours) ÷ (dense MACs ÷ MACs).")
 
 
 def _row(key: str, entry: dict[str, Any], case: dict[str, Any], precision: str, most: int) -> Sequence[str]:
     times = sorted((t for t in case["timings"] if t["precision"] == precision), key=lambda t: t["milliseconds"])
     ours = next((t for t in times if t["engine"].startswith(OURS)), None)
     peer = next((t for t in times if not t["engine"].startswith(OURS)), None)
-    ratio = case["ratio"][precision]
-    threads = case["threads"]
-    goals = [
+    ratio, threads = case["ratio"][precision], case["threads"]
+    goals = (
         GOALS.get((entry["network"], precision, case["batch"], n)) for n in (threads, 0 if threads == most else -1)
-    ]
+    )
     goal = AVX2_GOAL if "avx2" in key else next((goal for goal in goals if goal is not None), None)
     promise = case["promise_kept"] if precision == "float32" else None
     return (
-        key,
-        precision,
         str(case["batch"]),
         str(threads),
+        precision,
         "–" if ours is None else f"{ours['milliseconds']:.3g}",
-        "–" if peer is None else f"{peer['title']} {peer['milliseconds']:.3g}",
+        "–" if peer is None else f"{peer['milliseconds']:.3g}",
+        "" if peer is None else peer["title"],
         "–" if ratio is None else f"{ratio:.2f}",
         "" if goal is None else f"{goal:g}",
-        "" if promise is None else f"{promise:.2f} (goal {PROMISE_GOAL:g})",
+        "" if promise is None else f"{promise:.2f}",
     )
 
 

@@ -57,6 +57,9 @@ static void pool_row(const ts_operation& op, float* workspace, int64_t task) {
       }
       store(to + c, activate(Max ? result : result * share, op.activation));
     }
+    // The maximum of padding alone (dilated windows reach over small images) is -infinity, which readers of whole
+    // vectors may not meet where there is no channel: times their zero weights it is not zero.
+    if (Max && seen == 0) std::fill(to + op.out_channels, to + op.out_stride, 0.0f);
   }
 }
 
