@@ -12,9 +12,18 @@ from torch_separable.files import write_text
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+    """Add one line.
+
+    Raises:
+        SeparableError: it cannot be written, as on a full disk.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+    except OSError as error:
+        raise SeparableError(
+            f"cannot write {path}: {error.strerror or error}; the last checkpoint is whole. Free space, and run again"
+        ) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
