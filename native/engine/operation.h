@@ -61,6 +61,7 @@ struct ts_operation {
   int64_t multiplier;         // depthwise kernels for each channel; in TS_DEPTHWISE, filtered channels that are summed
   int64_t depth;              // rows of the packed weights, K
   int64_t tile_rows;          // output rows (pixels, where the input is the matrix) that one task computes
+  int64_t out_vectors;        // of output channels that a convolution computes: all of a pixel's, or a group's
   int64_t splits;             // parts that the output channels of a tile are computed in, each a task of its own
   const float* weights;       // [panel][K][lanes * vectors of a panel]
   const float* bias;          // padded to whole panels

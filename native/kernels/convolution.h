@@ -61,7 +61,7 @@ static int64_t convolution_tasks(const ts_operation& op) {
 }
 
 static void convolve(const ts_operation& op, float* workspace, int64_t task) {
-  const int64_t panels = (op.out_stride + kPanel - 1) / kPanel;
+  const int64_t panels = (op.out_vectors + kVectors - 1) / kVectors;
   const int64_t split = task % op.splits;
   const int64_t first = panels * split / op.splits, last = panels * (split + 1) / op.splits;
   const int64_t tile = task / op.splits;

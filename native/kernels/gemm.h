@@ -62,7 +62,7 @@ static MicroKernel kernel_for(int rows, int vectors) {
 static void multiply_tile(const ts_operation& op, const float* A, int64_t a_stride, int64_t pixels, float* out,
                           const float* residual, int64_t first, int64_t last) {
   const ts_act clamp = clamp_of(op.activation);
-  const int64_t vectors = op.out_stride / kLanes;
+  const int64_t vectors = op.out_vectors;
   // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
   const int64_t blocks = (pixels + kRows - 1) / kRows;
   for (int64_t panel = first; panel < last; panel++) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -13,7 +13,7 @@ from rich.table import Table
 from torch_separable import notebook
 from torch_separable.runtime.library import Operation
 from torch_separable.runtime.peak import Peak
-from torch_separable.runtime.program import Node, TorchCall
+from torch_separable.runtime.program import Convolution, Node, TorchCall
 
 _KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy".split()
 _CONVOLUTIONS = ("pointwise", "dense", "separable")
@@ -154,10 +154,12 @@ def kind_of(node: Node, operation: Operation | None) -> str:
     return _KINDS[int(operation.kind)]
 
 
-def flops_of(operation: Operation | None) -> int:
+def flops_of(operation: Operation | None, node: Node) -> int:
     """Count an operation's floating-point operations, two for each multiply-add of a convolution."""
     if operation is None or operation.kind not in (1, 2):
         return 0
+    if isinstance(node, Convolution) and node.groups > 1:  # the zeros between groups that run together do not count
+        return flops_of(operation, replace(node, groups=1)) * node.weight.shape[1] // int(operation.in_channels)
     pixels = operation.batch * operation.out_height * operation.out_width
     taps = operation.kernel_height * operation.kernel_width * operation.multiplier
     if operation.kind == _KINDS.index("depthwise"):

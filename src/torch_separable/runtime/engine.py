@@ -272,7 +272,7 @@ class Prepared:
                         node = step.nodes[place]
                         layer = self.plan.program.layers.get(node.name, "")
                         kind = kind_of(node, operation)
-                        costs.append((node.name, layer, kind, flops_of(operation), bytes_of(operation)))
+                        costs.append((node.name, layer, kind, flops_of(operation, node), bytes_of(operation)))
                     else:
                         times.setdefault(at, []).append(elapsed)
                     at += 1

@@ -170,6 +170,8 @@ def _merge_separable(program: Program, first: Node, second: Node) -> Node | None
         return None
     if first.summed or first.residual is not None or second.depthwise is not None or not second.window.is_pointwise:
         return None
+    if second.groups > 1:
+        return None
     if second.weight.shape[1] != first.depthwise.weight.shape[0] * first.depthwise.weight.shape[2]:
         return None
     return replace(second, input=first.input, depthwise=first.depthwise)

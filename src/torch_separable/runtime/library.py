@@ -30,7 +30,7 @@ class Activate(ctypes.Structure):
 _SIZES = (
     "input output residual batch in_height in_width in_channels in_stride out_height out_width out_channels out_stride "
     "residual_stride kernel_height kernel_width stride_height stride_width pad_height pad_width dilation_height "
-    "dilation_width multiplier depth tile_rows splits"
+    "dilation_width multiplier depth tile_rows out_vectors splits"
 ).split()
 
 

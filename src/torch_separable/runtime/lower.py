@@ -271,10 +271,8 @@ def _convolution(lowering: _Lowering, node: fx.Node) -> None:
         weight = blocked(blocked(weight, blocks_out, 0), blocks_in, 1)
         bias = blocked(bias, blocks_out, 0)
         lowering.nodes.append(Convolution(node.name, source, node.name, weight, bias, window))
-    elif groups == inputs:
-        multiplier = outputs // inputs
-        if multiplier != blocks_out:
-            raise Unsupported(f"depth multiplier {multiplier} with no pointwise convolution right after it")
+    elif groups == inputs and outputs // inputs == blocks_out:
+        multiplier = blocks_out
         filters = weight.flatten(1).view(inputs, multiplier, -1).permute(1, 2, 0)
         depthwise = Depthwise(filters, bias.view(inputs, multiplier).T, window)
         lowering.nodes.append(Filtering(node.name, source, node.name, depthwise))
@@ -282,8 +280,10 @@ def _convolution(lowering: _Lowering, node: fx.Node) -> None:
         filters = weight.flatten(2).permute(1, 2, 0)
         depthwise = Depthwise(filters, bias[None], window)
         lowering.nodes.append(Filtering(node.name, source, node.name, depthwise, summed=True))
+    elif blocks_in == blocks_out == 1:
+        lowering.nodes.append(Convolution(node.name, source, node.name, weight, bias, window, groups=groups))
     else:
-        raise Unsupported(f"a grouped convolution ({groups} groups)")
+        raise Unsupported(f"a grouped convolution ({groups} groups) within a separable one")
 
 
 def _batch_norm(lowering: _Lowering, node: fx.Node) -> None:

@@ -97,6 +97,7 @@ class Convolution:
         bias: (M,).
         window: of the dense kernel; with ``depthwise`` that of one pixel.
         residual: value that is added before the activation.
+        groups: of channels that do not see each other; then the weight is (M, C/groups, ...).
     """
 
     name: str
@@ -108,6 +109,7 @@ class Convolution:
     activation: Activation = IDENTITY
     residual: str | None = None
     depthwise: Depthwise | None = None
+    groups: int = 1
 
 
 @dataclass(frozen=True)

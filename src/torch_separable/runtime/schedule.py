@@ -227,6 +227,8 @@ class _Builder:
 
     def _operations(self, node: Native) -> list[Operation]:
         match node:
+            case Convolution() if node.groups > 1:
+                return self._grouped(node)
             case Convolution():
                 return [self._convolution(node)]
             case Filtering():
@@ -276,6 +278,9 @@ class _Builder:
         bias = node.bias
         if blocks_out > 1:
             matrix, bias = pad_blocks(matrix, blocks_out, lanes, 0), pad_blocks(bias, blocks_out, lanes, 0)
+        if depthwise is None:  # of a group, where there are several
+            operation.in_channels, operation.out_channels = node.weight.shape[1], node.weight.shape[0]
+        operation.out_vectors = -(-matrix.shape[0] // lanes)
         operation.weights = self._keep(pack_matrix(matrix, self.kernels))
         operation.bias = self._keep(pack_bias(bias, self.kernels))
         operation.tile_rows, operation.splits = self._tile(operation)
@@ -286,7 +291,7 @@ class _Builder:
         known = self.tiles.get(shape) if shape is not None else None
         if known is None:
             return self._tile_by_rule(operation)
-        panels = -(-operation.out_stride // self.kernels.panel)
+        panels = -(-operation.out_vectors // (self.kernels.panel // self.kernels.lanes))
         return min(known[0], rows_of(operation)), min(known[1], panels)
 
     def _tile_by_rule(self, operation: Operation) -> Tile:
@@ -296,7 +301,7 @@ class _Builder:
         so tiles are as large as L2 allows. With several threads there is at least a tile for each, or else the channels
         of a tile are shared out.
         """
-        panels = -(-operation.out_stride // self.kernels.panel)
+        panels = -(-operation.out_vectors // (self.kernels.panel // self.kernels.lanes))
         weights = 4 * operation.depth * panels * self.kernels.panel
         room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
         direct = operation.patches == _DIRECT
@@ -316,6 +321,31 @@ class _Builder:
         elif self.threads > 1 and panels >= self.threads:
             return min(tile, rows), self.threads
         return min(tile, rows), 1
+
+    def _grouped(self, node: Convolution) -> list[Operation]:
+        """A convolution for each group, or for as many neighbouring ones together as fill whole vectors of outputs.
+
+        Those are a dense convolution whose weights are zero between the groups, which costs no more than the lanes of
+        their vectors that would otherwise compute nothing.
+        """
+        outputs, channels = node.weight.shape[0] // node.groups, node.weight.shape[1]
+        together = next(
+            n for n in range(1, node.groups + 1)
+            if node.groups % n == 0 and (n * outputs % self.kernels.lanes == 0 or n == node.groups)
+        )  # fmt: skip
+        operations = []
+        for first in range(0, node.groups, together):
+            weight = node.weight.new_zeros(together * outputs, together * channels, *node.weight.shape[2:])
+            for n in range(together):
+                rows = slice((first + n) * outputs, (first + n + 1) * outputs)
+                weight[n * outputs : (n + 1) * outputs, n * channels : (n + 1) * channels] = node.weight[rows]
+            bias = node.bias[first * outputs : (first + together) * outputs]
+            operation = self._convolution(replace(node, weight=weight, bias=bias, groups=1))
+            operation.input += first * channels
+            operation.output += first * outputs
+            operation.residual += first * outputs if operation.residual >= 0 else 0
+            operations.append(operation)
+        return operations
 
     def _filtering(self, node: Filtering) -> list[Operation]:
         lanes, depthwise = self.kernels.lanes, node.depthwise

@@ -114,7 +114,7 @@ def _measured(
 def candidates(operation: Operation, kernels: InstructionSet, threads: int) -> list[Tile]:
     """Return the tiles that are worth a try, the rule's first: fewer and more rows, and channels shared out or not."""
     rule, rows = (int(operation.tile_rows), int(operation.splits)), rows_of(operation)
-    panels = -(-operation.out_stride // kernels.panel)
+    panels = -(-operation.out_vectors * kernels.lanes // kernels.panel)
     heights = {max(1, min(rows, int(rule[0] * factor))) for factor in (0.25, 0.5, 0.75, 1, 1.5, 2, 4)}
     heights |= {-(-rows // (threads * parts)) for parts in (1, 2, 4)}  # tiles of equal size for every thread
     parts = {1, rule[1]} | ({threads} if panels >= threads else set())
