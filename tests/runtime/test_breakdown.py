@@ -27,6 +27,9 @@ def breakdown() -> Breakdown:
 def test_rates_are_operations_over_time_and_bytes(breakdown: Breakdown) -> None:
     node = breakdown.nodes[1]
     assert (node.gflops, node.intensity, breakdown.share_of_peak(node)) == pytest.approx((5.0, 20.0, 0.5))
+    assert breakdown.share_of_roof(node) == pytest.approx(0.5)
+    scarce = NodeTime("fc", "", "pointwise", 0.4, 400_000, 400_000)  # 1 GFLOP/s of the 5 that 5 GB/s allow
+    assert breakdown.share_of_roof(scarce) == pytest.approx(0.2)
     assert breakdown.gflops == pytest.approx(2.5)  # two millions in 0.8 ms
     assert breakdown.nodes[2].intensity == 0.0
 

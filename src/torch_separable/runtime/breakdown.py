@@ -18,7 +18,7 @@ from torch_separable.runtime.program import Convolution, Node, TorchCall
 _KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy".split()
 _CONVOLUTIONS = ("pointwise", "dense", "separable")
 _WIDTH = 80
-_HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak")
+_HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak", "roof")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ class Breakdown:
     def share_of_peak(self, node: NodeTime) -> float:
         """Return a node's rate as a share of the machine's."""
         return node.gflops / self.peak.gflops
+
+    def share_of_roof(self, node: NodeTime) -> float:
+        """Return a node's rate as a share of what its bytes allow from the cache, at most the machine's."""
+        return node.gflops / self.peak.attainable(node.intensity)
 
     @property
     def gflops(self) -> float:
@@ -127,6 +131,7 @@ class Breakdown:
                 f"{node.bytes / 1e3:,.0f}" if node.bytes else "",
                 f"{node.intensity:.3g}" if node.flops else "",
                 f"{100 * self.share_of_peak(node):.0f} %" if node.flops else "",
+                f"{100 * self.share_of_roof(node):.0f} %" if node.flops else "",
             )
             for node in self.nodes
         ]
