@@ -77,7 +77,9 @@ def test_plan_of_another_release_is_told(folder: Path, documents: Documents) -> 
 
 @pytest.mark.parametrize("make", [lambda folder: folder, lambda folder: folder / "nowhere"])
 def test_folder_that_holds_nothing_of_a_run_is_refused(tmp_path: Path, make: Any) -> None:
-    with pytest.raises(SeparableError, match=r"is not a run: .*Give a folder that demo, convert, recover or bench wrote"):
+    with pytest.raises(
+        SeparableError, match=r"is not a run: .*Give a folder that demo, convert, recover or bench wrote"
+    ):
         read_run(make(tmp_path))
 
 
