@@ -304,3 +304,32 @@ def test_separable_network_learns_handwritten_digits_from_a_dense_one() -> None:
             separable(pixels).log_softmax(1), dense(pixels).log_softmax(1), log_target=True, reduction="batchmean"
         )
     assert float(divergence) < 0.2
+
+
+def test_last_weights_are_returned_where_asked_for_though_others_did_better() -> None:
+    pixels = torch.rand(64, 1, 8, 8)
+    student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    with torch.no_grad():
+        labels = student(pixels).argmax(1)
+    watched = ImageData("noise", "test", pixels, labels, classes=("0", "1"))
+    data = ImageData("noise", "train", pixels, 1 - labels, classes=("0", "1"))  # each step makes it worse
+    settings: dict[str, Any] = {**QUICK, "logits_weight": 0, "label_weight": 1, "batch_size": 16}
+    best = recover(student, None, data, validation=watched, keep="best", **settings)
+    last = recover(student, None, data, validation=watched, keep="last", **settings)
+    assert equal(best, student)
+    assert equal(last, recover(student, None, data, **settings))
+    assert not equal(last, student)
+
+
+def test_batch_norms_keep_their_statistics_in_distillation_and_not_in_training_on_labels() -> None:
+    pixels, labels = torch.rand(32, 1, 8, 8), torch.arange(32) % 2
+    data = ImageData("noise", "train", pixels, labels, classes=("0", "1"))
+    student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    student.train()(pixels)
+    teacher = copy.deepcopy(student)
+    nn.init.normal_(teacher[4].weight)
+    distilled = recover(student, teacher, data, **QUICK)
+    trained = recover(student, None, data, logits_weight=0, label_weight=1, **QUICK)
+    assert torch.equal(distilled[1].running_mean, student[1].running_mean)
+    assert not torch.equal(distilled[1].weight, student[1].weight)
+    assert not torch.equal(trained[1].running_mean, student[1].running_mean)

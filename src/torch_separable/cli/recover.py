@@ -43,7 +43,7 @@ def recover(
     ] = None,
     split: Annotated[str, typer.Option(help="Split that is trained on.")] = "train",
     hold_out: Annotated[
-        float, typer.Option(help="Share of it, drawn at random, kept aside to choose the best epoch by its labels.")
+        float, typer.Option(help="Share of it, drawn at random, kept aside to watch the accuracy by.")
     ] = 0.05,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -87,6 +87,7 @@ def recover(
         source, validation = source.subset(order[held:]), source.subset(order[:held])
     place = output or folder / "recovered"
     progress = not (quiet or json)
+    settings = keyword_arguments("--set", setting)
     history: list[EpochRecord] = []
 
     def follow(record: EpochRecord) -> None:
@@ -103,17 +104,20 @@ def recover(
         resume=not fresh,
         progress=progress,
         on_epoch=follow,
-        **{"epochs": epochs, **keyword_arguments("--set", setting)},
+        # The dense network was trained on the held-out images, too: they show the course, and do not choose by it.
+        **{"epochs": epochs, "keep": "last", **settings},
     )
-    settings = {"data": source.describe(), "teacher": str(teacher), "epochs": epochs, "set": setting}
+    described = {"data": source.describe(), "teacher": str(teacher), "epochs": epochs, "set": setting}
     # A run that goes on from a checkpoint has its first epochs in the log alone.
     epochs_done = [record for record in read_records(place / LOG) if record["kind"] == "epoch"]
     tried = [record["validation"] for record in epochs_done if record["validation"]]
     compared = compare(dense, recovered, source.sample(min(_TIMED_IMAGES, len(source))))
-    before, converted, best = None, None, None
+    before, converted, kept = None, None, None
     if validation is not None and tried:
         before = evaluate_network(dense, validation, progress=progress).to_dict()
-        converted, best = tried[0], max(tried, key=lambda result: (result["accuracy"], -result["loss"]))
+        converted, kept = tried[0], tried[-1]
+        if settings.get("keep") == "best":
+            kept = max(tried, key=lambda result: (result["accuracy"], -result["loss"]))
     converted_by = read_json(folder / runs.CONFIG, "how the network was converted").get("command")
     results = {
         "kind": "recover",
@@ -122,7 +126,7 @@ def recover(
         "steps": [
             compared.step("dense", 0, before),
             compared.step("converted", 1, converted),
-            compared.step("recovered by distillation", 1, best),
+            compared.step("recovered by distillation", 1, kept),
         ],
         "milliseconds": compared.times(),
         "layers": compared.layer_rows(),
@@ -132,7 +136,7 @@ def recover(
     network = built_by(dense)
     assert network is not None
     plan = Plan.load(folder / runs.PLAN)
-    runs.write_run(place, recovered, plan, network, settings, results, command=runs.command_line())
+    runs.write_run(place, recovered, plan, network, described, results, command=runs.command_line())
     if json:
         print_json({"weights": str(place / runs.WEIGHTS), "epochs": [record.to_dict() for record in history]})
     else:

@@ -38,6 +38,11 @@ class RecoverConfig:
             it); ``None`` in float32.
         seed: of the order of the images, of the augmentation and of dropout.
         max_steps: steps of the optimizer after which to stop, the learning rate having fallen by then.
+        frozen_norms: whether batch norms go on with the statistics that they have. A converted network is fitted to
+            them, and starts where conversion left it; statistics of each batch would first take it away from there.
+            ``None`` for whenever a teacher is learnt from. Norms that never saw an image learn their statistics anyway.
+        keep: which weights are returned, of those with validation images: ``best``, or ``last``. Images that the dense
+            network was trained on flatter whatever is still near to it, so by them the best is not the best.
         checkpoint_every: steps after which a checkpoint is written, besides the ones after each minute and each epoch.
 
     Raises:
@@ -68,10 +73,16 @@ class RecoverConfig:
     mixed_precision: Literal["bf16"] | None = None
     seed: int = 0
     max_steps: int | None = None
+    frozen_norms: bool | None = None
+    keep: Literal["best", "last"] = "best"
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, tuple(_LEARNING_RATE))
+        if self.frozen_norms is None:
+            object.__setattr__(self, "frozen_norms", self.needs_teacher)
+        _one_of("frozen_norms", self.frozen_norms, (True, False))
+        _one_of("keep", self.keep, ("best", "last"))
         _one_of("mixed_precision", self.mixed_precision, (None, "bf16"))
         for name, default in (("learning_rate", _LEARNING_RATE), ("weight_decay", _WEIGHT_DECAY)):
             if getattr(self, name) is None:

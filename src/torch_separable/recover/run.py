@@ -141,6 +141,11 @@ class Run:
         """The network that is evaluated and kept: the running mean of the weights, or the weights."""
         return self.student if self.average is None else self.average.module
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the weights that are returned are chosen by the validation images, or are the last."""
+        return self.validation is not None and self.config.keep == "best"
+
     # The beginning and the end
 
     def begin(self, *, resume: bool) -> None:
@@ -162,7 +167,7 @@ class Run:
 
     def train(self, *, progress: bool) -> nn.Module:
         """Run the remaining steps and return the network with its best weights."""
-        shown = progress and bool(self.accelerator.is_main_process)
+        config, shown = self.config, progress and bool(self.accelerator.is_main_process)
         with ExitStack() as stack:
             advance = stack.enter_context(progress_bar("recovering", self.steps, shown=shown, done=self.step))
             for network in {self.student, self.candidate}:
@@ -171,9 +176,12 @@ class Run:
             if self.teacher is not None:
                 self.theirs = stack.enter_context(watching(self.teacher, self.features))
             self.student.train()
+            if config.frozen_norms:
+                for module in self.student.modules():
+                    module.training &= not _has_statistics(module)
             while self.step < self.steps:
                 self._epoch(advance)
-        if self.validation is None:
+        if not self.chooses:
             self._keep_best()
         assert self.best_state is not None
         self.accelerator.wait_for_everyone()
@@ -296,7 +304,8 @@ class Run:
             validation = self._validate(self.validation)
             if self.best is None or (validation.accuracy, -validation.loss) > (self.best.accuracy, -self.best.loss):
                 self.best = validation
-                self._keep_best()
+                if self.chooses:
+                    self._keep_best()
         rate = float(self.scheduler.get_last_lr()[0])
         loss, agreement = self.sums.means()
         record = EpochRecord(epoch, self.step, loss, agreement, rate, time.monotonic() - started, validation)
@@ -361,7 +370,7 @@ class Run:
         except (KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise SeparableError(f"{path} does not fit this run: {first}; resume=False begins anew") from error
-        if best is not None and self.validation is not None:
+        if best is not None and self.chooses:
             kept = copy.deepcopy(self.candidate)
             load_weights(kept, path.parent / BEST)
             self.best = Evaluation(best["correct"], best["count"], best["loss"])
@@ -396,6 +405,14 @@ class _Sums:
 def _moved(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
     moved: nn.Module = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     return moved
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Whether a module is a batch norm whose statistics are those of images, and not those that it is made with."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
+        return False
+    assert module.running_var is not None
+    return bool((module.running_mean != 0).any() or (module.running_var != 1).any())
 
 
 def _tidy(folder: Path, *, keep_checkpoint: bool) -> None:
