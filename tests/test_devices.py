@@ -1,6 +1,7 @@
 """The same code on every device that PyTorch sees here; the ids say which ran, and the skips which did not.
 
-Run on a machine with a GPU, these compare it with the CPU. What is float64 (moments, fits) is done on the CPU on all of them: Apple's GPU has no such type.
+Run on a machine with a GPU, these compare it with the CPU. What is float64 (moments, fits) is done on the CPU on all of
+them: Apple's GPU has no such type.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Commands killed at random moments, a few of them; `benchmarks/hardening.py` does twenty of each."""
+"""Commands killed at a random moment, one of each; `benchmarks/hardening.py` does twenty of each."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["convert", "recover", "export"])
 def test_killed_command_leaves_whole_files_and_finishes_when_it_is_run_again(place: Path, name: str) -> None:
-    outcomes = HARDENING["survive"](name, place, moments=2, seed=1)
-    assert [outcome.problem for outcome in outcomes] == [None, None]
+    (outcome,) = HARDENING["survive"](name, place, moments=1, seed=3)
+    assert outcome.problem is None
