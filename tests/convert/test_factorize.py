@@ -17,12 +17,14 @@ from torch_separable.convert.factorize import (
     Factors,
     Moments,
     Order,
+    _sweep_pointwise_first,
     best_bias,
     decouple,
     decouple_weighted,
     dense_moments,
     fit,
     output_error,
+    ridged,
 )
 
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -169,14 +171,26 @@ def test_dense_least_squares_on_the_samples_finds_nothing_better(order: Order) -
             assert output_error(refit.kernel(), moments) == pytest.approx(error, rel=1e-3)
 
 
-@order_of_each
-def test_one_sweep_takes_the_steps_of_dense_least_squares(order: Order) -> None:
-    weight, moments, x = case((5, 1 if order == "depthwise_first" else 4, 9))
+def test_one_sweep_depthwise_first_takes_the_steps_of_dense_least_squares() -> None:
+    weight, moments, x = case((5, 1, 9))
     t = x @ weight.flatten(1).T
-    start = decouple(weight, order, 1)
-    # With one channel, or one rank, the block that a sweep solves for is the whole factor.
+    start = decouple(weight, "depthwise_first", 1)
+    # With one channel, the block that a sweep solves for is the whole factor.
     expected = best_depthwise(best_pointwise(start, x, t), x, t).kernel()
     torch.testing.assert_close(fit(moments, start, sweeps=1).kernel(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_one_sweep_pointwise_first_goes_towards_dense_least_squares(rank: int) -> None:
+    weight, moments, x = case((5, 4, 9))
+    t = x @ weight.flatten(1).T
+    start = decouple(weight, "pointwise_first", rank)
+    best = best_depthwise(best_pointwise(start, x, t), x, t).kernel()
+    S, T = ridged(moments.patches).view(4, 9, 4, 9), moments.cross.view(-1, 4, 9)
+    kernels = [_sweep_pointwise_first(start, S, T, None, steps).kernel() for steps in (0, 2, 4, 60)]
+    distances = [float((kernel - best).norm() / best.norm()) for kernel in kernels]
+    assert distances[-1] < 1e-3
+    assert distances == sorted(distances, reverse=True)
 
 
 @order_of_each

@@ -17,6 +17,7 @@ from torch_separable.convert.plan import LayerPlan, Plan
 from torch_separable.convert.reconstruct import reconstruct
 from torch_separable.convert.record import Recording, record
 from torch_separable.errors import SeparableError
+from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.nn.separable import SEPARABLE
 from torch_separable.progress import progress_bar
 
@@ -153,9 +154,9 @@ def _new_bias(plan: Plan, conv: Conv) -> Tensor | None:
 
 def _record_student(student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics) -> Recording:
     conv: Any = student.get_submodule(name)
-    recordings = record(
-        student, statistics.batches, {name: conv}, {name: layer.pixels}, patches=True, stop_early=layer.calls == 1
-    )
+    wanted, pixels = {name: conv}, {name: layer.pixels}
+    with rank_by_rank(student):
+        recordings = record(student, statistics.batches, wanted, pixels, patches=True, stop_early=layer.calls == 1)
     return recordings[name]
 
 

@@ -17,6 +17,7 @@ from torch_separable.convert.record import Batch, Flow, Recording, placed, recor
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.progress import progress_bar
 
@@ -27,7 +28,7 @@ _BATCH = 64
 _FEWEST_IMAGES = 8
 _FEWEST_PIXELS = 1024
 _LARGEST = 32  # normalised pixels stay well below
-_BLOCK = 512  # rows of samples that are centred at a time
+_BLOCK = 512  # rows of samples that are centred, and rows of moments that are added to, at a time
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         raise SeparableError("the network is a single convolution, which has no place in a network: wrap it in one")
     refresh_weights(model)
     # A first look: which layers run, in which order, and how often.
-    once = record(model, batches[:1], found.convertible, dict.fromkeys(found.convertible, 1))
+    once = record(model, [_one(batches[0])], found.convertible, dict.fromkeys(found.convertible, 1))
     running = {name: found.convertible[name] for name in once}
     unused = {name: "never ran on the calibration images" for name in found.convertible if name not in once}
     kept = {**found.kept, **unused}
@@ -230,13 +231,19 @@ def sample_moments(
             # In double precision: rounded to single, the product need not be positive definite by as much as the ridge.
             xc, tc = xb - mean_x, tb - mean_t
             if known is None:
-                S += xc.T @ xc
+                _add_gram(S, xc)
             T += tc.T @ xc
             v += tc.square().sum(0)
         S, T, v = over_processes(S, T, v)
-        S = S / count if known is None else known[g].patches
+        S = (S.triu() + S.triu(1).T) / count if known is None else known[g].patches
         result.append(Moments(S, T / count, mean_x, mean_t, v / count, int(count)))
     return tuple(result)
+
+
+def _add_gram(S: Tensor, samples: Tensor) -> None:
+    """Add ``samplesᵀ samples`` to the upper triangle of ``S``, and to as little below it as whole blocks allow."""
+    for first in range(0, len(S), _BLOCK):
+        S[first : first + _BLOCK, first:] += samples[:, first : first + _BLOCK].T @ samples[:, first:]
 
 
 def over_processes(*sums: Tensor) -> tuple[Tensor, ...]:
@@ -316,7 +323,7 @@ def check_weights(model: nn.Module) -> None:
 
 def network_outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """Run the network in evaluation mode; return its outputs, flat for each image, in float32."""
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), rank_by_rank(model), torch.inference_mode():
         outputs = [logits_of(run(model, batch)).float().flatten(1).cpu() for batch in batches]
     for i, output in enumerate(outputs):
         if output.shape[1] != outputs[0].shape[1]:
@@ -336,18 +343,18 @@ def norm_affine(model: nn.Module, name: str | None, channels: int) -> tuple[Tens
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
         return scale, shift
-    scale = (norm.running_var.double() + norm.eps).rsqrt().cpu()
+    scale = (norm.running_var.cpu().double() + norm.eps).rsqrt()
     if norm.affine:
-        scale = scale * norm.weight.detach().double().cpu()
-        shift = norm.bias.detach().double().cpu()
-    return scale, shift - scale * norm.running_mean.double().cpu()
+        scale = scale * norm.weight.detach().cpu().double()
+        shift = norm.bias.detach().cpu().double()
+    return scale, shift - scale * norm.running_mean.cpu().double()
 
 
 def pixels_for(conv: Conv, memory: int, calls: int) -> int:
-    """How many output pixels to sample at each call: in all sixteen for each entry of a patch, within limits."""
+    """How many output pixels to sample at each call: in all four for each entry of a patch, within limits."""
     entries = conv.weight[0].numel() * conv.groups
     fitting = memory // 4 // (4 * (entries + 2 * conv.out_channels))
-    total = max(_FEWEST_PIXELS, min(max(8192, 16 * entries // conv.groups), 32768, fitting))
+    total = max(_FEWEST_PIXELS, min(max(8192, 4 * entries // conv.groups), 32768, fitting))
     return -(-total // calls)
 
 
@@ -374,4 +381,5 @@ def _groups(
 
 
 def _one(batch: Batch) -> Batch:
+    """Return the first image of a batch."""
     return {name: value[:1] for name, value in batch.items()} if isinstance(batch, Mapping) else batch[:1]

@@ -12,11 +12,13 @@ decoupling" (arXiv 1808.05517), which sees no data. `fit` minimises the error of
     E ‖t − Ŵ x − b‖²  weighted by output channel,
 
 by alternating least squares: for fixed depthwise kernels the optimum over ``P`` is a linear system, and the other way
-round. All that it needs of the data are the second moments ``E[x xᵀ]`` and ``E[t xᵀ]`` and the means.
+round; systems too large to be solved exactly are approached by conjugate gradients. All that it needs of the data are
+the second moments ``E[x xᵀ]`` and ``E[t xᵀ]`` and the means.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,8 +34,11 @@ RIDGE = 1e-6
 # Share of the target's variance below which what is left to gain is rounding of the samples.
 _EXACT = 1e-10
 
-# Bytes of the largest intermediate of a sweep; layers that would need more are worked through in parts.
-_WORKSPACE = 2**27
+# Conjugate gradient steps towards one factor before it is the other's turn.
+_STEPS = 3
+
+# Channels whose depthwise kernels are solved for between two passes over what all others have left to explain.
+_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -180,9 +185,10 @@ def fit(
 ) -> Factors:
     """Minimise the error of the output over the data by alternating least squares.
 
-    The depthwise-first kernels of one channel, and the pointwise-first kernels of one rank, are solved for together
-    with the others held (block Gauss-Seidel): no system has more than ``C·D`` unknowns, where solving for all depthwise
-    kernels at once takes ``C·D·K``. It needs as many sweeps and is tens of times faster.
+    The depthwise-first kernels of one channel are solved for together with the others held (block Gauss-Seidel): no
+    system has more than ``C·D`` unknowns, where solving for all depthwise kernels at once takes ``C·D·K``. It needs as
+    many sweeps and is tens of times faster. Pointwise first, conjugate gradients do without the ``M`` systems of
+    ``C·D`` unknowns.
 
     Args:
         moments: of the layer's inputs and target.
@@ -258,54 +264,99 @@ def _sweep_depthwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tens
     left = T.flatten(1) - torch.einsum("mcd,cdk->mck", P, B).flatten(1) @ S.reshape(channels * taps, -1)
     own = torch.einsum("cicj->cij", S)
     rows = S.reshape(channels, taps, -1)
-    together = max(1, _WORKSPACE // (8 * (rank * taps) ** 2))
-    for first in range(0, channels, together):
-        some = slice(first, first + together)
+    for first in range(0, channels, _TOGETHER):
+        some = slice(first, first + _TOGETHER)
         PP = torch.einsum("mcd,mcq->cdq", ΩP[:, some], P[:, some])
         L = _cholesky(torch.einsum("cdq,cij->cdiqj", PP, own[some]).reshape(-1, rank * taps, rank * taps))
+        before, near = B[some].clone(), slice(first * taps, (first + len(L)) * taps)
         for c, factor in enumerate(L, start=first):
             R = ΩP[:, c].T @ left[:, c * taps : (c + 1) * taps]
             step = torch.cholesky_solve(R.reshape(-1, 1), factor).reshape(rank, taps)
             B[c] += step
-            left -= P[:, c] @ (step @ rows[c])
+            left[:, near] -= P[:, c] @ (step @ rows[c, :, near])
+        # The other channels see these steps when their turn comes: one pass over what is left, not one a channel.
+        change = torch.einsum("mcd,cdk->mck", P[:, some], B[some] - before).flatten(1)
+        rest = slice(near.stop, None)
+        left[:, rest] -= change @ S.reshape(channels * taps, -1)[near, rest]
     return Factors("depthwise_first", B, P)
 
 
-def _sweep_pointwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None) -> Factors:
-    del weights  # every output has kernels of its own, and so is solved for by itself
-    _, rank, taps = factors.depthwise.shape
-    channels = S.shape[0]
-    by_taps = S.permute(1, 3, 0, 2).reshape(taps * taps, channels * channels)
-    together = max(1, _WORKSPACE // (8 * channels * max(channels, rank * taps * taps)))
-    parts = [
-        _sweep_outputs(Factors("pointwise_first", *part[:2]), S, by_taps, part[2])
-        for part in zip(*(t.split(together) for t in (factors.depthwise, factors.pointwise, T)), strict=True)
-    ]
-    return Factors(
-        "pointwise_first", torch.cat([part.depthwise for part in parts]), torch.cat([part.pointwise for part in parts])
-    )
+def _sweep_pointwise_first(
+    factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None, steps: int = _STEPS
+) -> Factors:
+    """Improve the pointwise weights of all ranks, then the depthwise kernels, of every output by itself.
 
-
-def _sweep_outputs(factors: Factors, S: Tensor, by_taps: Tensor, T: Tensor) -> Factors:
+    Exact solutions take a system of C·D unknowns for each output. A few steps of conjugate gradients from where the
+    last sweep ended, preconditioned by the moments' Kronecker approximation ``E ⊗ F`` (over channels, over taps), reach
+    as far for one product with the moments each.
+    """
+    del weights  # every output has kernels of its own
     B = _unit_rows(factors.depthwise)
     P = factors.pointwise * factors.depthwise.norm(dim=2)[:, None, :]
-    outputs, rank, taps = B.shape
-    channels = S.shape[0]
-    flat = S.reshape(channels * taps, -1)
-    # The pointwise weights of one rank after the other, every output by itself: (b S bᵀ) Δp = what is left to explain.
-    left = T - (torch.einsum("mcd,mdk->mck", P, B).flatten(1) @ flat).view_as(T)
-    for d in range(rank):
-        b = B[:, d]
-        A = ((b[:, :, None] * b[:, None, :]).flatten(1) @ by_taps).view(outputs, channels, channels)
-        step = _solve(A, torch.einsum("mci,mi->mc", left, b)[..., None])
-        P[..., d] += step[..., 0]
-        left -= ((step * b[:, None, :]).flatten(1) @ flat).view_as(T)
-    # All depthwise kernels of an output at once: rank·K unknowns.
-    Pt = P.transpose(1, 2)
-    PS = (Pt.reshape(outputs * rank, channels) @ S.reshape(channels, -1)).view(outputs, rank * taps, channels, taps)
-    A = (Pt[:, None] @ PS).reshape(outputs, rank * taps, rank * taps)
-    R = torch.einsum("mcd,mci->mdi", P, T).reshape(outputs, rank * taps, 1)
-    return Factors("pointwise_first", _solve(A, R).reshape(outputs, rank, taps), P)
+    outputs, rank, _ = B.shape
+    channels, taps = S.shape[:2]
+    moments = S.reshape(channels * taps, -1)
+    over_taps = torch.einsum("cicj->ij", S)
+    over_channels = torch.einsum("ciei->ce", S) / over_taps.trace()
+    taps_factor, channels_factor = _cholesky(over_taps), _cholesky(over_channels)
+    left = T - _times(P @ B, moments)
+
+    small = _cholesky(B @ over_taps @ B.mT)
+    P, left = _conjugate_gradients(
+        P, left, moments, steps, lambda X: X @ B, lambda V: V @ B.mT,
+        lambda R: torch.cholesky_solve(
+            torch.cholesky_solve(R.transpose(0, 1).reshape(channels, -1), channels_factor)
+            .view(channels, outputs, rank).permute(1, 2, 0), small,
+        ).mT,
+    )  # fmt: skip
+    small = _cholesky(P.mT @ over_channels @ P)
+    B, _ = _conjugate_gradients(
+        B, left, moments, steps, lambda X: P @ X, lambda V: P.mT @ V,
+        lambda R: torch.cholesky_solve(torch.cholesky_solve(R, small).mT, taps_factor).mT,
+    )  # fmt: skip
+    return Factors("pointwise_first", B, P)
+
+
+def _conjugate_gradients(
+    X: Tensor,
+    left: Tensor,
+    moments: Tensor,
+    steps: int,
+    kernel: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Take steps of preconditioned conjugate gradients, for every output by itself.
+
+    Args:
+        X: the unknowns of each output, (M, ., .).
+        left: what is left to explain of the cross moments, (M, C, K).
+        moments: of the patches, (C·K, C·K).
+        steps: how many.
+        kernel: from unknowns to the dense kernel that they amount to, (M, C, K); linear.
+        adjoint: of ``kernel``.
+        precondition: an approximate inverse of ``adjoint(kernel(X) · moments)``.
+
+    Returns:
+        The improved unknowns, and what is left then.
+    """
+    residual = adjoint(left)
+    direction = steep = precondition(residual)
+    height = (residual * steep).sum((1, 2), keepdim=True)
+    for _ in range(steps):
+        change = _times(kernel(direction), moments)
+        curved = adjoint(change)
+        length = height / (direction * curved).sum((1, 2), keepdim=True).clamp_min(1e-300)
+        X, left, residual = X + length * direction, left - length * change, residual - length * curved
+        steep = precondition(residual)
+        height, before = (residual * steep).sum((1, 2), keepdim=True), height
+        direction = steep + height / before.clamp_min(1e-300) * direction
+    return X, left
+
+
+def _times(kernels: Tensor, moments: Tensor) -> Tensor:
+    """Kernels (M, C, K) times the moments of the patches."""
+    return (kernels.flatten(1) @ moments).view_as(kernels)
 
 
 def _unit_rows(depthwise: Tensor) -> Tensor:

@@ -27,12 +27,13 @@ Choice = tuple[Order, int]
 
 # Ranks that are fitted; the error of others is interpolated, for its logarithm falls almost evenly with the rank.
 _FITTED_RANKS = (1, 2, 3, 5, 8, 13, 21, 34)
-# Unknowns of the largest system for which a rank is fitted: beyond, the closed form is near enough to compare by, and
-# the fit would take minutes (kernels of 7x7 at ranks above 8).
-_LARGEST_SYSTEM = 400
+# Unknowns of the largest system, and entries of the largest patch, for which a rank is fitted: beyond, the closed form
+# is near enough to compare by, and the fits would take minutes (kernels of 7x7 at ranks above 8; 3x3 of 512 channels).
+_LARGEST_SYSTEM, _LARGEST_PATCH = 400, 2500
 # Errors near which the network's output is measured.
 _PROBES = (0.3, 0.03)
-_PROBE_IMAGES = 128
+# On so many images of up to 112x112 pixels, and on fewer larger ones, whose outputs take longer.
+_PROBE_IMAGES, _LEAST_PROBE_IMAGES, _PROBE_PIXELS = 128, 16, 128 * 112 * 112
 _LEAST = 1e-9
 
 
@@ -84,7 +85,8 @@ def fit_options(
                 if method == "svd":
                     factors = tuple(decouple(w, order, rank) for w in weight)
                 else:
-                    few = sweeps if rank * weight.shape[-1] <= _LARGEST_SYSTEM else 0
+                    small = rank * weight.shape[-1] <= _LARGEST_SYSTEM and weight[0, 0].numel() <= _LARGEST_PATCH
+                    few = sweeps if small else 0
                     factors = fit_groups(moments, weight, order, rank, importance, sweeps=few)
                 fitted[rank] = Option(order, rank, layer_error(factors, moments, importance), factors)
         known = sorted(fitted)
@@ -118,7 +120,7 @@ def measure(
     """Return for each option the mean squared change of the network's outputs when this layer alone takes it."""
     fitted = [option for option in options if option.factors is not None]
     probes: dict[tuple[str, int], float] = {}
-    batches = _some(statistics.batches, _PROBE_IMAGES)
+    batches = _some(statistics.batches)
     reference = statistics.outputs[: sum(images_in(batch) for batch in batches)]
     for target in _PROBES:
         option = min(fitted, key=lambda o: abs(np.log(max(o.error, _LEAST) / target)))
@@ -156,7 +158,7 @@ def _change(
     kernel = torch.cat([f.kernel() for f in option.factors]).reshape(conv.weight.shape)
     bias = None if method == "svd" else biases(option.factors, moments)
     if bias is not None and conv.bias is not None:
-        bias = bias - conv.bias.detach().double().cpu()
+        bias = bias - conv.bias.detach().cpu().double()
 
     def exchanged(module: Conv, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
         result: Tensor = module._conv_forward(input_of(args, kwargs), kernel.to(module.weight), module.bias)
@@ -175,13 +177,16 @@ def _change(
     return float(total / count)
 
 
-def _some(batches: Sequence[Batch], images: int) -> list[Batch]:
-    """Return the first batches, with at least ``images`` images or all there are."""
+def _some(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the first images, in batches: enough to see a change of the network's outputs."""
+    first = batches[0]
+    tensors = first.values() if isinstance(first, Mapping) else [first]
+    pixels = max((tensor[0, 0].numel() for tensor in tensors if tensor.dim() > 2), default=1)
+    wanted = max(_LEAST_PROBE_IMAGES, min(_PROBE_IMAGES, _PROBE_PIXELS // pixels))
     chosen: list[Batch] = []
-    count = 0
     for batch in batches:
-        if count >= images:
+        if wanted <= 0:
             break
-        chosen.append(batch)
-        count += images_in(batch)
+        chosen.append({k: v[:wanted] for k, v in batch.items()} if isinstance(batch, Mapping) else batch[:wanted])
+        wanted -= images_in(batch)
     return chosen
