@@ -103,6 +103,8 @@ class Run:
             self.identity["teacher"] = describe_network(teacher)
         # Convolutions of both kinds, forward and backward, are faster in this layout on CPU and GPU.
         self.student = _moved(copy.deepcopy(student), self.device, torch.channels_last)
+        # By the student as it was given: a checkpoint to go on from has statistics of the run's own images.
+        self.frozen = [m for m in self.student.modules() if config.frozen_norms and _has_statistics(m)]
         self.teacher: nn.Module | None = None
         self.features: tuple[str, ...] = ()
         if teacher is not None and config.needs_teacher:
@@ -167,7 +169,7 @@ class Run:
 
     def train(self, *, progress: bool) -> nn.Module:
         """Run the remaining steps and return the network with its best weights."""
-        config, shown = self.config, progress and bool(self.accelerator.is_main_process)
+        shown = progress and bool(self.accelerator.is_main_process)
         with ExitStack() as stack:
             advance = stack.enter_context(progress_bar("recovering", self.steps, shown=shown, done=self.step))
             for network in {self.student, self.candidate}:
@@ -176,9 +178,8 @@ class Run:
             if self.teacher is not None:
                 self.theirs = stack.enter_context(watching(self.teacher, self.features))
             self.student.train()
-            if config.frozen_norms:
-                for module in self.student.modules():
-                    module.training &= not _has_statistics(module)
+            for module in self.frozen:
+                module.training = False
             while self.step < self.steps:
                 self._epoch(advance)
         if not self.chooses:
