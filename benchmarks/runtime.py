@@ -3,6 +3,7 @@
     python benchmarks/runtime.py measure                        # on a machine that does nothing else: about 20 minutes
     python benchmarks/runtime.py measure --networks mobilenet_v1-1.0-224 --peers openvino,onnxruntime
     python benchmarks/runtime.py measure --isa avx2             # everybody limited to AVX2
+    python benchmarks/runtime.py operations                     # MobileNetV1's: the roofline of docs/kernels.md
     python benchmarks/runtime.py show
 
 Each engine runs in a process of its own and at its fastest settings; the processes take turns. A network is written to
@@ -149,6 +150,16 @@ def once(key: str, run: Callable[[], dict[str, Any]]) -> None:
 
 def measured() -> dict[str, Any]:
     return dict(read_json(RESULTS, "results")) if RESULTS.exists() else {}
+
+
+@app.command()
+def operations(threads: Annotated[int, typer.Option(help="That run them.")] = 1) -> None:
+    """Measure each operation of MobileNetV1 1.0-224 by itself, under the machine's roof."""
+    entry = NETWORKS["mobilenet_v1-1.0-224"]
+    compiled = ts.compile(ready(entry.make, entry.size, None), examples(entry.size)[:1], threads=threads)
+    explained = compiled.explain()
+    print(explained)
+    write_json(RESULTS.with_name("operations.json"), {**explained.to_dict(), "machine": machine()})
 
 
 @app.command()

@@ -1,14 +1,22 @@
-"""Draw the figures of docs/article.md: ``python docs/figures/make.py`` writes them beside this file."""
+"""Draw the figures of docs/: ``python docs/figures/make.py`` writes them beside this file.
+
+Those of docs/article.md come from `explain`; the roofline of docs/kernels.md from the benchmark's results.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import vl_convert
 from torch import nn
 
 from torch_separable.explain import Explanation, explain
+from torch_separable.files import read_json
+from torch_separable.report.charts import roofline_chart
+from torch_separable.report.engines import roof
 
 HERE = Path(__file__).resolve().parent
+MEASURED = HERE.parents[1] / "benchmarks" / "results" / "operations.json"
 
 
 def figures() -> dict[str, Explanation]:
@@ -23,8 +31,19 @@ def figures() -> dict[str, Explanation]:
     }
 
 
+def roofline() -> str:
+    """MobileNetV1's operations under the machine's roof, as ``benchmarks/runtime.py operations`` measured them: SVG."""
+    under = roof({"operations": read_json(MEASURED, "the operations of MobileNetV1")})
+    assert under is not None
+    chart = roofline_chart(under)
+    assert chart is not None
+    drawn: str = vl_convert.vegalite_to_svg(chart.spec)
+    return drawn
+
+
 def main() -> None:
     """Write them."""
+    (HERE / "roofline.svg").write_text(roofline(), encoding="utf-8")
     for name, explanation in figures().items():
         explanation.save(HERE / name)
         print(f"{name}: {explanation.title}")

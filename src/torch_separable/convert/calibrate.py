@@ -129,7 +129,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         raise SeparableError("the network is a single convolution, which has no place in a network: wrap it in one")
     refresh_weights(model)
     # A first look: which layers run, in which order, and how often.
-    once = record(model, [_one(batches[0])], found.convertible, dict.fromkeys(found.convertible, 1))
+    once = record(model, batches[:1], found.convertible, dict.fromkeys(found.convertible, 1))
     running = {name: found.convertible[name] for name in once}
     unused = {name: "never ran on the calibration images" for name in found.convertible if name not in once}
     kept = {**found.kept, **unused}
