@@ -5,6 +5,9 @@ Those of docs/article.md come from `explain`; the roofline of docs/kernels.md fr
 
 from __future__ import annotations
 
+import json
+import re
+from importlib.resources import files
 from pathlib import Path
 
 import vl_convert
@@ -37,7 +40,11 @@ def roofline() -> str:
     assert under is not None
     chart = roofline_chart(under)
     assert chart is not None
-    drawn: str = vl_convert.vegalite_to_svg(chart.spec)
+    # The page's colours are its style sheet's; here the light ones stand for themselves, on white.
+    style = (files("torch_separable.report") / "templates" / "page.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"(--[a-z0-9-]+): light-dark\((#[0-9a-f]{6}),", style))
+    spec = json.loads(re.sub(r"var\((--[a-z0-9-]+)\)", lambda found: colours[found[1]], json.dumps(chart.spec)))
+    drawn: str = vl_convert.vegalite_to_svg({**spec, "width": 640, "background": "#ffffff"})
     return drawn
 
 
