@@ -53,9 +53,9 @@ def test_the_numbers_of_the_example_are_in_both_languages() -> None:
 def test_the_figures_are_those_that_the_script_draws() -> None:
     figures = runpy.run_path(str(DOCS / "figures" / "make.py"))["figures"]()
     assert sorted(figures) == sorted(path.name for path in (DOCS / "figures").glob("*.svg"))
-    for name, explanation in figures.items():
+    for name, drawn in figures.items():
         kept = (DOCS / "figures" / name).read_text(encoding="utf-8")
-        assert words(kept) == words(explanation.svg()), f"{name} is out of date: run python docs/figures/make.py"
+        assert words(kept) == words(drawn), f"{name} is out of date: run python docs/figures/make.py"
 
 
 def words(svg: str) -> list[str]:
