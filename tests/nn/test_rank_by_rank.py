@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from torch_separable.nn import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d
+from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.nn.rank_by_rank import rank_by_rank
-
-SEPARABLE: dict[int, Any] = {1: DepthwiseSeparableConv1d, 2: DepthwiseSeparableConv2d, 3: DepthwiseSeparableConv3d}
+from torch_separable.nn.separable import SEPARABLE
 
 
 @given(
@@ -60,3 +59,22 @@ def test_layers_with_something_between_or_with_hooks_are_computed_as_they_stand(
         hooked(image)
         assert torch.equal(rectified(image), expected)
     assert seen == [1]
+
+
+def test_layers_that_compute_something_else_are_left_to_do_so() -> None:
+    class Doubled(DepthwiseSeparableConv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    class Halved(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) / 2
+
+    exchanged, extended = (DepthwiseSeparableConv2d(4, 4, 3, depth_multiplier=2) for _ in range(2))
+    exchanged.conv_pw = Halved(8, 4, 1)
+    extended.last = nn.Sigmoid()
+    image = torch.randn(1, 4, 5, 5)
+    for layer in (Doubled(4, 4, 3, depth_multiplier=2), exchanged, extended):
+        expected = layer(image)
+        with rank_by_rank(layer):
+            assert torch.equal(layer(image), expected)

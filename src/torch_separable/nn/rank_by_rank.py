@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch_separable.nn.separable import _DepthwiseSeparableConv
 
 _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_LAYER: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @contextmanager
@@ -50,11 +51,15 @@ def rank_by_rank(model: nn.Module) -> Iterator[nn.Module]:
 
 def _can(layer: _DepthwiseSeparableConv) -> bool:
     pair = (layer.conv_dw, layer.conv_pw)
+    plain = _LAYER[layer._dimensions].forward
     return (
         layer.depth_multiplier > 1
         and layer.padding_mode == "zeros"
+        # What `_forward` takes the place of, and nothing that somebody has put there instead.
         and "forward" not in vars(layer)
-        and not any(hasattr(layer, name) for name in ("bn1", "act1", "pad"))
+        and type(layer).forward is _DepthwiseSeparableConv.forward
+        and set(layer._modules) <= {"conv_dw", "conv_pw", "bn2", "act2"}
+        and all(type(conv).forward is plain and "forward" not in vars(conv) for conv in pair)
         and all(conv.weight.device.type == "cpu" for conv in pair)
         and not any(conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks for conv in pair)
     )
