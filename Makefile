@@ -13,7 +13,7 @@ help:
 	@echo "make wheel-test   install the built wheel into an empty environment, and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make sanitize  run the kernels' tests under the address and undefined-behaviour sanitizers"
-	@echo "make bench  print the README's figures anew; needs the CIFAR-10 checkpoints (hours)"
+	@echo "make bench  measure what benchmarks/results/ lacks, and print it (hours; CIFAR10=npz:FOLDER CHECKPOINTS=FOLDER)"
 	@echo "make docs   draw the figures of docs/ anew, run its code and notebook, build site/index.html"
 	@echo "make clean  remove .venv, caches, runs/ and site/"
 
@@ -52,8 +52,12 @@ sanitize: $(VENV)/.installed-test
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(SANITIZED)/libtorch_separable.so \
 		$(BIN)/python -m pytest tests/runtime/test_kernels.py tests/runtime/test_sanitizers.py
 
+CIFAR10 ?= npz:cifar10
+CHECKPOINTS ?= ../shared/data
 bench: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/conversion.py table --data $(CIFAR10) --checkpoints $(CHECKPOINTS)
+	$(BIN)/python benchmarks/conversion.py ablation --data $(CIFAR10) --checkpoints $(CHECKPOINTS)
+	$(BIN)/python benchmarks/runtime.py measure --checkpoints $(CHECKPOINTS)
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/figures/make.py

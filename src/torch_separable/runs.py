@@ -118,8 +118,9 @@ def write_run(
 def write_results(folder: Path, results: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Write what was measured without a network of its own, as a benchmark does, and what it was measured on."""
     config = {"version": SCHEMA, "settings": dict(settings), "command": command_line(), "machine": machine()}
-    write_json(folder / CONFIG, config)
-    write_json(folder / RESULTS, dict(results))
+    with sole_writer(folder, wait=_PATIENCE):
+        write_json(folder / CONFIG, config)
+        write_json(folder / RESULTS, dict(results))
 
 
 def _card(plan: Plan, network: Network, results: Mapping[str, Any], size: int, command: str | None) -> str:

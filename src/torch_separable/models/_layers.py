@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal, get_args
 
 from torch import nn
 
 from torch_separable.errors import SeparableValueError
-from torch_separable.nn import SamePadding
+from torch_separable.nn import InvertedResidual, SamePadding
 from torch_separable.nn._arguments import one_of
 
 Padding = Literal["symmetric", "same"]
@@ -38,6 +38,33 @@ def conv_norm_act(
     if by_hand:
         layers = {"pad": SamePadding((kernel_size,) * 2, (stride,) * 2, (1, 1)), **layers}
     return nn.Sequential(OrderedDict(layers))
+
+
+def inverted_residuals(
+    channels: int,
+    stages: Iterable[tuple[int, int, int, int, int]],
+    norm: Callable[[int], nn.Module],
+    padding: Padding,
+) -> nn.Sequential:
+    """Stages of inverted residuals in a row, the first of each with the stage's stride.
+
+    Args:
+        channels: into the first of them.
+        stages: expansion, kernel size, output channels, repeats and stride of each.
+        norm: builds a norm from a number of channels.
+        padding: one of the two conventions.
+    """
+    blocks: list[nn.Module] = []
+    for expand_ratio, kernel_size, out_channels, repeats, first_stride in stages:
+        for i in range(repeats):
+            stride = first_stride if i == 0 else 1
+            blocks.append(
+                InvertedResidual(
+                    channels, out_channels, kernel_size, stride, expand_ratio, norm_layer=norm, padding=padding
+                )
+            )
+            channels = out_channels
+    return nn.Sequential(*blocks)
 
 
 def batch_norm(eps: float) -> Callable[[int], nn.Module]:

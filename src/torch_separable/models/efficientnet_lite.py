@@ -10,11 +10,17 @@ import math
 
 from torch import Tensor, nn
 
-from torch_separable.models._layers import Padding, batch_norm, check_padding, check_probability, conv_norm_act
+from torch_separable.models._layers import (
+    Padding,
+    batch_norm,
+    check_padding,
+    check_probability,
+    conv_norm_act,
+    inverted_residuals,
+)
 from torch_separable.models.mobilenet_v1 import check_width
 from torch_separable.models.mobilenet_v2 import round_channels
 from torch_separable.networks import remembered
-from torch_separable.nn import InvertedResidual
 from torch_separable.nn._arguments import whole
 
 # (expansion, kernel, output channels, repeats, stride): EfficientNet-B0, table 1 of the paper.
@@ -66,23 +72,14 @@ class EfficientNetLite(nn.Module):
         self.activation, self.padding, self.batch_norm_eps = "relu6", padding, batch_norm_eps
         channels = 32
         self.stem = conv_norm_act(in_channels, channels, 3, 2, norm, nn.ReLU6, padding)
-        blocks: list[nn.Module] = []
-        counts: list[int] = []
-        for number, (expand_ratio, kernel_size, width, repeats, first_stride) in enumerate(_STAGES):
-            out_channels = round_channels(width * width_multiplier)
+        stages = []
+        for number, (expand_ratio, kernel_size, width, repeats, stride) in enumerate(_STAGES):
             scaled = 0 < number < len(_STAGES) - 1
-            counts.append(math.ceil(repeats * depth_multiplier) if scaled else repeats)
-            for i in range(counts[-1]):
-                stride = first_stride if i == 0 else 1
-                blocks.append(
-                    InvertedResidual(
-                        channels, out_channels, kernel_size, stride, expand_ratio, norm_layer=norm, padding=padding
-                    )
-                )
-                channels = out_channels
-        self.blocks = nn.Sequential(*blocks)
-        self.stages = tuple(counts)
-        self.head = conv_norm_act(channels, 1280, 1, 1, norm, nn.ReLU6)
+            count = math.ceil(repeats * depth_multiplier) if scaled else repeats
+            stages.append((expand_ratio, kernel_size, round_channels(width * width_multiplier), count, stride))
+        self.blocks = inverted_residuals(channels, stages, norm, padding)
+        self.stages = tuple(count for *_, count, _ in stages)
+        self.head = conv_norm_act(stages[-1][2], 1280, 1, 1, norm, nn.ReLU6)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(1280, num_classes)
 

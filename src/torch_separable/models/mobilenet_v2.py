@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torch_separable.models._layers import Padding, batch_norm, check_padding, check_probability, conv_norm_act
+from torch_separable.models._layers import (
+    Padding,
+    batch_norm,
+    check_padding,
+    check_probability,
+    conv_norm_act,
+    inverted_residuals,
+)
 from torch_separable.models.mobilenet_v1 import check_width
 from torch_separable.networks import remembered
-from torch_separable.nn import InvertedResidual
 from torch_separable.nn._arguments import whole
 
 # (expansion, output channels, repeats, stride): table 2 of the paper.
@@ -50,19 +56,11 @@ class MobileNetV2(nn.Module):
         self.activation, self.padding, self.batch_norm_eps = "relu6", padding, batch_norm_eps
         channels = round_channels(32 * width_multiplier)
         self.stem = conv_norm_act(in_channels, channels, 3, 2, norm, nn.ReLU6, padding)
-        blocks: list[nn.Module] = []
-        for expand_ratio, width, repeats, first_stride in _STAGES:
-            out_channels = round_channels(width * width_multiplier)
-            for i in range(repeats):
-                stride = first_stride if i == 0 else 1
-                blocks.append(
-                    InvertedResidual(channels, out_channels, 3, stride, expand_ratio, norm_layer=norm, padding=padding)
-                )
-                channels = out_channels
-        self.blocks = nn.Sequential(*blocks)
-        self.stages = tuple(repeats for _, _, repeats, _ in _STAGES)
+        stages = [(e, 3, round_channels(width * width_multiplier), n, stride) for e, width, n, stride in _STAGES]
+        self.blocks = inverted_residuals(channels, stages, norm, padding)
+        self.stages = tuple(repeats for *_, repeats, _ in stages)
         head = round_channels(1280 * max(1.0, width_multiplier))
-        self.head = conv_norm_act(channels, head, 1, 1, norm, nn.ReLU6)
+        self.head = conv_norm_act(stages[-1][2], head, 1, 1, norm, nn.ReLU6)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(head, num_classes)
 

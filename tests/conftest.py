@@ -1,4 +1,4 @@
-"""Weights that a network could have been trained to."""
+"""What several folders of tests share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @pytest.fixture
 def trained() -> Callable[[nn.Module], nn.Module]:
-    """Gives every batch norm of a network statistics, a scale and a shift of its own."""
+    """Gives every norm of a network a mean, a variance, a scale and a shift of its own, that keep activations alive."""
 
     def train(network: nn.Module) -> nn.Module:
         for module in network.modules():
