@@ -4,6 +4,7 @@
     python benchmarks/conversion.py recover ...      # the same rows after distillation (hours)
     python benchmarks/conversion.py ablation ...
     python benchmarks/conversion.py speed
+    python benchmarks/conversion.py training         # a step of training, rank by rank and as the modules stand
     python benchmarks/conversion.py show             # print what has been measured
 
 Every figure is of all 10,000 test images; whatever is chosen is chosen on training images. A row is written to
@@ -32,8 +33,10 @@ import torch_separable as ts
 from torch_separable.convert import Budget
 from torch_separable.files import load_weights, read_json, write_json
 from torch_separable.models import NETWORKS
+from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.recover import IMAGENET_MEAN, IMAGENET_STD
 from torch_separable.runs import machine
+from torch_separable.timing import interleaved
 
 RESULTS = Path(__file__).resolve().parent / "results" / "conversion.json"
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
@@ -304,6 +307,30 @@ def speed(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared
 
 
 @app.command()
+def training(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared/data")) -> None:
+    """Measure a step of training ResNet-20 at half its MACs, rank by rank and as the modules stand, in turn."""
+    bench = Bench(data, checkpoints)
+    student = ts.convert(bench.dense("resnet20"), bench.images[:256], budget=Budget(macs=0.5)).model
+    student = student.train().to(memory_format=torch.channels_last)
+    images = bench.images[:128].contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        student.zero_grad(set_to_none=True)
+        student(images).logsumexp(1).sum().backward()
+
+    def by_rank() -> None:
+        with rank_by_rank(student):
+            step()
+
+    def measure() -> dict[str, Any]:
+        times = interleaved({"as they stand": step, "rank by rank": by_rank}, rounds=15)
+        return {name: round(milliseconds) for name, milliseconds in times.items()}
+
+    once("training resnet20 2", measure)
+    show()
+
+
+@app.command()
 def show() -> None:
     """Print what has been measured."""
     results = read_json(RESULTS, "results") if RESULTS.exists() else {}
@@ -331,6 +358,7 @@ def show() -> None:
     for kind, heads in {
         "ablation": ("accuracy", "macs"),
         "speed": ("seconds", "peak_gb", "images", "parameters"),
+        "training": ("as they stand", "rank by rank"),  # milliseconds of a step
     }.items():
         rows = Table(kind, *heads)
         for key, entry in results.items():

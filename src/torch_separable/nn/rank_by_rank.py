@@ -3,7 +3,7 @@
 PyTorch's CPU kernels are quick for depthwise convolutions with one kernel a channel, and two to four times slower for
 the same arithmetic with ``D`` of them (of either order). So the layer is computed as the sum of ``D`` convolutions of
 multiplier 1: the same function of the same parameters, and the same gradients up to rounding. ResNet-20 converted to
-half of its multiply-accumulates trains 2.4 times faster so (batch 128, two threads).
+half of its multiply-accumulates trains 2.3 times as fast so (``python benchmarks/conversion.py training``).
 """
 
 from __future__ import annotations
