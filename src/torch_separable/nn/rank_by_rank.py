@@ -1,6 +1,6 @@
 """A faster way through separable convolutions of multiplier D > 1, for training in plain PyTorch.
 
-PyTorch's CPU kernels are quick for depthwise convolutions with one kernel a channel, and two to four times slower for
+PyTorch's CPU kernels are quick for depthwise convolutions with one kernel a channel, and up to four times slower for
 the same arithmetic with ``D`` of them (of either order). So the layer is computed as the sum of ``D`` convolutions of
 multiplier 1: the same function of the same parameters, and the same gradients up to rounding. ResNet-20 converted to
 half of its multiply-accumulates trains 2.3 times as fast so (``python benchmarks/conversion.py training``).
