@@ -17,6 +17,9 @@ from torch_separable.convert.factorize import (
     Factors,
     Moments,
     Order,
+    _Fitted,
+    _Problem,
+    _sweep_depthwise_first,
     _sweep_pointwise_first,
     best_bias,
     decouple,
@@ -181,13 +184,31 @@ def test_one_sweep_depthwise_first_takes_the_steps_of_dense_least_squares() -> N
 
 
 @pytest.mark.parametrize("rank", [1, 3])
+def test_one_sweep_depthwise_first_says_what_is_lost(rank: int) -> None:
+    weight, moments, _ = case((5, 20, 9))
+    weights = torch.rand(5).double()
+    problem = _Problem(
+        ridged(moments.patches).view(20, 9, 20, 9), moments.cross.view(-1, 20, 9), moments.target_variance, weights, 0.0
+    )
+    begin = _Fitted(decouple(weight, "depthwise_first", rank), moments.cross)
+    fitted, lost = _sweep_depthwise_first(begin, problem)
+    assert lost == pytest.approx(output_error(fitted.factors.kernel(), moments, weights), rel=1e-3)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
 def test_one_sweep_pointwise_first_goes_towards_dense_least_squares(rank: int) -> None:
     weight, moments, x = case((5, 4, 9))
     t = x @ weight.flatten(1).T
     start = decouple(weight, "pointwise_first", rank)
     best = best_depthwise(best_pointwise(start, x, t), x, t).kernel()
     S, T = ridged(moments.patches).view(4, 9, 4, 9), moments.cross.view(-1, 4, 9)
-    kernels = [_sweep_pointwise_first(start, S, T, None, steps).kernel() for steps in (0, 2, 4, 60)]
+    problem = _Problem(S, T, moments.target_variance, torch.ones(5).double(), 0.0)
+    begin = _Fitted(start, problem.left_by(start.kernel()))
+    swept = [_sweep_pointwise_first(begin, problem, steps) for steps in (0, 2, 4, 60)]
+    kernels = [fitted.factors.kernel() for fitted, _ in swept]
+    for kernel, (fitted, lost) in zip(kernels, swept, strict=True):
+        torch.testing.assert_close(fitted.left, problem.left_by(kernel))
+        assert lost == pytest.approx(output_error(kernel, moments), rel=1e-3)
     distances = [float((kernel - best).norm() / best.norm()) for kernel in kernels]
     assert distances[-1] < 1e-3
     assert distances == sorted(distances, reverse=True)

@@ -12,6 +12,7 @@ from torch_separable.convert import calibrate
 from torch_separable.convert.calibrate import moments_of
 from torch_separable.convert.factorize import Order
 from torch_separable.convert.layers import survey
+from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.reconstruct import biases
 from torch_separable.convert.sensitivity import Option, fit_options, measure
 
@@ -39,7 +40,7 @@ def options_of(name: str, method: Any, every: bool = False) -> tuple[list[Option
     model, statistics = network(), calibrate(network(), images())
     conv, moments = survey(model).convertible[name], moments_of(model, statistics, name)
     options = fit_options(statistics[name], conv, moments, CHOICES, method, every=every)
-    return options, measure(model, statistics, statistics[name], conv, moments, options, method)
+    return options, measure(model, statistics, statistics[name], conv, moments, options, method, Prefix(2**24))
 
 
 def change(name: str, option: Option, method: Any) -> float:
@@ -94,7 +95,7 @@ def test_model_is_left_as_it_was() -> None:
     conv, moments = survey(model).convertible["0"], moments_of(model, statistics, "0")
     before = copy.deepcopy(model)
     options = fit_options(statistics["0"], conv, moments, CHOICES, "least_squares")
-    measure(model, statistics, statistics["0"], conv, moments, options, "least_squares")
+    measure(model, statistics, statistics["0"], conv, moments, options, "least_squares", Prefix(2**24))
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
     others = before.state_dict()

@@ -54,7 +54,7 @@ def convert(
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
-    memory: Annotated[str, typer.Option(help="What samples may take at a time, as 4GB.")] = "2GB",
+    memory: Annotated[str, typer.Option(help="What samples may take at a time, as 4GB.")] = "4GB",
     force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,
     quiet: Quiet = False,
     json: Json = False,

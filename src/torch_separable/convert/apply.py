@@ -14,6 +14,7 @@ from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, LayerStati
 from torch_separable.convert.factorize import Factors, decouple
 from torch_separable.convert.layers import COMPUTES_WEIGHT, Conv, grouped_weight, refresh_weights, survey
 from torch_separable.convert.plan import LayerPlan, Plan
+from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.reconstruct import reconstruct
 from torch_separable.convert.record import Recording, record
 from torch_separable.errors import SeparableError
@@ -93,16 +94,18 @@ def apply(
         )
     names = [name for name in order if name in planned]
     # No record needs to be kept of what has been fitted, so runs of layers share one pass of the dense network.
+    before_dense, before = Prefix(statistics.memory // 16), Prefix(3 * statistics.memory // 16)
     with progress_bar("fitting layers", len(names), shown=progress) as advance:
         for group in _runs(names, statistics, patches=not sequential):
             dense = record(
-                model, statistics.batches, {n: found[n] for n in group}, _pixels(statistics), patches=not sequential
-            )
+                model, statistics.batches, {n: found[n] for n in group}, _pixels(statistics), patches=not sequential,
+                stop_early=all(statistics[n].calls == 1 for n in group), prefix=before_dense,
+            )  # fmt: skip
             for name in group:
                 layer = statistics[name]
                 converted = dense[name]
                 if sequential:
-                    converted = _record_student(student, name, statistics, layer)
+                    converted = _record_student(student, name, statistics, layer, before)
                 weight = grouped_weight(found[name])
                 entry = planned[name]
                 assert entry.order is not None
@@ -152,11 +155,15 @@ def _new_bias(plan: Plan, conv: Conv) -> Tensor | None:
     return torch.zeros(conv.out_channels) if plan.method == "least_squares" and conv.bias is None else None
 
 
-def _record_student(student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics) -> Recording:
+def _record_student(
+    student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics, before: Prefix
+) -> Recording:
     conv: Any = student.get_submodule(name)
     wanted, pixels = {name: conv}, {name: layer.pixels}
     with rank_by_rank(student):
-        recordings = record(student, statistics.batches, wanted, pixels, patches=True, stop_early=layer.calls == 1)
+        recordings = record(
+            student, statistics.batches, wanted, pixels, patches=True, stop_early=layer.calls == 1, prefix=before
+        )
     return recordings[name]
 
 

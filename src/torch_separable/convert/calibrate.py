@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_separable.convert.factorize import Moments, dense_moments
 from torch_separable.convert.layers import Conv, grouped_weight, refresh_weights, spec_of, survey
+from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.record import Batch, Flow, Recording, placed, record, run
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
@@ -23,7 +24,7 @@ from torch_separable.progress import progress_bar
 
 Images = Tensor | Iterable[Batch]
 
-DEFAULT_MEMORY = 2 * 1024**3
+DEFAULT_MEMORY = 4 * 1024**3
 _BATCH = 64
 _FEWEST_IMAGES = 8
 _FEWEST_PIXELS = 1024
@@ -129,7 +130,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         raise SeparableError("the network is a single convolution, which has no place in a network: wrap it in one")
     refresh_weights(model)
     # A first look: which layers run, in which order, and how often.
-    once = record(model, batches[:1], found.convertible, dict.fromkeys(found.convertible, 1))
+    once = record(model, [_first(batches[0], _FEWEST_IMAGES)], found.convertible, dict.fromkeys(found.convertible, 1))
     running = {name: found.convertible[name] for name in once}
     unused = {name: "never ran on the calibration images" for name in found.convertible if name not in once}
     kept = {**found.kept, **unused}
@@ -143,14 +144,21 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
     held = 0
     groups = _groups(running, pixels, once, memory)
     steps = len(groups) * len(batches) + len(running)
+    prefix = Prefix(memory // 8)
+    outputs: list[Tensor] = []
     with progress_bar("calibrating", steps, shown=progress) as advance:
         for group in groups:
-            recordings = record(model, batches, group, pixels, patches=True, advance=advance)
+            last = group is groups[-1]
+            recordings = record(
+                model, batches, group, pixels, patches=True, advance=advance,
+                stop_early=not last and all(once[name].calls == 1 for name in group),
+                prefix=prefix if len(groups) > 1 else None, outputs=outputs if last else None,
+            )  # fmt: skip
             for name, conv in group.items():
                 if len(recordings[name].outputs) < conv.weight[0].numel():
                     few.append(name)
                 size = _moment_bytes(conv)
-                if held + size <= memory // 2:
+                if held + size <= 3 * memory // 16:
                     moments[name] = _dense_moments(conv, recordings[name])
                     held += size
                 seen[name] = replace(recordings.pop(name), patches=None, outputs=torch.empty(0), residual=None)
@@ -163,11 +171,12 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
             "Give more images",
             stacklevel=2,
         )
-    total = analyze(model, _one(placed(model, batches[0])))
+    total = analyze(model, _first(placed(model, batches[0]), 1))
     layers = []
     for name, conv in running.items():
         recording = seen[name]
-        scale, shift = norm_affine(model, recording.flow.norm, conv.out_channels)
+        flow = once[name].flow
+        scale, shift = norm_affine(model, flow.norm, conv.out_channels)
         layers.append(
             LayerStatistics(
                 name=name,
@@ -177,7 +186,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
                 macs=recording.macs,
                 parameters=sum(p.numel() for p in conv.parameters()),
                 calls=recording.calls,
-                flow=recording.flow,
+                flow=flow,
                 scale=scale,
                 shift=shift,
                 pixels=pixels[name],
@@ -188,7 +197,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         layers=tuple(layers),
         kept=kept,
         batches=batches,
-        outputs=network_outputs(model, batches),
+        outputs=joined(model, outputs),
         macs=total.macs,
         parameters=sum(p.numel() for p in model.parameters()),
         memory=memory,
@@ -324,7 +333,12 @@ def check_weights(model: nn.Module) -> None:
 def network_outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """Run the network in evaluation mode; return its outputs, flat for each image, in float32."""
     with evaluating(model), rank_by_rank(model), torch.inference_mode():
-        outputs = [logits_of(run(model, batch)).float().flatten(1).cpu() for batch in batches]
+        return joined(model, [logits_of(run(model, batch)) for batch in batches])
+
+
+def joined(model: nn.Module, logits: Sequence[Tensor]) -> Tensor:
+    """Logits of each batch as one tensor, flat for each image, in float32."""
+    outputs = [tensor.float().flatten(1).cpu() for tensor in logits]
     for i, output in enumerate(outputs):
         if output.shape[1] != outputs[0].shape[1]:
             raise SeparableError(
@@ -380,6 +394,6 @@ def _groups(
     return groups
 
 
-def _one(batch: Batch) -> Batch:
-    """Return the first image of a batch."""
-    return {name: value[:1] for name, value in batch.items()} if isinstance(batch, Mapping) else batch[:1]
+def _first(batch: Batch, count: int) -> Batch:
+    """Return the first images of a batch."""
+    return {name: value[:count] for name, value in batch.items()} if isinstance(batch, Mapping) else batch[:count]

@@ -19,7 +19,7 @@ the second moments ``E[x xᵀ]`` and ``E[t xᵀ]`` and the means.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,6 +33,10 @@ RIDGE = 1e-6
 
 # Share of the target's variance below which what is left to gain is rounding of the samples.
 _EXACT = 1e-10
+
+# Share of the target's variance from which on products with the moments are taken in single precision: their rounding
+# errors are a thousandth of that.
+_SINGLE = 1e-4
 
 # Conjugate gradient steps towards one factor before it is the other's turn.
 _STEPS = 3
@@ -80,6 +84,10 @@ class Factors:
     def rank(self) -> int:
         """The multiplier or rank ``D``."""
         return self.depthwise.shape[1]
+
+    def truncated(self, rank: int) -> Factors:
+        """The first ``rank`` of the terms: what `decouple` and `decouple_weighted` give for a lower rank."""
+        return Factors(self.order, self.depthwise[:, :rank], self.pointwise[..., :rank])
 
     def kernel(self) -> Tensor:
         """The dense kernel that the product amounts to, shape (M, C, K)."""
@@ -153,7 +161,10 @@ def decouple_weighted(weight: Tensor, patches: Tensor, order: Order, rank: int) 
     left, values, right = torch.linalg.svd(whitened, full_matrices=False)
     pointwise = left[..., :rank] * values[..., None, :rank]
     if order == "pointwise_first":
-        pointwise = torch.linalg.solve_triangular(over_channels.T, pointwise, upper=True)
+        outputs = len(pointwise)
+        flat = pointwise.transpose(0, 1).reshape(channels, -1)  # one system for all outputs, not one each
+        solved = torch.linalg.solve_triangular(over_channels.T, flat, upper=True)
+        pointwise = solved.view(channels, outputs, -1).transpose(0, 1)
     depthwise = torch.linalg.solve_triangular(over_taps, right[:, :rank], upper=False, left=False)
     return _factors(order, pointwise, depthwise, rank)
 
@@ -203,26 +214,104 @@ def fit(
     Returns:
         Factors that are never worse on these moments than ``start``.
     """
-    _, channels, _ = start.pointwise.shape
-    taps = start.depthwise.shape[2]
-    S = ridged(moments.patches).view(channels, taps, channels, taps)
+    return fit_and_lost(moments, start, weights=weights, towards=towards, sweeps=sweeps, tolerance=tolerance)[0]
+
+
+def fit_and_lost(
+    moments: Moments,
+    start: Factors,
+    *,
+    weights: Tensor | None = None,
+    towards: Tensor | None = None,
+    sweeps: int = 12,
+    tolerance: float = 3e-3,
+) -> tuple[Factors, float]:
+    """As `fit`, and the share of the target's variance that is lost, weighted (a trace of the ridge included)."""
+    channels, taps = start.pointwise.shape[1], start.depthwise.shape[2]
+    S = ridged(moments.patches)
     # The ridge draws to a kernel that is known, and not to zero: other images than these have patches there.
-    anchor = start.kernel() if towards is None else towards
-    T = moments.cross.view(-1, channels, taps) + _ridge(moments.patches) * anchor
+    anchor, ridge = (start.kernel() if towards is None else towards).flatten(1), _ridge(moments.patches)
+    problem = _Problem(
+        S.view(channels, taps, channels, taps),
+        (moments.cross + ridge * anchor).view(-1, channels, taps),
+        moments.target_variance + ridge * anchor.square().sum(1),
+        torch.ones(len(anchor), dtype=S.dtype) if weights is None else weights.to(S),
+        ridge,
+    )
     step = _sweep_depthwise_first if start.order == "depthwise_first" else _sweep_pointwise_first
-    best, best_error = start, output_error(start.kernel(), moments, weights)
-    current = start
+    kernel = start.kernel()
+    best = current = _Fitted(start, problem.left_by(kernel))
+    lost = best_lost = problem.lost_by(kernel, best.left)
+    if lost > _SINGLE:
+        problem = replace(problem, single=S.float())
     for _ in range(sweeps):
-        if best_error <= _EXACT:
+        if best_lost <= _EXACT:
             break
-        current = step(current, S, T, weights)
-        error = output_error(current.kernel(), moments, weights)
-        gain = best_error - error
-        if error < best_error:
-            best, best_error = current, error
-        if gain <= tolerance * best_error:
+        if problem.single is not None and lost <= _SINGLE:
+            problem = replace(problem, single=None)
+            current = _Fitted(current.factors, problem.left_by(current.factors.kernel()))
+        current, lost = step(current, problem)
+        gain = best_lost - lost
+        if gain > 0:
+            best, best_lost = current, lost
+        if gain <= tolerance * best_lost:
             break
-    return best
+    return best.factors, max(best_lost, 0.0)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is minimised: with the kernel ``W`` of each output, ``v − 2 W·T + W S W``, weighted.
+
+    Attributes:
+        moments: ``S``, of the patches, ridged, (C, K, C, K).
+        cross: ``T``, with the target, ridged, (M, C, K).
+        variance: ``v`` of each output, and the ridge's share, (M,).
+        weights: of each output, (M,).
+        ridge: what the moments have on their diagonal at the least.
+        single: the moments in single precision, (C·K, C·K), where that is exact enough for conjugate gradients.
+    """
+
+    moments: Tensor
+    cross: Tensor
+    variance: Tensor
+    weights: Tensor
+    ridge: float
+    single: Tensor | None = None
+
+    def left_by(self, kernel: Tensor) -> Tensor:
+        """What a kernel leaves to explain of the cross moments, (M, C, K)."""
+        return self.cross - (kernel.flatten(1) @ self.flat_moments).view_as(kernel)
+
+    def lost_by(self, kernel: Tensor, left: Tensor) -> float:
+        """The share of the variance that a kernel loses, by what it leaves."""
+        return self.share(self.variance - (kernel * (self.cross + left)).flatten(1).sum(1))
+
+    def share(self, lost: Tensor) -> float:
+        """What each output loses as a share of what there is."""
+        return float((lost * self.weights).sum() / (self.variance * self.weights).sum().clamp_min(1e-300))
+
+    def times(self, kernel: Tensor) -> Tensor:
+        """A kernel times the moments, (M, C, K), in single precision where that will do."""
+        return (kernel.flatten(1).to(self.products) @ self.products).to(kernel).view_as(kernel)
+
+    @property
+    def products(self) -> Tensor:
+        """The moments to multiply with, (C·K, C·K)."""
+        return self.flat_moments if self.single is None else self.single
+
+    @property
+    def flat_moments(self) -> Tensor:
+        entries = self.moments.shape[0] * self.moments.shape[1]
+        return self.moments.reshape(entries, entries)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Factors, and what they leave to explain (of pointwise-first ones: the other order finds it anew)."""
+
+    factors: Factors
+    left: Tensor
 
 
 def ridged(patches: Tensor) -> Tensor:
@@ -251,8 +340,10 @@ def best_bias(kernel: Tensor, moments: Moments) -> Tensor:
     return moments.target_mean - kernel.flatten(1) @ moments.patch_mean
 
 
-def _sweep_depthwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None) -> Factors:
-    B = _unit_rows(factors.depthwise).clone()
+def _sweep_depthwise_first(fitted: _Fitted, problem: _Problem) -> tuple[_Fitted, float]:
+    """Solve for all pointwise weights, then for the depthwise kernels; return what is lost, too."""
+    S, T = problem.moments, problem.cross
+    B = _unit_rows(fitted.factors.depthwise).clone()
     channels, rank, taps = B.shape
     # All pointwise weights at once: (B S Bᵀ) Pᵀ = B Tᵀ.
     SB = torch.einsum("ciej,edj->cied", S, B)
@@ -260,10 +351,13 @@ def _sweep_depthwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tens
     R = torch.einsum("mci,cdi->cdm", T, B).reshape(channels * rank, -1)
     P = _solve(A, R).T.reshape(-1, channels, rank)
     # The depthwise kernels of one channel after the other: (PᵀΩP ⊗ S[c, c]) ΔB[c] = PᵀΩ × what is left to explain.
-    ΩP = P if weights is None else P * weights[:, None, None]
-    left = T.flatten(1) - torch.einsum("mcd,cdk->mck", P, B).flatten(1) @ S.reshape(channels * taps, -1)
+    ΩP = P * problem.weights[:, None, None]
+    kernel = torch.einsum("mcd,cdk->mck", P, B)
+    left = T - problem.times(kernel)
+    lost = problem.lost_by(kernel, left)
+    left = left.flatten(1)
     own = torch.einsum("cicj->cij", S)
-    rows = S.reshape(channels, taps, -1)
+    rows, gained = S.reshape(channels, taps, -1), torch.zeros((), dtype=S.dtype)
     for first in range(0, channels, _TOGETHER):
         some = slice(first, first + _TOGETHER)
         PP = torch.einsum("mcd,mcq->cdq", ΩP[:, some], P[:, some])
@@ -273,54 +367,54 @@ def _sweep_depthwise_first(factors: Factors, S: Tensor, T: Tensor, weights: Tens
             R = ΩP[:, c].T @ left[:, c * taps : (c + 1) * taps]
             step = torch.cholesky_solve(R.reshape(-1, 1), factor).reshape(rank, taps)
             B[c] += step
+            gained += (R * step).sum()
             left[:, near] -= P[:, c] @ (step @ rows[c, :, near])
         # The other channels see these steps when their turn comes: one pass over what is left, not one a channel.
         change = torch.einsum("mcd,cdk->mck", P[:, some], B[some] - before).flatten(1)
         rest = slice(near.stop, None)
-        left[:, rest] -= change @ S.reshape(channels * taps, -1)[near, rest]
-    return Factors("depthwise_first", B, P)
+        moments = problem.products[near, rest]
+        left[:, rest] -= (change.to(moments) @ moments).to(left)
+    lost -= float(gained / (problem.variance * problem.weights).sum().clamp_min(1e-300))
+    return _Fitted(Factors("depthwise_first", B, P), left), lost
 
 
-def _sweep_pointwise_first(
-    factors: Factors, S: Tensor, T: Tensor, weights: Tensor | None, steps: int = _STEPS
-) -> Factors:
+def _sweep_pointwise_first(fitted: _Fitted, problem: _Problem, steps: int = _STEPS) -> tuple[_Fitted, float]:
     """Improve the pointwise weights of all ranks, then the depthwise kernels, of every output by itself.
 
     Exact solutions take a system of C·D unknowns for each output. A few steps of conjugate gradients from where the
     last sweep ended, preconditioned by the moments' Kronecker approximation ``E ⊗ F`` (over channels, over taps), reach
     as far for one product with the moments each.
     """
-    del weights  # every output has kernels of its own
+    S, factors = problem.moments, fitted.factors
     B = _unit_rows(factors.depthwise)
     P = factors.pointwise * factors.depthwise.norm(dim=2)[:, None, :]
     outputs, rank, _ = B.shape
-    channels, taps = S.shape[:2]
-    moments = S.reshape(channels * taps, -1)
+    channels = len(S)
     over_taps = torch.einsum("cicj->ij", S)
     over_channels = torch.einsum("ciei->ce", S) / over_taps.trace()
     taps_factor, channels_factor = _cholesky(over_taps), _cholesky(over_channels)
-    left = T - _times(P @ B, moments)
 
     small = _cholesky(B @ over_taps @ B.mT)
     P, left = _conjugate_gradients(
-        P, left, moments, steps, lambda X: X @ B, lambda V: V @ B.mT,
+        P, fitted.left, problem, steps, lambda X: X @ B, lambda V: V @ B.mT,
         lambda R: torch.cholesky_solve(
             torch.cholesky_solve(R.transpose(0, 1).reshape(channels, -1), channels_factor)
             .view(channels, outputs, rank).permute(1, 2, 0), small,
         ).mT,
     )  # fmt: skip
     small = _cholesky(P.mT @ over_channels @ P)
-    B, _ = _conjugate_gradients(
-        B, left, moments, steps, lambda X: P @ X, lambda V: P.mT @ V,
+    B, left = _conjugate_gradients(
+        B, left, problem, steps, lambda X: P @ X, lambda V: P.mT @ V,
         lambda R: torch.cholesky_solve(torch.cholesky_solve(R, small).mT, taps_factor).mT,
     )  # fmt: skip
-    return Factors("pointwise_first", B, P)
+    improved = Factors("pointwise_first", B, P)
+    return _Fitted(improved, left), problem.lost_by(improved.kernel(), left)
 
 
 def _conjugate_gradients(
     X: Tensor,
     left: Tensor,
-    moments: Tensor,
+    problem: _Problem,
     steps: int,
     kernel: Callable[[Tensor], Tensor],
     adjoint: Callable[[Tensor], Tensor],
@@ -331,7 +425,7 @@ def _conjugate_gradients(
     Args:
         X: the unknowns of each output, (M, ., .).
         left: what is left to explain of the cross moments, (M, C, K).
-        moments: of the patches, (C·K, C·K).
+        problem: with the moments of the patches.
         steps: how many.
         kernel: from unknowns to the dense kernel that they amount to, (M, C, K); linear.
         adjoint: of ``kernel``.
@@ -344,19 +438,17 @@ def _conjugate_gradients(
     direction = steep = precondition(residual)
     height = (residual * steep).sum((1, 2), keepdim=True)
     for _ in range(steps):
-        change = _times(kernel(direction), moments)
+        along = kernel(direction)
+        change = problem.times(along)
         curved = adjoint(change)
-        length = height / (direction * curved).sum((1, 2), keepdim=True).clamp_min(1e-300)
+        # The moments curve by their ridge at the least; rounded to single precision, they might not.
+        least = problem.ridge * along.square().sum((1, 2), keepdim=True)
+        length = height / (direction * curved).sum((1, 2), keepdim=True).maximum(least).clamp_min(1e-300)
         X, left, residual = X + length * direction, left - length * change, residual - length * curved
         steep = precondition(residual)
         height, before = (residual * steep).sum((1, 2), keepdim=True), height
         direction = steep + height / before.clamp_min(1e-300) * direction
     return X, left
-
-
-def _times(kernels: Tensor, moments: Tensor) -> Tensor:
-    """Kernels (M, C, K) times the moments of the patches."""
-    return (kernels.flatten(1) @ moments).view_as(kernels)
 
 
 def _unit_rows(depthwise: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch_separable.convert.calibrate import LayerStatistics, Statistics, momen
 from torch_separable.convert.factorize import Order, decouple
 from torch_separable.convert.layers import grouped_weight, in_words, survey
 from torch_separable.convert.plan import LayerPlan, Method, Plan, separable_macs, separable_specs
+from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.record import run
 from torch_separable.convert.sensitivity import Choice, Option, fit_options, measure
 from torch_separable.errors import SeparableError, SeparableValueError
@@ -165,6 +166,7 @@ def _options(
     found = survey(model).convertible
     options: list[list[Option]] = []
     changes: list[list[float]] = []
+    prefix = Prefix(statistics.memory // 4)
     with progress_bar("measuring layers", len(statistics.layers), shown=progress) as advance:
         for layer, allowed in zip(statistics.layers, choices, strict=True):
             conv = found[layer.name]
@@ -176,7 +178,7 @@ def _options(
             fitted = fit_options(layer, conv, moments, allowed, method, every=every)
             options.append(fitted)
             if not every:
-                changes.append(measure(model, statistics, layer, conv, moments, fitted, method))
+                changes.append(measure(model, statistics, layer, conv, moments, fitted, method, prefix))
             advance(layer.name)
     return options, changes
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torch_separable.convert.calibrate import LayerStatistics, sample_moments
-from torch_separable.convert.factorize import Factors, Moments, Order, best_bias, decouple_weighted, fit
+from torch_separable.convert.factorize import Factors, Moments, Order, best_bias, decouple_weighted, fit_and_lost
 from torch_separable.convert.record import Recording
 
 # λ of each alternation: small at first, so that the target may move, then 1 (section 3.2.2 of the paper).
@@ -39,8 +39,8 @@ def fit_groups(
     *,
     start: tuple[Factors, ...] | None = None,
     sweeps: int = 12,
-) -> tuple[Factors, ...]:
-    """Fit each group of a convolution; see `fit`.
+) -> tuple[tuple[Factors, ...], float]:
+    """Fit each group of a convolution; see `fit`. Returns the factors, and the share of the outputs' variance lost.
 
     Args:
         moments: one entry a group.
@@ -54,10 +54,13 @@ def fit_groups(
     if start is None:
         start = tuple(decouple_weighted(w, m.patches, order, rank) for w, m in zip(weight, moments, strict=True))
     shares = importance.chunk(len(moments))
-    return tuple(
-        fit(m, s, weights=i, towards=w, sweeps=sweeps)
+    fitted = [
+        fit_and_lost(m, s, weights=i, towards=w, sweeps=sweeps)
         for m, s, i, w in zip(moments, start, shares, weight, strict=True)
-    )
+    ]
+    variances = [float((m.target_variance * i).sum()) for m, i in zip(moments, shares, strict=True)]
+    lost = sum(share * variance for (_, share), variance in zip(fitted, variances, strict=True))
+    return tuple(factors for factors, _ in fitted), lost / max(sum(variances), 1e-300)
 
 
 def biases(factors: tuple[Factors, ...], moments: tuple[Moments, ...]) -> Tensor:
@@ -110,7 +113,7 @@ def reconstruct(
 
     groups, importance = layer.spec.groups, importance_of(layer)
     moments = sample_moments(converted.patches, target, groups)
-    factors = fit_groups(moments, weight, order, rank, importance)
+    factors, _ = fit_groups(moments, weight, order, rank, importance)
     if not (rectifier and layer.flow.rectified):
         return factors, biases(factors, moments)
 
@@ -121,7 +124,7 @@ def reconstruct(
         before = scale * fitted + shift + theirs
         z = _rectified_target(wanted, before, strength)
         moments = sample_moments(converted.patches, (z - shift - theirs) / divisor, groups, moments)
-        factors = fit_groups(moments, weight, order, rank, importance, start=factors, sweeps=2)
+        factors, _ = fit_groups(moments, weight, order, rank, importance, start=factors, sweeps=2)
     return factors, biases(factors, moments)
 
 

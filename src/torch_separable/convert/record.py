@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_separable.convert.layers import Conv, patches_of
+from torch_separable.convert.prefix import Prefix
 from torch_separable.errors import SeparableError
-from torch_separable.outputs import evaluating
+from torch_separable.outputs import evaluating, logits_of
 from torch_separable.progress import Advance
 
 Batch = Tensor | Mapping[str, Tensor]
@@ -78,6 +79,8 @@ def record(
     *,
     patches: bool = False,
     stop_early: bool = False,
+    prefix: Prefix | None = None,
+    outputs: list[Tensor] | None = None,
     seed: int = 0,
     advance: Advance | None = None,
 ) -> dict[str, Recording]:
@@ -92,7 +95,11 @@ def record(
         layers: convolutions of ``model`` by name.
         pixels: how many output pixels to record for each name at each call, over all batches.
         patches: whether to record the inputs, too.
-        stop_early: whether to leave each forward pass as soon as the layers (each called once) are recorded.
+        stop_early: whether to leave each forward pass as soon as the layers (each called once) are recorded, and what
+            their outputs go into: an addition, but perhaps not the ReLU after it.
+        prefix: what passes over the same batches have computed before; ``layers`` then are in the order in which they
+            run, the first after those of all passes before, and nothing before it has changed.
+        outputs: to which the network's logits for each batch are added.
         seed: of the draw.
         advance: called after each batch.
 
@@ -100,12 +107,20 @@ def record(
         SeparableError: the network cannot take a batch, or a layer's input or output holds NaN or infinity.
     """
     recorder = _Recorder(model, layers, pixels, len(batches), patches=patches, stop_early=stop_early, seed=seed)
+    first = next(iter(layers.values()), model)
     with evaluating(model), torch.no_grad(), recorder.attached():
-        for batch in batches:
-            recorder.begin_batch(batch)
-            try:
+        for i, batch in enumerate(batches):
+
+            def call(i: int = i, batch: Batch = batch) -> Any:
+                recorder.begin_batch(i, batch)
                 with recorder:
-                    recorder.returned(run(model, batch))
+                    return run(model, batch)
+
+            try:
+                returned = call() if prefix is None else prefix.run(i, first, call)
+                recorder.returned(returned)
+                if outputs is not None:
+                    outputs.append(logits_of(returned))
             except _Recorded:
                 pass
             if advance is not None:
@@ -220,6 +235,7 @@ class _Recorder(TorchDispatchMode):
         self.batch = -1
         self.images = 0
         self.calls: dict[str, int] = {}
+        self.followed: set[str] = set()  # layers of which it was seen what their output goes into
         self.tracks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.in_norm: Tensor | None = None
 
@@ -241,11 +257,12 @@ class _Recorder(TorchDispatchMode):
                     stack.callback(handle.remove)
             yield
 
-    def begin_batch(self, batch: Batch) -> None:
-        self.batch += 1
+    def begin_batch(self, index: int, batch: Batch) -> None:
+        self.batch = index
         if self.batch == 0:
             self.images = images_in(batch)
         self.calls = {}
+        self.followed = set()
         self.tracks = WeakTensorKeyDictionary()
         self.in_norm = None
 
@@ -319,6 +336,8 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not self.tracks:  # most operations, where one layer is looked at
+            return func(*args, **kwargs)
         tracked = {id(leaf): leaf for leaf in tree_leaves((args, kwargs)) if self._tracks_of(leaf)}
         tracked.pop(id(self.in_norm), None)
         sums: list[_Track] = []
@@ -340,8 +359,10 @@ class _Recorder(TorchDispatchMode):
             self.tracks.pop(result, None)  # what follows uses the rectified values
         elif sums:
             self.tracks[result] = tuple(sums)
-        if self.stop_early and tracked and len(self.calls) == len(self.layers):
-            raise _Recorded
+        if self.stop_early and tracked:
+            self.followed |= {track.name for tensor in tracked.values() for track in self._tracks_of(tensor)}
+            if len(self.followed) == len(self.layers):
+                raise _Recorded
         return result
 
     def recordings(self) -> dict[str, Recording]:

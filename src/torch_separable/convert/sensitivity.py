@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable.convert.calibrate import LayerStatistics, Statistics, over_processes
-from torch_separable.convert.factorize import Factors, Moments, Order, decouple, output_error
+from torch_separable.convert.factorize import Factors, Moments, Order, decouple, decouple_weighted, output_error
 from torch_separable.convert.layers import Conv, grouped_weight
 from torch_separable.convert.plan import Method
+from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.reconstruct import biases, fit_groups, importance_of
 from torch_separable.convert.record import Batch, images_in, input_of, run
 from torch_separable.outputs import evaluating, logits_of
@@ -32,8 +34,8 @@ _FITTED_RANKS = (1, 2, 3, 5, 8, 13, 21, 34)
 _LARGEST_SYSTEM, _LARGEST_PATCH = 400, 2500
 # Errors near which the network's output is measured.
 _PROBES = (0.3, 0.03)
-# On so many images of up to 112x112 pixels, and on fewer larger ones, whose outputs take longer.
-_PROBE_IMAGES, _LEAST_PROBE_IMAGES, _PROBE_PIXELS = 128, 16, 128 * 112 * 112
+# On so many images of up to 80x80 pixels, and on fewer larger ones, whose outputs take longer.
+_PROBE_IMAGES, _LEAST_PROBE_IMAGES, _PROBE_PIXELS = 128, 16, 128 * 80 * 80
 _LEAST = 1e-9
 
 
@@ -79,16 +81,22 @@ def fit_options(
     options: list[Option] = []
     for order in dict.fromkeys(order for order, _ in choices):
         ranks = sorted({rank for o, rank in choices if o == order})
+        closed: tuple[Factors, ...] = ()
+        if method != "svd":
+            pairs = zip(weight, moments, strict=True)
+            closed = tuple(decouple_weighted(w, m.patches, order, ranks[-1]) for w, m in pairs)
         fitted: dict[int, Option] = {}
         for rank in ranks:
             if every or rank in _FITTED_RANKS or rank == ranks[-1] or rank == ranks[0]:
                 if method == "svd":
                     factors = tuple(decouple(w, order, rank) for w in weight)
+                    error = layer_error(factors, moments, importance)
                 else:
                     small = rank * weight.shape[-1] <= _LARGEST_SYSTEM and weight[0, 0].numel() <= _LARGEST_PATCH
+                    start = tuple(f.truncated(rank) for f in closed)
                     few = sweeps if small else 0
-                    factors = fit_groups(moments, weight, order, rank, importance, sweeps=few)
-                fitted[rank] = Option(order, rank, layer_error(factors, moments, importance), factors)
+                    factors, error = fit_groups(moments, weight, order, rank, importance, start=start, sweeps=few)
+                fitted[rank] = Option(order, rank, error, factors)
         known = sorted(fitted)
         logs = [np.log(max(fitted[rank].error, _LEAST)) for rank in known]
         for rank in ranks:
@@ -116,8 +124,12 @@ def measure(
     moments: tuple[Moments, ...],
     options: Sequence[Option],
     method: Method,
+    prefix: Prefix,
 ) -> list[float]:
-    """Return for each option the mean squared change of the network's outputs when this layer alone takes it."""
+    """Return for each option the mean squared change of the network's outputs when this layer alone takes it.
+
+    ``prefix`` is one for all layers, measured in the order in which they run.
+    """
     fitted = [option for option in options if option.factors is not None]
     probes: dict[tuple[str, int], float] = {}
     batches = _some(statistics.batches)
@@ -125,7 +137,7 @@ def measure(
     for target in _PROBES:
         option = min(fitted, key=lambda o: abs(np.log(max(o.error, _LEAST) / target)))
         if (option.order, option.rank) not in probes:
-            change = _change(model, batches, reference, conv, option, moments, method)
+            change = _change(model, batches, reference, conv, option, moments, method, prefix)
             probes[option.order, option.rank] = max(change, 0.0)
     points = sorted(
         (max(option.error, _LEAST), max(probes[option.order, option.rank], 1e-30))
@@ -152,6 +164,7 @@ def _change(
     option: Option,
     moments: tuple[Moments, ...],
     method: Method,
+    prefix: Prefix,
 ) -> float:
     """Run the network with one kernel exchanged for what its factors amount to."""
     assert option.factors is not None
@@ -169,7 +182,8 @@ def _change(
     handle = conv.register_forward_hook(exchanged, prepend=True, with_kwargs=True)
     try:
         with evaluating(model), torch.inference_mode():
-            outputs = [logits_of(run(model, batch)).float().flatten(1).cpu() for batch in batches]
+            returned = [prefix.run(i, conv, partial(run, model, batch)) for i, batch in enumerate(batches)]
+            outputs = [logits_of(output).float().flatten(1).cpu() for output in returned]
     finally:
         handle.remove()
     squared = (torch.cat(outputs) - reference).square()

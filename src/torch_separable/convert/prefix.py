@@ -1,0 +1,205 @@
+"""Passes through a network that begin where the one before stopped.
+
+Layers are looked at one after the other in the order in which they run, and each look would run the network from its
+beginning. Most of that has been computed before: of everything that happened before the layer that was looked at last,
+a pass needs only the tensors that were still in use there. `Prefix` keeps these, batch by batch. The network's own code
+runs again as it stands; its operations up to that layer are answered from what is kept, so nothing has to be traced.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+
+class Prefix:
+    """What a network computed before one of its layers, kept for passes over the same batches.
+
+    Whatever the network computes before the layer must be the same in every pass: later passes may exchange this layer
+    and those after it, and none before.
+
+    Args:
+        memory: bytes that the kept tensors may take; batches beyond run from the beginning.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> prefix, batch = Prefix(memory=2**20), torch.randn(3, 4)
+        >>> first = prefix.run(0, net[2], lambda: net(batch))
+        >>> bool((prefix.run(0, net[2], lambda: net(batch)) == first).all())
+        True
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.known: dict[int, _Known] = {}
+
+    def run(self, index: int, layer: nn.Module, call: Callable[[], Any]) -> Any:
+        """Return ``call()``, a pass over batch ``index``, and keep what it has when it comes to ``layer``.
+
+        It is called a second time where the network did not do again what it did in the last pass.
+        """
+        try:
+            return self._pass(index, layer, call)
+        except _Diverged:
+            return self._pass(index, layer, call)  # nothing is known of it any more
+
+    def _pass(self, index: int, layer: nn.Module, call: Callable[[], Any]) -> Any:
+        mode = _Mode(self.known.pop(index, _Known()))
+        handle = layer.register_forward_pre_hook(mode.close, prepend=True)
+        try:
+            with torch.no_grad(), mode:
+                return call()
+        finally:  # also where the call was left by an exception, as it is when enough has been seen
+            handle.remove()
+            held = sum(kept.size for kept in self.known.values())
+            if mode.result is not None and held + mode.result.size <= self.memory:
+                self.known[index] = mode.result
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """The form of a tensor, without its values."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Outline:
+        return cls(tensor.size(), tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.device)
+
+    def blank(self) -> Tensor:
+        """A tensor of this form that nobody will look into."""
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+
+    def copy_from(self, memory: torch.UntypedStorage) -> Tensor:
+        view = torch.empty(0, dtype=self.dtype, device=self.device)
+        return view.set_(memory, self.offset, self.size, self.stride).clone()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operation, and what it gave: kept tensors, outlines of those that were no longer in use, plain values.
+
+    ``leaves`` is ``None`` for a view, which is taken again, and for an operation that returns what it wrote into: that
+    is kept as it was in the end.
+    """
+
+    func: Any
+    leaves: tuple[Any, ...] | None = None
+    structure: TreeSpec | None = None
+
+    def answer(self) -> Any:
+        assert self.leaves is not None
+        assert self.structure is not None
+        given = [leaf.blank() if isinstance(leaf, _Outline) else leaf for leaf in self.leaves]
+        return tree_unflatten(given, self.structure)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """All steps up to a layer, and the bytes of what is kept."""
+
+    steps: tuple[_Step, ...] = ()
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An operation of the pass in progress, and where its results lie."""
+
+    func: Any
+    leaves: tuple[Any, ...] | None = None
+    memory: tuple[StorageWeakRef | None, ...] = ()
+    structure: TreeSpec | None = None
+
+
+class _Diverged(BaseException):  # nothing that a network catches
+    """The network does something else than in the last pass."""
+
+
+class _Mode(TorchDispatchMode):
+    """Answers operations from what is known, carries out those beyond, and notes all of them until the layer comes."""
+
+    def __init__(self, known: _Known) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # Each is let go when it is asked for: from then on it is the network's own.
+        self.known = deque(known.steps)
+        self.seen: list[_Seen] = []
+        self.open = True
+        self.result: _Known | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.open:
+            return func(*args, **kwargs)
+        step = self.known.popleft() if self.known else None
+        if step is not None and step.func is not func:
+            raise _Diverged
+        if func.is_view:
+            self.seen.append(_Seen(func))
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            written = _written(func, args, kwargs)
+            if written is None:
+                self.open = False  # nothing is kept of such a pass
+                return func(*args, **kwargs)
+            self.seen.append(_Seen(func))
+            return func(*args, **kwargs) if step is None else written[0]
+        result = func(*args, **kwargs) if step is None else step.answer()
+        leaves, structure = tree_flatten(result)
+        memory = tuple(StorageWeakRef(x.untyped_storage()) if isinstance(x, Tensor) else None for x in leaves)
+        outlines = tuple(_Outline.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        self.seen.append(_Seen(func, outlines, memory, structure))
+        return result
+
+    def close(self, *_: Any) -> None:
+        """The layer is reached: keep what is in use, and let all operations pass from now on."""
+        if not self.open:
+            return
+        self.open = False
+        if self.known:
+            raise _Diverged
+        steps, size = [], 0
+        for seen in self.seen:
+            if seen.leaves is None:
+                steps.append(_Step(seen.func))
+                continue
+            leaves = []
+            for leaf, reference in zip(seen.leaves, seen.memory, strict=True):
+                # By its memory: a view of a tensor keeps it as well.
+                memory = None if reference is None else torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                if memory is not None:
+                    size += memory.nbytes()
+                leaves.append(leaf if memory is None else leaf.copy_from(memory))
+            steps.append(_Step(seen.func, tuple(leaves), seen.structure))
+        self.seen = []
+        self.result = _Known(tuple(steps), size)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any] | None:
+    """What an operation that writes into its arguments returns of them; ``None`` where it returns other things, too."""
+    targets = {}
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = kwargs.get(argument.name) if i >= len(args) else args[i]
+            targets[frozenset(argument.alias_info.before_set)] = value
+    values = []
+    for returned in func._schema.returns:
+        alias = returned.alias_info
+        if alias is None or frozenset(alias.before_set) not in targets:
+            return None
+        values.append(targets[frozenset(alias.before_set)])
+    return (values[0] if len(values) == 1 else tuple(values) or None,)

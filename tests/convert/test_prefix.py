@@ -1,0 +1,158 @@
+"""Passes that begin where the one before stopped compute what passes from the beginning compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_separable.convert.prefix import Prefix
+from torch_separable.models import mobilenet_v2, resnet20
+
+
+class Counter(TorchDispatchMode):
+    """Counts convolutions that are carried out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))
+
+
+class Winding(nn.Module):
+    """Views, writing in place, a skip that is used late, values read back, and a layer called through functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1) for _ in range(5)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = F.relu(self.layers[0](x))
+        x = self.layers[1](early)
+        x[:, :2] = 0.5
+        x.add_(early).relu_()
+        halves = x.chunk(2, 1)
+        x = torch.cat([halves[1], halves[0] * 2], 1)
+        flat = self.layers[2](x).flatten(2)
+        del x
+        if flat.sum().item() > 0:
+            flat = flat.neg_()
+        x = self.layers[3](flat.view(-1, 4, 6, 6))
+        x += early.mean((2, 3), keepdim=True)
+        early.mul_(3)
+        return self.layers[4](x) + early
+
+
+def passes(network: nn.Module, layers: list[nn.Module], images: Tensor, prefix: Prefix) -> None:
+    """Change one layer after the other; each pass must give what a pass from the beginning gives."""
+    batches = images.split(2)
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in layer.parameters():
+                parameter.mul_(1.5).add_(0.01)
+            for i, batch in enumerate(batches):
+                expected = network(batch)
+                for _ in range(2):
+                    torch.testing.assert_close(
+                        prefix.run(i, layer, lambda batch=batch: network(batch)), expected, rtol=0, atol=0
+                    )
+
+
+def convolutions(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+@pytest.mark.parametrize("network", [Winding(), resnet20(), mobilenet_v2(0.35)], ids=["winding", "resnet", "v2"])
+def test_every_pass_gives_what_it_would_from_the_beginning(network: nn.Module) -> None:
+    torch.manual_seed(0)
+    network.eval()
+    images = torch.randn(4, 4, 6, 6) if isinstance(network, Winding) else torch.randn(4, 3, 32, 32)
+    passes(network, convolutions(network), images, Prefix(memory=2**26))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_layers_may_be_looked_at_in_the_order_in_which_they_run(data: st.DataObject) -> None:
+    network = Winding()
+    wanted = sorted(data.draw(st.sets(st.integers(0, 4), min_size=1)))
+    memory = data.draw(st.sampled_from([0, 2000, 2**20]))
+    passes(network, [network.layers[i] for i in wanted], torch.randn(4, 4, 6, 6), Prefix(memory))
+
+
+def test_what_came_before_is_not_computed_again() -> None:
+    network = resnet20().eval()
+    layers, images, prefix = convolutions(network), torch.randn(2, 3, 32, 32), Prefix(memory=2**26)
+    counts = []
+    with Counter() as counter:
+        for layer in layers:
+            before = counter.count
+            prefix.run(0, layer, lambda: network(images))
+            counts.append(counter.count - before)
+    # Each pass computes from the layer of the pass before.
+    assert counts == [len(layers), *range(len(layers), 1, -1)]
+
+
+def test_only_what_is_still_in_use_is_kept() -> None:
+    network = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6)))
+    images, prefix = torch.randn(2, 4, 16, 16), Prefix(memory=2**26)
+    sizes = []
+    for layer in network:
+        prefix.run(0, layer, lambda: network(images))
+        sizes.append(prefix.known[0].size // images.nbytes)
+    assert max(sizes) <= 1
+
+
+def test_batches_beyond_the_memory_run_from_the_beginning() -> None:
+    network = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))).eval()
+    batches = torch.randn(6, 4, 8, 8).split(2)
+    prefix = Prefix(memory=batches[0].nbytes)
+    for layer in network:
+        for i, batch in enumerate(batches):
+            expected = network(batch)
+            assert torch.equal(prefix.run(i, layer, lambda batch=batch: network(batch)), expected)
+    assert list(prefix.known) == [0]
+
+
+def test_a_network_that_does_something_else_the_next_time_is_run_from_the_beginning() -> None:
+    class Moody(nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            x = self.first(x)
+            return self.last(x.relu() if self.calls % 2 else x.sigmoid())
+
+    network, x, prefix = Moody(), torch.randn(2, 3), Prefix(memory=2**20)
+    prefix.run(0, network.last, lambda: network(x))
+    with torch.no_grad():
+        network.last.weight.zero_()
+        result = prefix.run(0, network.last, lambda: network(x))
+        torch.testing.assert_close(result, network.last.bias.expand(2, 3))
+
+
+def test_a_pass_may_be_left_as_soon_as_the_layer_was_seen() -> None:
+    class EnoughError(Exception):
+        pass
+
+    network, x, prefix = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)), torch.randn(2, 3), Prefix(99)
+
+    def leave(*_: Any) -> None:
+        raise EnoughError
+
+    for layer in network:
+        handle = layer.register_forward_hook(leave)
+        with pytest.raises(EnoughError):
+            prefix.run(0, layer, lambda: network(x))
+        handle.remove()
+    assert torch.equal(prefix.run(0, network[2], lambda: network(x)), network(x))
