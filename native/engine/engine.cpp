@@ -108,11 +108,19 @@ TS_API void ts_set_shape(int64_t set, int64_t* shape) {
   shape[2] = ts::kSets[set]->rows;
 }
 
-// Executes operations in order. `external` is what TS_IMPORT reads. With more than one thread the tasks of an operation
-// are shared out by `parallel`.
-TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, float* workspace, const float* external,
-                   int64_t threads, ts_parallel_for parallel) {
+TS_API int64_t ts_tasks(int64_t set, const ts_operation* operation) { return ts::kSets[set]->tasks(*operation); }
+
+// Executes operations in order, or, on one thread, their tasks in the order of `parts` where there are any. `external` is
+// what TS_IMPORT reads. With more than one thread the tasks of an operation are shared out by `parallel`.
+TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, const ts_part* parts, int64_t part_count,
+                   float* workspace, const float* external, int64_t threads, ts_parallel_for parallel) {
   const ts::Kernels* kernels = ts::kSets[set];
+  if (parts) {
+    for (int64_t i = 0; i < part_count; i++) {
+      kernels->run(operations[parts[i].operation], workspace, external, parts[i].begin, parts[i].end);
+    }
+    return;
+  }
   for (int64_t i = 0; i < count; i++) {
     const ts_operation& op = operations[i];
     const int64_t tasks = kernels->tasks(op);

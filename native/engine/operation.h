@@ -64,11 +64,17 @@ struct ts_operation {
   int64_t out_vectors;        // of output channels that a convolution computes: all of a pixel's, or a group's
   int64_t splits;             // parts that the output channels of a tile are computed in, each a task of its own
   const float* weights;       // [panel][K][lanes * vectors of a panel]
+  const float* next_weights;  // those that are read after them: fetched ahead, never looked into
   const float* bias;          // padded to whole panels
   const float* filters;       // depthwise weights, [multiplier][kernel_height * kernel_width][channels]
   const float* filter_bias;   // [multiplier][channels]
   int64_t external_strides[4];  // of TS_IMPORT, in floats: N, C, H, W
   int64_t count_padding;        // of TS_POOL_AVERAGE
+};
+
+// Tasks [begin, end) of the operation at a place in an array.
+struct ts_part {
+  int64_t operation, begin, end;
 };
 
 // Calls `body(begin, end, context)` over parts of [begin, end), perhaps on several threads: the type of PyTorch's

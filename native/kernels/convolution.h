@@ -70,7 +70,8 @@ static void convolve(const ts_operation& op, float* workspace, int64_t task) {
     const int64_t begin = tile * op.tile_rows, pixels = std::min(op.tile_rows, total - begin);
     const float* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
     multiply_tile(op, workspace + op.input + begin * op.in_stride, op.in_stride, pixels,
-                  workspace + op.output + begin * op.out_stride, residual, first, last);
+                  workspace + op.output + begin * op.out_stride, residual, first, last,
+                  begin + pixels < total ? op.weights : op.next_weights);
     return;
   }
   const int64_t tiles = (op.out_height + op.tile_rows - 1) / op.tile_rows;
@@ -85,7 +86,8 @@ static void convolve(const ts_operation& op, float* workspace, int64_t task) {
   }
   const int64_t begin = (image * op.out_height + row) * op.out_width;
   const float* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-  multiply_tile(op, matrix, op.depth, pixels, workspace + op.output + begin * op.out_stride, residual, first, last);
+  multiply_tile(op, matrix, op.depth, pixels, workspace + op.output + begin * op.out_stride, residual, first, last,
+                row + rows < op.out_height ? op.weights : op.next_weights);
 }
 
 // A depthwise convolution by itself: a task is an output row.

@@ -9,7 +9,7 @@
 namespace ts::TS_ISA {
 
 // Output pixels that are computed together: their sums, three weights and a pixel fit the registers of every set, and the
-// usual widths (112, 56, 28, 14, 7) are multiples of it.
+// usual widths (112, 56, 28, 14, 7) are multiples of it. Narrower images are cut in fours.
 constexpr int kPixels = 7;
 
 struct Filter {
@@ -23,12 +23,13 @@ struct Filter {
   ts_act activation;
 };
 
-// `Pixels` neighbouring pixels that see no padding to their sides, one vector of channels. Width and Step are the
-// kernel's width and stride, or 0 for the operation's own.
-template <int Pixels, int Width, int Step>
+// `Pixels` neighbouring pixels, one vector of channels. Width and Step are the kernel's width and stride, or 0 for the
+// operation's own. Input columns from `left` to `right`, counted from the first that the block sees, are on the image;
+// where Inside, all are.
+template <int Pixels, int Width, int Step, bool Inside>
 TS_INLINE void filter_block(const ts_operation& op, const Filter& filter, int64_t row, int64_t column, int64_t channel,
-                            int64_t first_tap, int64_t last_tap, float* out, int64_t out_stride, Vector low,
-                            Vector high) {
+                            int64_t first_tap, int64_t last_tap, int64_t left, int64_t right, float* out,
+                            int64_t out_stride, Vector low, Vector high) {
   const int64_t width = Width ? Width : op.kernel_width, step = Step ? Step : op.stride_width;
   const int64_t dilation = Width ? 1 : op.dilation_width;
   const int64_t taps = op.kernel_height * width;
@@ -46,6 +47,7 @@ TS_INLINE void filter_block(const ts_operation& op, const Filter& filter, int64_
         TS_UNROLL for (int kw = 0; kw < Width; kw++) weight[kw] = load(tap + kw * filter.channels);
         // Each column is loaded once and serves all pixels that see it.
         TS_UNROLL for (int x = 0; x < (Pixels - 1) * Step + Width; x++) {
+          if (!Inside && (x < left || x >= right)) continue;
           Vector value = load(at + x * op.in_stride);
           TS_UNROLL for (int kw = 0; kw < Width; kw++) {
             if (x >= kw && (x - kw) % Step == 0 && (x - kw) / Step < Pixels) {
@@ -57,7 +59,9 @@ TS_INLINE void filter_block(const ts_operation& op, const Filter& filter, int64_
         for (int64_t kw = 0; kw < width; kw++) {
           Vector weight = load(tap + kw * filter.channels);
           TS_UNROLL for (int p = 0; p < Pixels; p++) {
-            sum[p] += load(at + (p * step + kw * dilation) * op.in_stride) * weight;
+            const int64_t x = p * step + kw * dilation;
+            if (!Inside && (x < left || x >= right)) continue;
+            sum[p] += load(at + x * op.in_stride) * weight;
           }
         }
       }
@@ -70,74 +74,56 @@ TS_INLINE void filter_block(const ts_operation& op, const Filter& filter, int64_
   }
 }
 
-// A pixel at the left or right border, where taps fall on padding.
-static void filter_border(const ts_operation& op, const Filter& filter, int64_t row, int64_t column, int64_t first_tap,
+// A row in blocks of equal size, the last of which begins early enough to end with the row: what it computes a second
+// time costs less than pixels one by one, which run at the latency of their additions.
+template <int Pixels, int Width, int Step>
+static void filter_blocks(const ts_operation& op, const Filter& filter, int64_t row, int64_t first_tap,
                           int64_t last_tap, float* out, int64_t out_stride, Vector low, Vector high) {
-  const int64_t taps = op.kernel_height * op.kernel_width;
-  for (int64_t channel = 0; channel < filter.channels; channel += kLanes) {
-    Vector sum = load(filter.bias + channel);
-    for (int64_t group = 0; group < filter.summed; group++) {
-      const float* weights = filter.weights + group * taps * filter.channels + channel;
-      const float* input = filter.input + group * filter.channels + channel;
-      for (int64_t kh = first_tap; kh < last_tap; kh++) {
-        const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
-        for (int64_t kw = 0; kw < op.kernel_width; kw++) {
-          const int64_t x = column * op.stride_width - op.pad_width + kw * op.dilation_width;
-          if (x < 0 || x >= op.in_width) continue;
-          sum += load(input + (y * op.in_width + x) * op.in_stride) *
-                 load(weights + (kh * op.kernel_width + kw) * filter.channels);
-        }
+  const int64_t seen = (Pixels - 1) * op.stride_width + (op.kernel_width - 1) * op.dilation_width + 1;
+  // Blocks outermost, channels inside: the rows of a block stay in L1 for all of their channels.
+  for (int64_t next = 0; next < op.out_width; next += Pixels) {
+    const int64_t column = std::min(next, op.out_width - Pixels);
+    const int64_t left = op.pad_width - column * op.stride_width, right = left + op.in_width;
+    if (left <= 0 && right >= seen) {
+      for (int64_t channel = 0; channel < filter.channels; channel += kLanes) {
+        filter_block<Pixels, Width, Step, true>(op, filter, row, column, channel, first_tap, last_tap, left, right, out,
+                                                out_stride, low, high);
+      }
+    } else {
+      for (int64_t channel = 0; channel < filter.channels; channel += kLanes) {
+        filter_block<Pixels, Width, Step, false>(op, filter, row, column, channel, first_tap, last_tap, left, right,
+                                                 out, out_stride, low, high);
       }
     }
-    if (filter.residual) sum += load(filter.residual + column * filter.residual_stride + channel);
-    store(out + column * out_stride + channel, at_most(at_least(sum, low), high));
   }
 }
 
 template <int Width, int Step>
-static void filter_inside(const ts_operation& op, const Filter& filter, int64_t row, int64_t begin, int64_t end,
-                          int64_t first_tap, int64_t last_tap, float* out, int64_t out_stride, Vector low,
-                          Vector high) {
-  // Pixels outermost, channels inside: the rows of a block of pixels stay in L1 for all of their channels.
-  int64_t column = begin;
-  for (; column + kPixels <= end; column += kPixels) {
-    for (int64_t channel = 0; channel < filter.channels; channel += kLanes) {
-      filter_block<kPixels, Width, Step>(op, filter, row, column, channel, first_tap, last_tap, out, out_stride, low,
-                                         high);
-    }
-  }
-  for (; column < end; column++) {
-    for (int64_t channel = 0; channel < filter.channels; channel += kLanes) {
-      filter_block<1, Width, Step>(op, filter, row, column, channel, first_tap, last_tap, out, out_stride, low, high);
-    }
-  }
+static void filter_columns(const ts_operation& op, const Filter& filter, int64_t row, int64_t first_tap,
+                           int64_t last_tap, float* out, int64_t out_stride, Vector low, Vector high) {
+  const int64_t blocks = (op.out_width + kPixels - 1) / kPixels;
+  const int64_t pixels = (op.out_width + blocks - 1) / blocks;  // of a block, if all were as large
+  auto filter_with = pixels > 4 && op.out_width >= kPixels ? filter_blocks<kPixels, Width, Step>
+                     : op.out_width >= 4                   ? filter_blocks<4, Width, Step>
+                     : op.out_width >= 2                   ? filter_blocks<2, Width, Step>
+                                                           : filter_blocks<1, Width, Step>;
+  filter_with(op, filter, row, first_tap, last_tap, out, out_stride, low, high);
 }
 
 // One output row, all channels: out[column * out_stride + channel].
 static void filter_row(const ts_operation& op, const Filter& filter, int64_t row, float* out, int64_t out_stride) {
   const ts_act clamp = clamp_of(filter.activation);
   const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
-  // Kernel rows that fall on the image, and columns whose kernel columns all do.
-  const int64_t top = row * op.stride_height - op.pad_height;
-  const int64_t dh = op.dilation_height, dw = op.dilation_width, step = op.stride_width;
+  // Kernel rows that fall on the image.
+  const int64_t top = row * op.stride_height - op.pad_height, dh = op.dilation_height;
   const int64_t first_tap = top < 0 ? std::min((-top + dh - 1) / dh, op.kernel_height) : 0;
   const int64_t below = op.in_height - top;  // kernel rows kh with kh * dh < below
   const int64_t last_tap = std::max(first_tap, std::min(op.kernel_height, below <= 0 ? 0 : (below + dh - 1) / dh));
-  const int64_t span = (op.kernel_width - 1) * dw;
-  const int64_t begin = std::min((op.pad_width + step - 1) / step, op.out_width);
-  const int64_t room = op.in_width - 1 - span + op.pad_width;
-  const int64_t end = std::max(begin, std::min(op.out_width, room < 0 ? 0 : room / step + 1));
-  for (int64_t column = 0; column < begin; column++) {
-    filter_border(op, filter, row, column, first_tap, last_tap, out, out_stride, low, high);
-  }
-  for (int64_t column = end; column < op.out_width; column++) {
-    filter_border(op, filter, row, column, first_tap, last_tap, out, out_stride, low, high);
-  }
-  const int64_t shape = dw == 1 && step <= 2 ? op.kernel_width * 10 + step : 0;
+  const int64_t shape = op.dilation_width == 1 && op.stride_width <= 2 ? op.kernel_width * 10 + op.stride_width : 0;
   switch (shape) {
-#define TS_SHAPE(width, step) \
-  case width * 10 + step:     \
-    filter_inside<width, step>(op, filter, row, begin, end, first_tap, last_tap, out, out_stride, low, high); \
+#define TS_SHAPE(width, step)                                                                            \
+  case width * 10 + step:                                                                                \
+    filter_columns<width, step>(op, filter, row, first_tap, last_tap, out, out_stride, low, high); \
     break
     TS_SHAPE(3, 1);
     TS_SHAPE(3, 2);
@@ -146,7 +132,7 @@ static void filter_row(const ts_operation& op, const Filter& filter, int64_t row
     TS_SHAPE(7, 1);
     TS_SHAPE(7, 2);
 #undef TS_SHAPE
-    default: filter_inside<0, 0>(op, filter, row, begin, end, first_tap, last_tap, out, out_stride, low, high);
+    default: filter_columns<0, 0>(op, filter, row, first_tap, last_tap, out, out_stride, low, high);
   }
   if (filter.activation.kind != TS_CLAMP) {
     for (int64_t column = 0; column < op.out_width; column++) {

@@ -1,6 +1,8 @@
 // The matrix product that all convolutions but the depthwise end in: a tile of pixels (rows of A) times packed weights.
 #pragma once
 
+#include <algorithm>
+
 #include "vector.h"
 
 namespace ts::TS_ISA {
@@ -11,6 +13,11 @@ constexpr int kVectors = 2;
 constexpr int kPanel = kVectors * kLanes;
 constexpr int kRows = TS_ROWS;
 
+// Steps of the depth for one cache line that is asked for ahead of its use, so that the lines of a panel arrive while
+// the one before is multiplied, and not all at once when its turn comes.
+constexpr int64_t kChunk = 8;
+constexpr uintptr_t kLine = 64;
+
 struct Epilogue {
   const float* bias;      // of the panel
   const float* residual;  // at the first pixel and channel, or null
@@ -19,19 +26,26 @@ struct Epilogue {
 };
 
 // out[i][j] = clamp(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels and Vectors vectors of channels.
+// `ahead` is asked for on the way: a line for each kChunk steps.
 template <int Rows, int Vectors>
-static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64_t depth, float* out,
+static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64_t depth, uintptr_t ahead, float* out,
                          int64_t out_stride, const Epilogue& end) {
   Vector sum[Rows][Vectors];
   TS_UNROLL for (int i = 0; i < Rows; i++) {
+    // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are.
+    __builtin_prefetch(out + i * out_stride, 1, 3);
     TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = load(end.bias + j * kLanes);
   }
-  for (int64_t k = 0; k < depth; k++) {
-    Vector weight[Vectors];
-    TS_UNROLL for (int j = 0; j < Vectors; j++) weight[j] = load(B + k * kPanel + j * kLanes);
-    TS_UNROLL for (int i = 0; i < Rows; i++) {
-      Vector pixel = broadcast(A[i * a_stride + k]);
-      TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += pixel * weight[j];
+  for (int64_t chunk = 0; chunk < depth; chunk += kChunk, ahead += kLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+    const int64_t last = std::min(chunk + kChunk, depth);
+    for (int64_t k = chunk; k < last; k++) {
+      Vector weight[Vectors];
+      TS_UNROLL for (int j = 0; j < Vectors; j++) weight[j] = load(B + k * kPanel + j * kLanes);
+      TS_UNROLL for (int i = 0; i < Rows; i++) {
+        Vector pixel = broadcast(A[i * a_stride + k]);
+        TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += pixel * weight[j];
+      }
     }
   }
   Vector low = broadcast(end.low), high = broadcast(end.high);
@@ -44,7 +58,8 @@ static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64
   }
 }
 
-typedef void (*MicroKernel)(const float*, int64_t, const float*, int64_t, float*, int64_t, const Epilogue&);
+typedef void (*MicroKernel)(const float*, int64_t, const float*, int64_t, uintptr_t, float*, int64_t,
+                            const Epilogue&);
 
 template <int Vectors, int... Rows>
 static MicroKernel choose_kernel(int rows, std::integer_sequence<int, Rows...>) {
@@ -57,16 +72,18 @@ static MicroKernel kernel_for(int rows, int vectors) {
   return vectors == kVectors ? choose_kernel<kVectors>(rows, all) : choose_kernel<1>(rows, all);
 }
 
-// Panels [first, last) of one tile. Weight panels are outermost: each is read once and stays in L1 while the tile's
+// Panels [first, last) of one tile; `next` is what will be read after them. Weight panels are outermost: each is read once and stays in L1 while the tile's
 // pixels, which stay in L2 or nearer, pass by.
 static void multiply_tile(const ts_operation& op, const float* A, int64_t a_stride, int64_t pixels, float* out,
-                          const float* residual, int64_t first, int64_t last) {
+                          const float* residual, int64_t first, int64_t last, const float* next) {
   const ts_act clamp = clamp_of(op.activation);
   const int64_t vectors = op.out_vectors;
   // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
   const int64_t blocks = (pixels + kRows - 1) / kRows;
   for (int64_t panel = first; panel < last; panel++) {
     const float* B = op.weights + panel * op.depth * kPanel;
+    // An address and no pointer: it may run beyond what there is to read.
+    uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + op.depth * kPanel : next);
     const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t begin = pixels * block / blocks, end = pixels * (block + 1) / blocks;
@@ -74,8 +91,9 @@ static void multiply_tile(const ts_operation& op, const float* A, int64_t a_stri
                               residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
                               op.residual_stride, clamp.alpha, clamp.beta};
       float* to = out + begin * op.out_stride + panel * kPanel;
-      kernel_for(static_cast<int>(end - begin), width)(A + begin * a_stride, a_stride, B, op.depth, to, op.out_stride,
-                                                       epilogue);
+      kernel_for(static_cast<int>(end - begin), width)(A + begin * a_stride, a_stride, B, op.depth, ahead, to,
+                                                       op.out_stride, epilogue);
+      ahead += static_cast<uintptr_t>(op.depth / kChunk) * kLine;
       if (op.activation.kind != TS_CLAMP) {
         for (int64_t p = 0; p < end - begin; p++) activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
       }

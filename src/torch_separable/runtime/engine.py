@@ -226,7 +226,7 @@ class Prepared:
             operations = room.operations[id(step)]
             if step.nodes and operations[0].kind == 0:
                 operations[0].external_strides[:] = x.stride()
-            run(self.kernels, operations, room.memory, x.data_ptr(), self.threads)
+            run(self.kernels, operations, room.memory, x.data_ptr(), self.threads, step.parts)
             return
         call = step.call
 

@@ -44,12 +44,19 @@ class Operation(ctypes.Structure):
         ("between", Activate),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("weights", ctypes.c_void_p),
+        ("next_weights", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("filters", ctypes.c_void_p),
         ("filter_bias", ctypes.c_void_p),
         ("external_strides", ctypes.c_int64 * 4),
         ("count_padding", ctypes.c_int64),
     )
+
+
+class Part(ctypes.Structure):
+    """``ts_part``: tasks of an operation, by its place."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("operation", "begin", "end"))
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,11 @@ class InstructionSet:
     lanes: int
     panel: int
     rows: int
+
+    def tasks(self, operation: Operation) -> int:
+        """How many tasks an operation has."""
+        count: int = _library().ts_tasks(self.number, ctypes.addressof(operation))
+        return count
 
 
 def available() -> bool:
@@ -99,7 +111,7 @@ def _library() -> ctypes.CDLL:
     except OSError as error:
         raise SeparableError(f"the kernel library {path} cannot be loaded: {error}") from error
     library.ts_operation_size.restype = ctypes.c_int64
-    if library.ts_operation_size() != ctypes.sizeof(Operation) or not hasattr(library, "ts_measure"):
+    if library.ts_operation_size() != ctypes.sizeof(Operation) or not hasattr(library, "ts_tasks"):
         raise SeparableError(f"{path} is of another version of torch-separable: reinstall the package")
     library.ts_set_count.restype = ctypes.c_int64
     library.ts_set_name.restype = ctypes.c_char_p
@@ -113,8 +125,12 @@ def _library() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     )
+    library.ts_tasks.restype = ctypes.c_int64
+    library.ts_tasks.argtypes = (ctypes.c_int64, ctypes.c_void_p)
     library.ts_run.restype = None
     library.ts_run.argtypes = (
+        ctypes.c_int64,
+        ctypes.c_void_p,
         ctypes.c_int64,
         ctypes.c_void_p,
         ctypes.c_int64,
@@ -172,6 +188,7 @@ def run(
     workspace: torch.Tensor,
     external: int,
     threads: int,
+    parts: ctypes.Array[Part] | None = None,
 ) -> None:
     """Execute prepared operations; the interpreter's lock is released meanwhile.
 
@@ -181,11 +198,14 @@ def run(
         workspace: float32, as large as they need.
         external: address of the tensor that an import reads, or 0.
         threads: at most so many, of PyTorch's pool.
+        parts: tasks in the order in which one thread is to run them, instead of one operation after the other.
     """
     _library().ts_run(
         kernels.number,
         ctypes.addressof(operations),
         len(operations),
+        None if parts is None else ctypes.addressof(parts),
+        0 if parts is None else len(parts),
         workspace.data_ptr(),
         external,
         threads,

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from torch_separable.hardware import cache_bytes
+from torch_separable.runtime.interleave import Part, depth_first, early_layers
 from torch_separable.runtime.library import Activate as NativeActivation
 from torch_separable.runtime.library import InstructionSet, Operation
+from torch_separable.runtime.library import Part as NativePart
 from torch_separable.runtime.pack import pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
 from torch_separable.runtime.program import (
     Activate,
@@ -48,11 +50,13 @@ class Step:
         operations: prepared for the library; empty for a call.
         nodes: what they compute, in order (an operation each).
         call: of PyTorch.
+        parts: tasks of the operations in the order in which they run; ``None`` for one operation after the other.
     """
 
     operations: ctypes.Array[Operation]
     nodes: tuple[Node, ...]
     call: TorchCall | None = None
+    parts: ctypes.Array[NativePart] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,9 @@ def schedule(
     # Images of few channels are not padded: only gathered patches read them, and a run of pixels is one copy there.
     if _only_gathered(program, program.input):
         strides[program.input] = program.shapes[program.input][1]
-    offsets, size = _place(program, strides)
-    builder = _Builder(program, kernels, threads, offsets, strides, tiles)
+    early = early_layers(program, strides) if threads == 1 else 0
+    offsets, size = _place(program, strides, early)
+    builder = _Builder(program, kernels, threads, offsets, strides, tiles, early)
     return Schedule(program, builder.steps(), offsets, strides, size, tuple(builder.weights))
 
 
@@ -134,12 +139,15 @@ def _only_gathered(program: Program, value: str) -> bool:
     )
 
 
-def _place(program: Program, strides: dict[str, int]) -> tuple[dict[str, int], int]:
-    """Give every value a place for as long as it is read; values that are not alive together share memory."""
+def _place(program: Program, strides: dict[str, int], early: int) -> tuple[dict[str, int], int]:
+    """Give every value a place for as long as it is read; values that are not alive together share memory.
+
+    Those of the first ``early`` nodes are all alive together, as these run in turns.
+    """
     last: dict[str, int] = {}
     for at, node in enumerate(program.nodes):
-        for name in inputs_of(node):
-            last[name] = at
+        for name in (*inputs_of(node), *((node.output,) if at < early else ())):
+            last[name] = max(at, early - 1)
     for name in program.outputs:
         last[name] = len(program.nodes)
     offsets: dict[str, int] = {}
@@ -177,8 +185,9 @@ class _Builder:
         offsets: dict[str, int],
         strides: dict[str, int],
         tiles: Mapping[str, Tile],
+        early: int,
     ) -> None:
-        self.program, self.kernels, self.threads = program, kernels, threads
+        self.program, self.kernels, self.threads, self.early = program, kernels, threads, early
         self.offsets, self.strides, self.tiles = offsets, strides, tiles
         self.weights: list[Tensor] = []
 
@@ -195,7 +204,20 @@ class _Builder:
             operations += built
             nodes += [node] * len(built)
         steps.append(_step(operations, nodes))
+        if self.early:
+            steps[0] = self._interleaved(steps[0])
+        _look_ahead([operation for step in steps for operation in step.operations if operation.kind == _CONVOLUTION])
         return tuple(step for step in steps if step.call is not None or len(step.operations))
+
+    def _interleaved(self, step: Step) -> Step:
+        """Let the early layers run depth first, after which the rest follows one after the other."""
+        first = {node.name for node in self.program.nodes[: self.early]}
+        count = 1 + max(i for i, node in enumerate(step.nodes) if node.name in first)
+        values = [((), self.program.input), *((inputs_of(node), node.output) for node in step.nodes[1:count])]
+        order = depth_first(step.operations[:count], values, self.kernels.tasks)
+        order += [Part(i, 0, self.kernels.tasks(step.operations[i])) for i in range(count, len(step.operations))]
+        parts = [NativePart(part.operation, part.begin, part.end) for part in order]
+        return replace(step, parts=(NativePart * len(parts))(*parts))
 
     def _import(self) -> Operation:
         name = self.program.input
@@ -389,6 +411,12 @@ def _native(activation: Activation) -> NativeActivation:
 
 def _array(operations: Sequence[Operation]) -> ctypes.Array[Operation]:
     return (Operation * len(operations))(*operations)
+
+
+def _look_ahead(convolutions: Sequence[Operation]) -> None:
+    """Tell each convolution whose weights are read after its own; after the last, those of the next call."""
+    for operation, following in zip(convolutions, [*convolutions[1:], *convolutions[:1]], strict=True):
+        operation.next_weights = following.weights
 
 
 def _step(operations: Sequence[Operation], nodes: Sequence[Node]) -> Step:

@@ -1,0 +1,118 @@
+"""The early layers of a network depth first: a tile is computed when the next layer needs it.
+
+Early layers have few weights and large maps. One layer after the other, every map goes out to the outer caches and
+comes back; taken a few rows at a time through all of these layers, what one writes the next still finds in L2. The same
+tasks run, in another order, so nothing is computed twice and results are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch_separable.hardware import cache_bytes
+from torch_separable.runtime.library import Operation
+from torch_separable.runtime.program import Activate, Add, Convolution, Copy, Filtering, Node, Pool, Program, inputs_of
+
+_CONVOLUTION, _DEPTHWISE, _POOL_MAX, _POOL_AVERAGE, _COPY, _DIRECT = 1, 2, 3, 4, 9, 0
+_BY_ROWS = (Convolution, Filtering, Pool, Add, Activate, Copy)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tasks ``begin`` to ``end`` of an operation, named by its place among those of its step."""
+
+    operation: int
+    begin: int
+    end: int
+
+
+def early_layers(program: Program, strides: Mapping[str, int]) -> int:
+    """How many nodes, from the first, are to run depth first.
+
+    Those whose maps overflow half of L2, while the weights of all of them fit in the other half.
+    """
+    room, weights = cache_bytes(2) // 2, 0
+
+    def size(value: str) -> int:
+        n, _, h, w = program.shapes[value]
+        return 4 * h * w * strides[value] * n
+
+    for count, node in enumerate(program.nodes):
+        if not isinstance(node, _BY_ROWS):
+            return count
+        weights += _weights(node)
+        if weights > room or max(size(value) for value in (*inputs_of(node), node.output)) <= room:
+            return count
+    return len(program.nodes)
+
+
+def _weights(node: Node) -> int:
+    depthwise = getattr(node, "depthwise", None)
+    dense = node.weight.numel() if isinstance(node, Convolution) else 0
+    return 4 * (dense + (0 if depthwise is None else depthwise.weight.numel()))
+
+
+def depth_first(
+    operations: Sequence[Operation],
+    values: Sequence[tuple[tuple[str, ...], str]],
+    tasks: Callable[[Operation], int],
+) -> list[Part]:
+    """Order the tasks of operations so that each runs when a later operation needs what it writes.
+
+    Args:
+        operations: in an order in which they could run one after the other; none splits its channels.
+        values: what each reads (the rows of its window, then of its other operand), and what it writes.
+        tasks: how many an operation has.
+
+    Returns:
+        Every task of every operation, once.
+    """
+    counts, done = [tasks(operation) for operation in operations], [0] * len(operations)
+    writers: dict[str, list[int]] = {}
+    for i, (_, written) in enumerate(values):
+        writers.setdefault(written, []).append(i)
+    parts: list[Part] = []
+
+    def advance(i: int, rows: int) -> None:
+        while done[i] < counts[i] and _rows_after(operations[i], done[i]) < rows:
+            for value, needed in zip(values[i][0], _rows_needed(operations[i], done[i]), strict=False):
+                for writer in writers.get(value, ()):
+                    if writer < i:
+                        advance(writer, needed)
+            if parts and parts[-1].operation == i:
+                parts[-1] = Part(i, parts[-1].begin, done[i] + 1)
+            else:
+                parts.append(Part(i, done[i], done[i] + 1))
+            done[i] += 1
+
+    for i in (len(operations) - 1, *range(len(operations))):
+        advance(i, 1 + _rows_after(operations[i], counts[i]))
+    return parts
+
+
+def _rows_after(operation: Operation, done: int) -> int:
+    """Rows of the output, counted through all images, that are complete after ``done`` tasks."""
+    o = operation
+    if o.kind != _CONVOLUTION:
+        return done
+    if o.patches == _DIRECT:
+        return int(min(done * o.tile_rows, o.batch * o.out_height * o.out_width) // o.out_width)
+    image, tile = divmod(done, -(-o.out_height // o.tile_rows))
+    return int(image * o.out_height + min(tile * o.tile_rows, o.out_height))
+
+
+def _rows_needed(operation: Operation, task: int) -> tuple[int, int]:
+    """Rows of the input and of the other operand, counted through all images, that a task reads up to."""
+    o = operation
+    if o.kind == _CONVOLUTION and o.patches == _DIRECT:
+        pixels = min((task + 1) * o.tile_rows, o.batch * o.out_height * o.out_width)
+        return (-(-pixels // o.out_width),) * 2
+    end = _rows_after(operation, task + 1)
+    image, row = divmod(end - 1, o.out_height) if o.out_height else (0, 0)
+    if o.kind in (_CONVOLUTION, _DEPTHWISE, _POOL_MAX, _POOL_AVERAGE):
+        last = row * o.stride_height - o.pad_height + (o.kernel_height - 1) * o.dilation_height
+        return image * o.in_height + max(0, min(last + 1, o.in_height)), end
+    if o.kind == _COPY:
+        return image * o.in_height + row * o.stride_height + 1, end
+    return end, end
