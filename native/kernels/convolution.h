@@ -19,36 +19,56 @@ static void filter_tile(const ts_operation& op, const float* image, int64_t firs
   }
 }
 
+// A few values: less than the call of a library would cost. The last vector may overlap the one before.
+TS_INLINE void copy_run(float* to, const float* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  if (i == count) return;
+  if (count >= kLanes) {
+    store(to + count - kLanes, load(from + count - kLanes));
+  } else {
+    for (; i < count; i++) to[i] = from[i];
+  }
+}
+
+// The patches of a tile, one kernel row of all pixels of an output row after the other.
 static void gather_tile(const ts_operation& op, const float* image, int64_t first_row, int64_t rows, float* matrix) {
-  const int64_t channels = op.in_channels;
-  float* to = matrix;
+  const int64_t channels = op.in_channels, depth = op.depth, in_stride = op.in_stride, in_width = op.in_width;
+  const int64_t width = op.kernel_width, step = op.stride_width, dilation = op.dilation_width, pad = op.pad_width;
+  const int64_t out_width = op.out_width, run = width * channels;
+  // Columns whose kernels see no padding, from the first to the last.
+  const int64_t begin = std::min((pad + step - 1) / step, out_width);
+  const int64_t room = in_width - 1 - (width - 1) * dilation + pad;
+  const int64_t end = std::max(begin, std::min(out_width, room < 0 ? 0 : room / step + 1));
   for (int64_t row = first_row; row < first_row + rows; row++) {
-    for (int64_t column = 0; column < op.out_width; column++) {
-      const int64_t left = column * op.stride_width - op.pad_width;
-      const bool inside = left >= 0 && left + (op.kernel_width - 1) * op.dilation_width < op.in_width;
-      for (int64_t kh = 0; kh < op.kernel_height; kh++) {
-        const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
-        const size_t bytes = sizeof(float) * static_cast<size_t>(channels);
-        if (y < 0 || y >= op.in_height) {
-          memset(to, 0, bytes * static_cast<size_t>(op.kernel_width));
-          to += op.kernel_width * channels;
-          continue;
-        }
-        const float* from = image + (y * op.in_width + left) * op.in_stride;
-        if (inside && op.dilation_width == 1 && op.in_stride == channels) {
-          memcpy(to, from, bytes * static_cast<size_t>(op.kernel_width));  // neighbouring pixels are one run
-          to += op.kernel_width * channels;
-          continue;
-        }
-        for (int64_t kw = 0; kw < op.kernel_width; kw++, to += channels) {
-          const int64_t x = left + kw * op.dilation_width;
-          if (x < 0 || x >= op.in_width) {
-            memset(to, 0, bytes);
+    float* pixels = matrix + (row - first_row) * out_width * depth;
+    for (int64_t kh = 0; kh < op.kernel_height; kh++, pixels += run) {
+      const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
+      if (y < 0 || y >= op.in_height) {
+        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * depth, run, 0.0f);
+        continue;
+      }
+      const float* line = image + y * in_width * in_stride;
+      auto tap_by_tap = [&](int64_t column) {
+        float* to = pixels + column * depth;
+        for (int64_t kw = 0; kw < width; kw++, to += channels) {
+          const int64_t x = column * step - pad + kw * dilation;
+          if (x < 0 || x >= in_width) {
+            std::fill_n(to, channels, 0.0f);
           } else {
-            memcpy(to, from + kw * op.dilation_width * op.in_stride, bytes);
+            copy_run(to, line + x * in_stride, channels);
           }
         }
+      };
+      // Neighbouring pixels without gaps are one run.
+      const bool runs = dilation == 1 && in_stride == channels;
+      for (int64_t column = 0; column < (runs ? begin : out_width); column++) tap_by_tap(column);
+      if (!runs) continue;
+      const float* from = line + (begin * step - pad) * in_stride;
+      for (int64_t column = begin; column < end; column++, from += step * in_stride) {
+        copy_run(pixels + column * depth, from, run);
       }
+      for (int64_t column = end; column < out_width; column++) tap_by_tap(column);
     }
   }
 }

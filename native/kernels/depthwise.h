@@ -23,32 +23,43 @@ struct Filter {
   ts_act activation;
 };
 
+// What the pixels of an output row share. It is handed on by value: stores of vectors may write anywhere, so that the
+// compiler would read from memory again, after each of them, whatever it does not hold in variables of its own.
+struct Row {
+  const float* input;    // first kernel row on the image, where the first column's kernel begins (perhaps on padding)
+  const float* weights;  // of that kernel row
+  const float* bias;
+  const float* residual;
+  int64_t residual_stride;
+  float* out;
+  int64_t out_stride;
+  int64_t kernel_rows;   // on the image
+  int64_t channels, summed;
+  int64_t in_stride, in_row;  // floats to the next pixel, and to where the next kernel row begins
+  int64_t width, step, dilation, taps;
+  Vector low, high;
+};
+
 // `Pixels` neighbouring pixels, one vector of channels. Width and Step are the kernel's width and stride, or 0 for the
 // operation's own. Input columns from `left` to `right`, counted from the first that the block sees, are on the image;
 // where Inside, all are.
 template <int Pixels, int Width, int Step, bool Inside>
-TS_INLINE void filter_block(const ts_operation& op, const Filter& filter, int64_t row, int64_t column, int64_t channel,
-                            int64_t first_tap, int64_t last_tap, int64_t left, int64_t right, float* out,
-                            int64_t out_stride, Vector low, Vector high) {
-  const int64_t width = Width ? Width : op.kernel_width, step = Step ? Step : op.stride_width;
-  const int64_t dilation = Width ? 1 : op.dilation_width;
-  const int64_t taps = op.kernel_height * width;
+TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int64_t left, int64_t right) {
+  const int64_t width = Width ? Width : row.width, step = Step ? Step : row.step;
+  const float* from = row.input + column * step * row.in_stride + channel;
+  const float* weights = row.weights + channel;
   Vector sum[Pixels];
-  TS_UNROLL for (int p = 0; p < Pixels; p++) sum[p] = load(filter.bias + channel);
-  for (int64_t group = 0; group < filter.summed; group++) {
-    const float* weights = filter.weights + group * taps * filter.channels + channel;
-    const float* input = filter.input + group * filter.channels + channel;
-    for (int64_t kh = first_tap; kh < last_tap; kh++) {
-      const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
-      const float* at = input + (y * op.in_width + column * step - op.pad_width) * op.in_stride;
-      const float* tap = weights + kh * width * filter.channels;
+  TS_UNROLL for (int p = 0; p < Pixels; p++) sum[p] = load(row.bias + channel);
+  for (int64_t group = 0; group < row.summed; group++) {
+    const float *at = from, *tap = weights;
+    for (int64_t kh = 0; kh < row.kernel_rows; kh++) {
       if constexpr (Width > 0) {
         Vector weight[Width];
-        TS_UNROLL for (int kw = 0; kw < Width; kw++) weight[kw] = load(tap + kw * filter.channels);
+        TS_UNROLL for (int kw = 0; kw < Width; kw++) weight[kw] = load(tap + kw * row.channels);
         // Each column is loaded once and serves all pixels that see it.
         TS_UNROLL for (int x = 0; x < (Pixels - 1) * Step + Width; x++) {
           if (!Inside && (x < left || x >= right)) continue;
-          Vector value = load(at + x * op.in_stride);
+          Vector value = load(at + x * row.in_stride);
           TS_UNROLL for (int kw = 0; kw < Width; kw++) {
             if (x >= kw && (x - kw) % Step == 0 && (x - kw) / Step < Pixels) {
               sum[(x - kw) / Step] += value * weight[kw];
@@ -57,74 +68,94 @@ TS_INLINE void filter_block(const ts_operation& op, const Filter& filter, int64_
         }
       } else {
         for (int64_t kw = 0; kw < width; kw++) {
-          Vector weight = load(tap + kw * filter.channels);
+          Vector weight = load(tap + kw * row.channels);
           TS_UNROLL for (int p = 0; p < Pixels; p++) {
-            const int64_t x = p * step + kw * dilation;
+            const int64_t x = p * step + kw * row.dilation;
             if (!Inside && (x < left || x >= right)) continue;
-            sum[p] += load(at + x * op.in_stride) * weight;
+            sum[p] += load(at + x * row.in_stride) * weight;
           }
         }
       }
+      at += row.in_row;
+      tap += width * row.channels;
     }
+    from += row.channels;
+    weights += row.taps * row.channels;
   }
+  if (row.residual) {
+    const float* residual = row.residual + column * row.residual_stride + channel;
+    TS_UNROLL for (int p = 0; p < Pixels; p++) sum[p] += load(residual + p * row.residual_stride);
+  }
+  float* out = row.out + column * row.out_stride + channel;
   TS_UNROLL for (int p = 0; p < Pixels; p++) {
-    Vector v = sum[p];
-    if (filter.residual) v += load(filter.residual + (column + p) * filter.residual_stride + channel);
-    store(out + (column + p) * out_stride + channel, at_most(at_least(v, low), high));
+    store(out + p * row.out_stride, at_most(at_least(sum[p], row.low), row.high));
   }
 }
 
 // A row in blocks of equal size, the last of which begins early enough to end with the row: what it computes a second
 // time costs less than pixels one by one, which run at the latency of their additions.
 template <int Pixels, int Width, int Step>
-static void filter_blocks(const ts_operation& op, const Filter& filter, int64_t row, int64_t first_tap,
-                          int64_t last_tap, float* out, int64_t out_stride, Vector low, Vector high) {
-  const int64_t seen = (Pixels - 1) * op.stride_width + (op.kernel_width - 1) * op.dilation_width + 1;
+static void filter_blocks(const ts_operation& op, const Row& shared) {
+  const Row row = shared;
+  const int64_t in_width = op.in_width, out_width = op.out_width, pad = op.pad_width;
+  const int64_t seen = (Pixels - 1) * row.step + (row.width - 1) * row.dilation + 1;
   // Blocks outermost, channels inside: the rows of a block stay in L1 for all of their channels.
-  for (int64_t next = 0; next < op.out_width; next += Pixels) {
-    const int64_t column = std::min(next, op.out_width - Pixels);
-    const int64_t left = op.pad_width - column * op.stride_width, right = left + op.in_width;
+  for (int64_t next = 0; next < out_width; next += Pixels) {
+    const int64_t column = std::min(next, out_width - Pixels);
+    const int64_t left = pad - column * row.step, right = left + in_width;
     if (left <= 0 && right >= seen) {
-      for (int64_t channel = 0; channel < filter.channels; channel += kLanes) {
-        filter_block<Pixels, Width, Step, true>(op, filter, row, column, channel, first_tap, last_tap, left, right, out,
-                                                out_stride, low, high);
+      for (int64_t channel = 0; channel < row.channels; channel += kLanes) {
+        filter_block<Pixels, Width, Step, true>(row, column, channel, left, right);
       }
     } else {
-      for (int64_t channel = 0; channel < filter.channels; channel += kLanes) {
-        filter_block<Pixels, Width, Step, false>(op, filter, row, column, channel, first_tap, last_tap, left, right,
-                                                 out, out_stride, low, high);
+      for (int64_t channel = 0; channel < row.channels; channel += kLanes) {
+        filter_block<Pixels, Width, Step, false>(row, column, channel, left, right);
       }
     }
   }
 }
 
 template <int Width, int Step>
-static void filter_columns(const ts_operation& op, const Filter& filter, int64_t row, int64_t first_tap,
-                           int64_t last_tap, float* out, int64_t out_stride, Vector low, Vector high) {
+static void filter_columns(const ts_operation& op, const Row& row) {
   const int64_t blocks = (op.out_width + kPixels - 1) / kPixels;
   const int64_t pixels = (op.out_width + blocks - 1) / blocks;  // of a block, if all were as large
   auto filter_with = pixels > 4 && op.out_width >= kPixels ? filter_blocks<kPixels, Width, Step>
                      : op.out_width >= 4                   ? filter_blocks<4, Width, Step>
                      : op.out_width >= 2                   ? filter_blocks<2, Width, Step>
                                                            : filter_blocks<1, Width, Step>;
-  filter_with(op, filter, row, first_tap, last_tap, out, out_stride, low, high);
+  filter_with(op, row);
 }
 
 // One output row, all channels: out[column * out_stride + channel].
 static void filter_row(const ts_operation& op, const Filter& filter, int64_t row, float* out, int64_t out_stride) {
   const ts_act clamp = clamp_of(filter.activation);
-  const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
   // Kernel rows that fall on the image.
   const int64_t top = row * op.stride_height - op.pad_height, dh = op.dilation_height;
   const int64_t first_tap = top < 0 ? std::min((-top + dh - 1) / dh, op.kernel_height) : 0;
   const int64_t below = op.in_height - top;  // kernel rows kh with kh * dh < below
   const int64_t last_tap = std::max(first_tap, std::min(op.kernel_height, below <= 0 ? 0 : (below + dh - 1) / dh));
+  const Row shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
+                   filter.weights + first_tap * op.kernel_width * filter.channels,
+                   filter.bias,
+                   filter.residual,
+                   filter.residual_stride,
+                   out,
+                   out_stride,
+                   last_tap - first_tap,
+                   filter.channels,
+                   filter.summed,
+                   op.in_stride,
+                   dh * op.in_width * op.in_stride,
+                   op.kernel_width,
+                   op.stride_width,
+                   op.dilation_width,
+                   op.kernel_height * op.kernel_width,
+                   broadcast(clamp.alpha),
+                   broadcast(clamp.beta)};
   const int64_t shape = op.dilation_width == 1 && op.stride_width <= 2 ? op.kernel_width * 10 + op.stride_width : 0;
   switch (shape) {
-#define TS_SHAPE(width, step)                                                                            \
-  case width * 10 + step:                                                                                \
-    filter_columns<width, step>(op, filter, row, first_tap, last_tap, out, out_stride, low, high); \
-    break
+#define TS_SHAPE(width, step) \
+  case width * 10 + step: filter_columns<width, step>(op, shared); break
     TS_SHAPE(3, 1);
     TS_SHAPE(3, 2);
     TS_SHAPE(5, 1);
@@ -132,7 +163,7 @@ static void filter_row(const ts_operation& op, const Filter& filter, int64_t row
     TS_SHAPE(7, 1);
     TS_SHAPE(7, 2);
 #undef TS_SHAPE
-    default: filter_columns<0, 0>(op, filter, row, first_tap, last_tap, out, out_stride, low, high);
+    default: filter_columns<0, 0>(op, shared);
   }
   if (filter.activation.kind != TS_CLAMP) {
     for (int64_t column = 0; column < op.out_width; column++) {

@@ -30,6 +30,10 @@ struct Epilogue {
 template <int Rows, int Vectors>
 static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64_t depth, uintptr_t ahead, float* out,
                          int64_t out_stride, const Epilogue& end) {
+  // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
+  const float* residual = end.residual;
+  const int64_t residual_stride = end.residual_stride;
+  const Vector low = broadcast(end.low), high = broadcast(end.high);
   Vector sum[Rows][Vectors];
   TS_UNROLL for (int i = 0; i < Rows; i++) {
     // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are.
@@ -48,12 +52,14 @@ static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64
       }
     }
   }
-  Vector low = broadcast(end.low), high = broadcast(end.high);
+  if (residual) {
+    TS_UNROLL for (int i = 0; i < Rows; i++) {
+      TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += load(residual + i * residual_stride + j * kLanes);
+    }
+  }
   TS_UNROLL for (int i = 0; i < Rows; i++) {
     TS_UNROLL for (int j = 0; j < Vectors; j++) {
-      Vector v = sum[i][j];
-      if (end.residual) v += load(end.residual + i * end.residual_stride + j * kLanes);
-      store(out + i * out_stride + j * kLanes, at_most(at_least(v, low), high));
+      store(out + i * out_stride + j * kLanes, at_most(at_least(sum[i][j], low), high));
     }
   }
 }
@@ -80,23 +86,28 @@ static void multiply_tile(const ts_operation& op, const float* A, int64_t a_stri
   const int64_t vectors = op.out_vectors;
   // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
   const int64_t blocks = (pixels + kRows - 1) / kRows;
+  const int64_t least = pixels / blocks, larger = pixels % blocks;  // so many blocks have a pixel more
   for (int64_t panel = first; panel < last; panel++) {
     const float* B = op.weights + panel * op.depth * kPanel;
     // An address and no pointer: it may run beyond what there is to read.
     uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + op.depth * kPanel : next);
     const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
+    const MicroKernel multiply_least = kernel_for(static_cast<int>(least), width);
+    const MicroKernel multiply_larger = larger ? kernel_for(static_cast<int>(least) + 1, width) : nullptr;
+    int64_t begin = 0;
     for (int64_t block = 0; block < blocks; block++) {
-      const int64_t begin = pixels * block / blocks, end = pixels * (block + 1) / blocks;
+      const int64_t end = begin + least + (block < larger);
       const Epilogue epilogue{op.bias + panel * kPanel,
                               residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
                               op.residual_stride, clamp.alpha, clamp.beta};
       float* to = out + begin * op.out_stride + panel * kPanel;
-      kernel_for(static_cast<int>(end - begin), width)(A + begin * a_stride, a_stride, B, op.depth, ahead, to,
-                                                       op.out_stride, epilogue);
+      (block < larger ? multiply_larger : multiply_least)(A + begin * a_stride, a_stride, B, op.depth, ahead, to,
+                                                          op.out_stride, epilogue);
       ahead += static_cast<uintptr_t>(op.depth / kChunk) * kLine;
       if (op.activation.kind != TS_CLAMP) {
         for (int64_t p = 0; p < end - begin; p++) activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
       }
+      begin = end;
     }
   }
 }

@@ -7,16 +7,27 @@
 
 namespace ts::TS_ISA {
 
+constexpr int64_t kFewChannels = 4;
+
 // A task is an input row: (N, C, H, W) of any strides becomes pixels of `out_stride` channels.
 static void import_row(const ts_operation& op, float* workspace, const float* external, int64_t task) {
   const int64_t image = task / op.in_height, row = task % op.in_height;
   const int64_t* strides = op.external_strides;
   const float* from = external + image * strides[0] + row * strides[2];
   float* to = workspace + op.output + task * op.in_width * op.out_stride;
-  for (int64_t x = 0; x < op.in_width; x++, to += op.out_stride) {
+  // Channels inside where there are many, so that what is written to lies together; the few of an image outside.
+  const int64_t width = op.in_width, channels = op.in_channels, stride = op.out_stride, step = strides[3];
+  if (channels <= kFewChannels) {
+    for (int64_t c = 0; c < stride; c++) {
+      const float* plane = from + c * strides[1];
+      for (int64_t x = 0; x < width; x++) to[x * stride + c] = c < channels ? plane[x * step] : 0;
+    }
+    return;
+  }
+  for (int64_t x = 0; x < width; x++, to += stride) {
     int64_t c = 0;
-    for (; c < op.in_channels; c++) to[c] = from[c * strides[1] + x * strides[3]];
-    for (; c < op.out_stride; c++) to[c] = 0;
+    for (; c < channels; c++) to[c] = from[c * strides[1] + x * step];
+    for (; c < stride; c++) to[c] = 0;
   }
 }
 

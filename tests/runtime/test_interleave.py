@@ -1,0 +1,105 @@
+"""Early layers depth first: the same tasks, each once, none before what it reads, and the same results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import torch_separable as ts
+from torch_separable.runtime import available
+from torch_separable.runtime.engine import Prepared
+from torch_separable.runtime.fuse import fuse
+from torch_separable.runtime.interleave import Part, depth_first, early_layers
+from torch_separable.runtime.library import Operation, chosen_set
+from torch_separable.runtime.lower import lower
+from torch_separable.runtime.schedule import schedule
+
+pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
+
+
+class Branching(nn.Module):
+    """Windows of several sizes, a residual that waits, pooling and channels that are joined by a sum."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        same = dilation * (kernel - 1) // 2
+        self.stem = nn.Conv2d(3, channels, 3, stride=stride, padding=1)
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=same, dilation=dilation, groups=channels)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        self.dense = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, 5, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.pointwise(self.depthwise(x).relu())
+        x = (self.dense(y) + x).relu()
+        x = nn.functional.max_pool2d(x, 3, 2, 1)
+        return self.last(self.pointwise(x).relu())
+
+
+def plans(network: nn.Module, images: Tensor, early: int, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    kernels = chosen_set()
+    with torch.no_grad():
+        program = fuse(lower(network.eval(), images))
+    monkeypatch.setattr("torch_separable.runtime.schedule.early_layers", lambda *_: min(early, len(program.nodes)))
+    return Prepared(schedule(program, kernels, 1), kernels, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    channels=st.integers(1, 20), kernel=st.sampled_from([3, 5]), stride=st.integers(1, 2), dilation=st.integers(1, 2),
+    height=st.integers(16, 40), width=st.integers(16, 40), batch=st.integers(1, 3), early=st.integers(1, 9),
+)  # fmt: skip
+def test_results_are_the_same_to_the_last_bit(
+    channels: int, kernel: int, stride: int, dilation: int, height: int, width: int, batch: int, early: int
+) -> None:
+    torch.manual_seed(0)
+    network, images = Branching(channels, kernel, stride, dilation), torch.randn(batch, 3, height, width)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        plain, interleaved = (plans(network, images, count, monkeypatch) for count in (0, early))
+    assert plain.plan.steps[0].parts is None
+    assert interleaved.plan.steps[0].parts is not None
+    assert torch.equal(interleaved.run(images), plain.run(images))
+
+
+def test_every_task_runs_once_and_layers_take_turns() -> None:
+    network = ts.models.mobilenet_v1().eval()
+    compiled = ts.compile(network, torch.zeros(1, 3, 224, 224), threads=1)
+    (step,) = compiled._prepared(torch.zeros(1, 3, 224, 224)).plan.steps
+    assert step.parts is not None
+    ran: dict[int, list[int]] = {}
+    for part in step.parts:
+        ran.setdefault(part.operation, []).extend(range(part.begin, part.end))
+    kernels = chosen_set()
+    assert ran == {i: list(range(kernels.tasks(operation))) for i, operation in enumerate(step.operations)}
+    # The first row of the third layer comes long before the last of the first.
+    order = [part.operation for part in step.parts]
+    assert order.index(3) < len(order) - 1 - order[::-1].index(1)
+
+
+def test_a_row_waits_for_the_rows_below_it_that_its_window_sees() -> None:
+    rows = {"batch": 1, "in_height": 6, "out_height": 6, "out_width": 4, "stride_height": 1, "dilation_height": 1}
+    make = Operation(kind=0, **rows)
+    read = Operation(kind=2, kernel_height=3, pad_height=1, **rows)
+    order = depth_first([make, read], [((), "a"), (("a",), "b")], lambda _: 6)
+    assert order == [
+        Part(0, 0, 2), Part(1, 0, 1), Part(0, 2, 3), Part(1, 1, 2), Part(0, 3, 4), Part(1, 2, 3),
+        Part(0, 4, 5), Part(1, 3, 4), Part(0, 5, 6), Part(1, 4, 6),
+    ]  # fmt: skip
+
+
+def test_small_maps_and_large_weights_run_one_layer_after_the_other() -> None:
+    def early(network: nn.Module, size: int) -> int:
+        program = fuse(lower(network.eval(), torch.zeros(1, 3, size, size)))
+        return early_layers(program, {name: shape[1] for name, shape in program.shapes.items()})
+
+    with torch.no_grad():
+        small = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1))
+        assert early(small, 16) == 0
+        assert early(small, 512) == 2
+        assert early(nn.Sequential(nn.Conv2d(3, 2048, 9, padding=4)), 128) == 0
+        mixed = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Softmax(1), nn.Conv2d(8, 8, 3, padding=1))
+        assert early(mixed, 512) == 1
