@@ -73,25 +73,30 @@ static void gather_tile(const ts_operation& op, const float* image, int64_t firs
   }
 }
 
-// Tasks are (image, tile, split); where the input is the matrix, all pixels of the batch are one image's.
-static int64_t convolution_tasks(const ts_operation& op) {
+// All images' tiles; where the input is the matrix, all pixels of the batch are one image's.
+static int64_t convolution_tiles(const ts_operation& op) {
   const int64_t rows = op.patches == TS_DIRECT ? op.batch * op.out_height * op.out_width : op.out_height;
   const int64_t tiles = (rows + op.tile_rows - 1) / op.tile_rows;
-  return (op.patches == TS_DIRECT ? 1 : op.batch) * tiles * op.splits;
+  return (op.patches == TS_DIRECT ? 1 : op.batch) * tiles;
 }
+
+// Tasks are (split, image, tile): threads get neighbouring tasks, and so each a part of the channels, with its weights.
+static int64_t convolution_tasks(const ts_operation& op) { return convolution_tiles(op) * op.splits; }
 
 static void convolve(const ts_operation& op, float* workspace, int64_t task) {
   const int64_t panels = (op.out_vectors + kVectors - 1) / kVectors;
-  const int64_t split = task % op.splits;
+  const int64_t all_tiles = op.splits > 1 ? convolution_tiles(op) : task + 1;
+  const int64_t split = task / all_tiles;
   const int64_t first = panels * split / op.splits, last = panels * (split + 1) / op.splits;
-  const int64_t tile = task / op.splits;
+  const int64_t tile = task % all_tiles;
+  const float* again = op.weights + first * op.depth * kPanel;
   if (op.patches == TS_DIRECT) {
     const int64_t total = op.batch * op.out_height * op.out_width;
     const int64_t begin = tile * op.tile_rows, pixels = std::min(op.tile_rows, total - begin);
     const float* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
     multiply_tile(op, workspace + op.input + begin * op.in_stride, op.in_stride, pixels,
                   workspace + op.output + begin * op.out_stride, residual, first, last,
-                  begin + pixels < total ? op.weights : op.next_weights);
+                  begin + pixels < total ? again : op.next_weights);
     return;
   }
   const int64_t tiles = (op.out_height + op.tile_rows - 1) / op.tile_rows;
@@ -107,7 +112,7 @@ static void convolve(const ts_operation& op, float* workspace, int64_t task) {
   const int64_t begin = (image * op.out_height + row) * op.out_width;
   const float* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
   multiply_tile(op, matrix, op.depth, pixels, workspace + op.output + begin * op.out_stride, residual, first, last,
-                row + rows < op.out_height ? op.weights : op.next_weights);
+                row + rows < op.out_height ? again : op.next_weights);
 }
 
 // A depthwise convolution by itself: a task is an output row.

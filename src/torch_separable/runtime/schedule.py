@@ -38,6 +38,9 @@ _IMPORT, _CONVOLUTION, _DEPTHWISE, _POOL_MAX, _POOL_AVERAGE, _MEAN, _ADD, _SCALE
 _DIRECT, _GATHERED, _FILTERED = range(3)
 _ALIGN = 16  # floats: one cache line
 
+# Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
+_FEW_PIXELS = 128
+
 # A tile of patches that is to stay in L1 beside the weights passing by: half of the usual 32 or 48 KB.
 _TILE_BYTES = 24 * 1024
 
@@ -116,8 +119,9 @@ def _unfused(
     nodes: list[Node] = []
     for node in program.nodes:
         depthwise = node.depthwise if isinstance(node, Convolution) else None
-        if isinstance(node, Convolution) and depthwise and threads > 1 and _bytes(node.weight) > cache_bytes(2) // 2:
-            n, _, h, w = shapes[node.output]
+        n, _, h, w = shapes.get(node.output, (0, 0, 0, 0))
+        few = threads > 1 and n * h * w < threads * _FEW_PIXELS
+        if isinstance(node, Convolution) and depthwise and few and _bytes(node.weight) > cache_bytes(2) // 2:
             between = f"{node.output}.depthwise"
             multiplier, _, channels = depthwise.weight.shape
             shapes[between], blocks[between] = (n, multiplier * channels, h, w), multiplier
@@ -333,7 +337,8 @@ class _Builder:
         least = self.kernels.rows if direct else -(-self.kernels.rows // width)
         tile = max(room // (4 * operation.depth * width), least, 1)
         if self.threads > 1 and images * rows >= self.threads:
-            splits_pay = direct and weights > cache_bytes(2) // 2 and panels >= self.threads
+            few = rows < self.threads * _FEW_PIXELS
+            splits_pay = direct and few and weights > cache_bytes(2) // 2 and panels >= self.threads
             if splits_pay:
                 return min(tile, rows), self.threads
             tiles = -(-rows // tile)
