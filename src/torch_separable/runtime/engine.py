@@ -215,7 +215,7 @@ class Prepared:
             for step in self.plan.steps:
                 self._step(room, step, x, values)
             yield [
-                (values[name], False) if name in values else (view_of(room.memory, self.plan, name), True)
+                (values[name], False) if name in values else (room.outputs[name], True)
                 for name in self.plan.program.outputs
             ]
         finally:
@@ -283,8 +283,10 @@ class Prepared:
 
 
 class _Workspace:
-    """Memory for one call at a time, and operations whose strides of the input that call sets."""
+    """Memory for one call at a time, views of its results there, and operations whose strides of the input it sets."""
 
     def __init__(self, plan: Schedule) -> None:
         self.memory = torch.zeros(max(plan.size, 1))
         self.operations = {id(step): type(step.operations)(*step.operations) for step in plan.steps}
+        places = [name for name in plan.program.outputs if name in plan.offsets]
+        self.outputs = {name: view_of(self.memory, plan, name) for name in places}
