@@ -94,7 +94,7 @@ def apply(
         )
     names = [name for name in order if name in planned]
     # No record needs to be kept of what has been fitted, so runs of layers share one pass of the dense network.
-    before_dense, before = Prefix(statistics.memory // 16), Prefix(3 * statistics.memory // 16)
+    before_dense, before = Prefix(statistics.memory // 16), Prefix(3 * statistics.memory // 8)
     with progress_bar("fitting layers", len(names), shown=progress) as advance:
         for group in _runs(names, statistics, patches=not sequential):
             dense = record(

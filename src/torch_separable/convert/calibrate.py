@@ -25,7 +25,9 @@ from torch_separable.progress import progress_bar
 Images = Tensor | Iterable[Batch]
 
 DEFAULT_MEMORY = 4 * 1024**3
-_BATCH = 64
+# Images of a batch of up to 80x80 pixels, and fewer larger ones: maps of some tens of megabytes are allocated again and
+# again, and beyond that each time page by page.
+_BATCH, _LEAST_BATCH, _BATCH_PIXELS = 64, 8, 64 * 80 * 80
 _FEWEST_IMAGES = 8
 _FEWEST_PIXELS = 1024
 _LARGEST = 32  # normalised pixels stay well below
@@ -282,7 +284,8 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
     if isinstance(images, Tensor):
         if images.dim() < 3:
             raise SeparableValueError(f"images have shape {tuple(images.shape)}: expected (N, C, H, W)")
-        batches: tuple[Batch, ...] = tuple(images.split(_BATCH)) if len(images) else ()
+        size = max(_LEAST_BATCH, min(_BATCH, _BATCH_PIXELS // max(1, images[0, 0].numel()))) if len(images) else 1
+        batches: tuple[Batch, ...] = tuple(images.split(size)) if len(images) else ()
     elif isinstance(images, Iterable):
         batches = tuple(images)
     else:
