@@ -281,6 +281,7 @@ def uniform_rank(dense: nn.Module, statistics: ts.Statistics, budget: Budget) ->
 @app.command()
 def speed(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared/data")) -> None:
     """Measure the time and the memory of planning and converting ResNet-20, and a network of ResNet-50's size."""
+
     def timed(model: nn.Module, images: Tensor, share: float) -> dict[str, Any]:
         start = time.monotonic()
         conversion = ts.convert(model, images, budget=Budget(macs=share))
