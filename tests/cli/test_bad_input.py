@@ -75,7 +75,7 @@ SHAPES = [
     (f"{SUMMARY} --json --csv", "--json and --csv are both given", "give one of them"),
     (
         replaced(CONVERT, "--data", "npz:coloured.npz"),
-        "Sequential cannot take a batch of shape (40, 3, 32, 32)",
+        "Sequential cannot take a batch of shape (8, 3, 32, 32)",
         "Give",
     ),
     (replaced(EVALUATE, "--data", "npz:coloured.npz"), "cannot take images of shape (40, 3, 32, 32)", "1 channels"),
