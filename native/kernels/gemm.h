@@ -78,8 +78,8 @@ static MicroKernel kernel_for(int rows, int vectors) {
   return vectors == kVectors ? choose_kernel<kVectors>(rows, all) : choose_kernel<1>(rows, all);
 }
 
-// Panels [first, last) of one tile; `next` is what will be read after them. Weight panels are outermost: each is read once and stays in L1 while the tile's
-// pixels, which stay in L2 or nearer, pass by.
+// Panels [first, last) of one tile; `next` is what will be read after them. Weight panels are outermost: each is read
+// once and stays in L1 while the tile's pixels, which stay in L2 or nearer, pass by.
 static void multiply_tile(const ts_operation& op, const float* A, int64_t a_stride, int64_t pixels, float* out,
                           const float* residual, int64_t first, int64_t last, const float* next) {
   const ts_act clamp = clamp_of(op.activation);

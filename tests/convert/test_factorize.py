@@ -53,7 +53,7 @@ def moments_of(x: Tensor, t: Tensor) -> Moments:
 
 
 def fitted(weight: Tensor, moments: Moments, order: Order, rank: int, **options: Any) -> Factors:
-    return fit(moments, decouple_weighted(weight, moments.patches, order, rank), **options)
+    return fit(moments, decouple_weighted(weight, moments.patches, order, rank), **options)[0]
 
 
 def network_decoupling(W: NDArray[Any], order: Order, rank: int) -> NDArray[Any]:
@@ -112,9 +112,9 @@ def test_fit_is_never_worse_than_its_start_nor_than_svd(
     rank = min(rank, shape[2])
     svd = decouple(weight, order, rank)
     start = decouple_weighted(weight, moments.patches, order, rank)
-    least = output_error(fit(moments, start).kernel(), moments)
+    least = output_error(fit(moments, start)[0].kernel(), moments)
     assert least <= output_error(start.kernel(), moments)
-    assert output_error(fit(moments, svd).kernel(), moments) <= output_error(svd.kernel(), moments)
+    assert output_error(fit(moments, svd)[0].kernel(), moments) <= output_error(svd.kernel(), moments)
     assert least <= output_error(svd.kernel(), moments) + 1e-12
 
 
@@ -180,7 +180,7 @@ def test_one_sweep_depthwise_first_takes_the_steps_of_dense_least_squares() -> N
     start = decouple(weight, "depthwise_first", 1)
     # With one channel, the block that a sweep solves for is the whole factor.
     expected = best_depthwise(best_pointwise(start, x, t), x, t).kernel()
-    torch.testing.assert_close(fit(moments, start, sweeps=1).kernel(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(fit(moments, start, sweeps=1)[0].kernel(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 3])

@@ -141,6 +141,39 @@ def test_a_network_that_does_something_else_the_next_time_is_run_from_the_beginn
         torch.testing.assert_close(result, network.last.bias.expand(2, 3))
 
 
+def test_a_network_that_ends_before_the_layer_the_next_time_is_run_from_the_beginning() -> None:
+    class Tired(nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            x = self.first(x)
+            return self.last(x) if self.calls == 1 else x
+
+    network, x, prefix = Tired(), torch.randn(2, 3), Prefix(memory=2**20)
+    prefix.run(0, network.last, lambda: network(x))
+    torch.testing.assert_close(prefix.run(0, network.last, lambda: network(x)), network.first(x))
+
+
+def test_tensors_without_memory_of_their_own_are_computed_again() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.sparse.mm(x.to_sparse(), self.first.weight))
+
+    network, prefix = Sparse(), Prefix(memory=2**20)
+    for x in torch.randn(2, 2, 3):
+        torch.testing.assert_close(prefix.run(0, network.last, lambda x=x: network(x)), network(x))
+    assert not prefix.known
+
+
 def test_a_pass_may_be_left_as_soon_as_the_layer_was_seen() -> None:
     class EnoughError(Exception):
         pass

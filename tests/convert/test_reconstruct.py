@@ -84,6 +84,45 @@ def test_error_of_one_branch_is_made_up_for_by_the_other() -> None:
     assert lost[False] > 1e-3
 
 
+def test_an_output_that_is_used_once_more_after_the_sum_is_left_as_it_is() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early, self.late = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            branch, output = self.early(x), self.late(x)
+            return (branch + output).relu() * output
+
+    model, given = Twice().eval(), images()
+    chosen = by_hand(early=("pointwise_first", 1), late=("pointwise_first", 2))(model)
+    with_residual, without = (apply(model, chosen, given, residual=residual) for residual in (True, False))
+    others = without.state_dict()
+    for name, tensor in with_residual.state_dict().items():
+        assert torch.equal(tensor, others[name]), name
+
+
+def test_a_pass_that_is_left_early_sees_sums_that_come_after_the_last_layer() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            b = self.b(x).relu()
+            return self.c(a + b)
+
+    model, given = Late().eval(), images()
+    layers: Any = {"a": model.a, "b": model.b}
+    whole, early = (record(model, [given], layers, {"a": 50, "b": 50}, stop_early=stop) for stop in (False, True))
+    assert whole["a"].residual is not None
+    for name in layers:
+        assert torch.equal(early[name].outputs, whole[name].outputs)
+    assert early["a"].residual is not None
+    assert torch.equal(early["a"].residual, whole["a"].residual)
+
+
 def test_channel_that_its_norm_nearly_switches_off_is_not_blown_up() -> None:
     model, given = Residual().eval(), images()
     with torch.no_grad():

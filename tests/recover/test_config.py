@@ -17,7 +17,8 @@ def test_settings_survive_json() -> None:
 
 
 def test_learning_rate_and_decay_follow_the_optimizer_unless_given() -> None:
-    assert (RecoverConfig().learning_rate, RecoverConfig(optimizer="sgd").learning_rate) == (1e-3, 0.05)
+    assert (RecoverConfig().learning_rate, RecoverConfig(optimizer="sgd").learning_rate) == (1e-3, 1e-3)
+    assert RecoverConfig(optimizer="sgd", frozen_norms=False).learning_rate == 0.05
     assert RecoverConfig(optimizer="sgd", learning_rate=0.2, weight_decay=0).to_dict()["weight_decay"] == 0
     assert RecoverConfig(learning_rate=0.2).learning_rate == 0.2
 

@@ -20,6 +20,12 @@ from torch_separable.runtime.schedule import schedule
 pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
 
 
+@pytest.fixture(autouse=True)
+def half_a_megabyte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which layers are early follows from L2, and processors have from a quarter of a megabyte to many."""
+    monkeypatch.setattr("torch_separable.runtime.interleave.cache_bytes", lambda level: 2**19)
+
+
 class Branching(nn.Module):
     """Windows of several sizes, a residual that waits, pooling and channels that are joined by a sum."""
 

@@ -108,8 +108,8 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         model: the trained dense network.
         images: a tensor (N, C, H, W), prepared as in training, or an iterable of batches: tensors, or mappings that the
             network takes as keyword arguments.
-        memory: bytes that samples and moments may take at a time; a layer that needs more by itself for 1,024 output
-            pixels takes it. The layers are recorded in as many passes as that needs.
+        memory: bytes that samples, moments and what passes keep for the next may take at a time; a layer that needs
+            more by itself for 1,024 output pixels takes it. The layers are recorded in as many passes as that needs.
         progress: whether a bar may appear on a terminal.
 
     Raises:

@@ -193,7 +193,7 @@ def fit(
     towards: Tensor | None = None,
     sweeps: int = 12,
     tolerance: float = 3e-3,
-) -> Factors:
+) -> tuple[Factors, float]:
     """Minimise the error of the output over the data by alternating least squares.
 
     The depthwise-first kernels of one channel are solved for together with the others held (block Gauss-Seidel): no
@@ -212,21 +212,9 @@ def fit(
         tolerance: stop when a sweep lowers the error by less than this share of it.
 
     Returns:
-        Factors that are never worse on these moments than ``start``.
+        Factors that are never worse on these moments than ``start``, and the share of the target's variance that they
+        lose (weighted, and with a trace of the ridge).
     """
-    return fit_and_lost(moments, start, weights=weights, towards=towards, sweeps=sweeps, tolerance=tolerance)[0]
-
-
-def fit_and_lost(
-    moments: Moments,
-    start: Factors,
-    *,
-    weights: Tensor | None = None,
-    towards: Tensor | None = None,
-    sweeps: int = 12,
-    tolerance: float = 3e-3,
-) -> tuple[Factors, float]:
-    """As `fit`, and the share of the target's variance that is lost, weighted (a trace of the ridge included)."""
     channels, taps = start.pointwise.shape[1], start.depthwise.shape[2]
     S = ridged(moments.patches)
     # The ridge draws to a kernel that is known, and not to zero: other images than these have patches there.
@@ -285,11 +273,13 @@ class _Problem:
 
     def lost_by(self, kernel: Tensor, left: Tensor) -> float:
         """The share of the variance that a kernel loses, by what it leaves."""
-        return self.share(self.variance - (kernel * (self.cross + left)).flatten(1).sum(1))
+        lost = self.variance - (kernel * (self.cross + left)).flatten(1).sum(1)
+        return float((lost * self.weights).sum() / self.total)
 
-    def share(self, lost: Tensor) -> float:
-        """What each output loses as a share of what there is."""
-        return float((lost * self.weights).sum() / (self.variance * self.weights).sum().clamp_min(1e-300))
+    @property
+    def total(self) -> Tensor:
+        """The weighted variance of all outputs."""
+        return (self.variance * self.weights).sum().clamp_min(1e-300)
 
     def times(self, kernel: Tensor) -> Tensor:
         """A kernel times the moments, (M, C, K), in single precision where that will do."""
@@ -374,7 +364,7 @@ def _sweep_depthwise_first(fitted: _Fitted, problem: _Problem) -> tuple[_Fitted,
         rest = slice(near.stop, None)
         moments = problem.products[near, rest]
         left[:, rest] -= (change.to(moments) @ moments).to(left)
-    lost -= float(gained / (problem.variance * problem.weights).sum().clamp_min(1e-300))
+    lost -= float(gained / problem.total)
     return _Fitted(Factors("depthwise_first", B, P), left), lost
 
 

@@ -52,16 +52,21 @@ class Prefix:
             return self._pass(index, layer, call)  # nothing is known of it any more
 
     def _pass(self, index: int, layer: nn.Module, call: Callable[[], Any]) -> Any:
-        mode = _Mode(self.known.pop(index, _Known()))
+        known = self.known.pop(index, _Known())
+        answers = len(known.steps) > 0
+        mode = _Mode(known, self.memory - sum(kept.size for kept in self.known.values()))
+        del known  # the mode lets go of each tensor as it is asked for
         handle = layer.register_forward_pre_hook(mode.close, prepend=True)
         try:
             with torch.no_grad(), mode:
-                return call()
+                returned = call()
         finally:  # also where the call was left by an exception, as it is when enough has been seen
             handle.remove()
-            held = sum(kept.size for kept in self.known.values())
-            if mode.result is not None and held + mode.result.size <= self.memory:
+            if mode.result is not None:
                 self.known[index] = mode.result
+        if answers and not mode.reached:
+            raise _Diverged  # it ended on answers alone
+        return returned
 
 
 @dataclass(frozen=True)
@@ -131,12 +136,13 @@ class _Diverged(BaseException):  # nothing that a network catches
 class _Mode(TorchDispatchMode):
     """Answers operations from what is known, carries out those beyond, and notes all of them until the layer comes."""
 
-    def __init__(self, known: _Known) -> None:
+    def __init__(self, known: _Known, room: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # Each is let go when it is asked for: from then on it is the network's own.
         self.known = deque(known.steps)
         self.seen: list[_Seen] = []
-        self.open = True
+        self.room = room
+        self.open, self.reached = True, False
         self.result: _Known | None = None
 
     def __torch_dispatch__(
@@ -160,6 +166,9 @@ class _Mode(TorchDispatchMode):
             return func(*args, **kwargs) if step is None else written[0]
         result = func(*args, **kwargs) if step is None else step.answer()
         leaves, structure = tree_flatten(result)
+        if not all(_is_plain(leaf) for leaf in leaves):
+            self.open = False
+            return result
         memory = tuple(StorageWeakRef(x.untyped_storage()) if isinstance(x, Tensor) else None for x in leaves)
         outlines = tuple(_Outline.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         self.seen.append(_Seen(func, outlines, memory, structure))
@@ -167,26 +176,43 @@ class _Mode(TorchDispatchMode):
 
     def close(self, *_: Any) -> None:
         """The layer is reached: keep what is in use, and let all operations pass from now on."""
+        self.reached = True
         if not self.open:
             return
         self.open = False
         if self.known:
             raise _Diverged
-        steps, size = [], 0
-        for seen in self.seen:
-            if seen.leaves is None:
-                steps.append(_Step(seen.func))
-                continue
-            leaves = []
-            for leaf, reference in zip(seen.leaves, seen.memory, strict=True):
-                # By its memory: a view of a tensor keeps it as well.
-                memory = None if reference is None else torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
-                if memory is not None:
-                    size += memory.nbytes()
-                leaves.append(leaf if memory is None else leaf.copy_from(memory))
-            steps.append(_Step(seen.func, tuple(leaves), seen.structure))
+        # By its memory, which a view of a tensor keeps in use as well.
+        in_use = [[_memory(reference) for reference in seen.memory] for seen in self.seen]
+        size = sum(memory.nbytes() for each in in_use for memory in each if memory is not None)
+        if size <= self.room:
+            steps = [
+                _Step(seen.func)
+                if seen.leaves is None
+                else _Step(seen.func, tuple(map(_kept, seen.leaves, each)), seen.structure)
+                for seen, each in zip(self.seen, in_use, strict=True)
+            ]
+            self.result = _Known(tuple(steps), size)
         self.seen = []
-        self.result = _Known(tuple(steps), size)
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Whether a result can be kept: no tensor, or an ordinary one with memory of its own."""
+    if not isinstance(leaf, Tensor):
+        return True
+    return type(leaf) in (Tensor, nn.Parameter) and leaf.layout is torch.strided and not leaf.is_quantized
+
+
+def _memory(reference: StorageWeakRef | None) -> torch.UntypedStorage | None:
+    """The memory that is referred to, if anybody still holds it."""
+    if reference is None:
+        return None
+    found: torch.UntypedStorage | None = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+    return found
+
+
+def _kept(leaf: Any, memory: torch.UntypedStorage | None) -> Any:
+    return leaf if memory is None else leaf.copy_from(memory)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any] | None:

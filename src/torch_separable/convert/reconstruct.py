@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torch_separable.convert.calibrate import LayerStatistics, sample_moments
-from torch_separable.convert.factorize import Factors, Moments, Order, best_bias, decouple_weighted, fit_and_lost
+from torch_separable.convert.factorize import Factors, Moments, Order, best_bias, decouple_weighted, fit
 from torch_separable.convert.record import Recording
 
 # λ of each alternation: small at first, so that the target may move, then 1 (section 3.2.2 of the paper).
@@ -55,7 +55,7 @@ def fit_groups(
         start = tuple(decouple_weighted(w, m.patches, order, rank) for w, m in zip(weight, moments, strict=True))
     shares = importance.chunk(len(moments))
     fitted = [
-        fit_and_lost(m, s, weights=i, towards=w, sweeps=sweeps)
+        fit(m, s, weights=i, towards=w, sweeps=sweeps)
         for m, s, i, w in zip(moments, start, shares, weight, strict=True)
     ]
     variances = [float((m.target_variance * i).sum()) for m, i in zip(moments, shares, strict=True)]
@@ -103,10 +103,12 @@ def reconstruct(
     assert converted.patches is not None
     scale, shift = layer.scale.to(dense.outputs), layer.shift.to(dense.outputs)
     target = dense.outputs
-    own = torch.zeros(()) if dense.residual is None else dense.residual
+    # By the flow of a whole pass: one that was left early has not seen what else an output may be used for.
+    residuals = (dense.residual, converted.residual) if layer.flow.residual else (None, None)
+    own = torch.zeros(()) if residuals[0] is None else residuals[0]
     theirs = own
-    if residual and dense.residual is not None and converted.residual is not None:
-        theirs = converted.residual
+    if residual and residuals[0] is not None and residuals[1] is not None:
+        theirs = residuals[1]
         least = _LEAST_SCALE * scale.abs().median().clamp_min(1e-12)
         correction = (own - theirs) / torch.where(scale.abs() < least, torch.inf, scale)
         target = target + correction

@@ -11,6 +11,8 @@ from torch_separable.errors import SeparableValueError
 from torch_separable.recover.augment import AUGMENTATIONS
 
 _LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
+# Norms that adapt to each batch keep large steps in bounds; without, 0.005 diverges on a converted ResNet-20.
+_SGD_WITH_FROZEN_NORMS = 1e-3
 _WEIGHT_DECAY = {"adamw": 0.01, "sgd": 5e-4}
 
 
@@ -22,7 +24,7 @@ class RecoverConfig:
         epochs: passes through the images.
         batch_size: images that one step of the optimizer sees, over all processes and parts together.
         optimizer: ``adamw`` (arXiv 1711.05101), or ``sgd`` with Nesterov momentum 0.9.
-        learning_rate: its largest value; by default 0.001 for ``adamw``, 0.05 for ``sgd``.
+        learning_rate: its largest value; by default 0.001; for ``sgd`` without frozen norms 0.05.
         weight_decay: by default 0.01 for ``adamw``, 0.0005 for ``sgd``; biases and norms are not decayed.
         warmup: share of all steps in which the learning rate rises to its largest value, before it falls as a cosine.
         temperature: by which both networks' logits are divided before they are compared (arXiv 1503.02531).
@@ -50,8 +52,8 @@ class RecoverConfig:
 
     Example:
         >>> config = RecoverConfig(optimizer="sgd", epochs=3)
-        >>> config.learning_rate
-        0.05
+        >>> config.learning_rate, RecoverConfig(optimizer="sgd", frozen_norms=False).learning_rate
+        (0.001, 0.05)
         >>> RecoverConfig.from_dict(config.to_dict()) == config
         True
     """
@@ -84,6 +86,8 @@ class RecoverConfig:
         _one_of("frozen_norms", self.frozen_norms, (True, False))
         _one_of("keep", self.keep, ("best", "last"))
         _one_of("mixed_precision", self.mixed_precision, (None, "bf16"))
+        if self.optimizer == "sgd" and self.frozen_norms and self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", _SGD_WITH_FROZEN_NORMS)
         for name, default in (("learning_rate", _LEARNING_RATE), ("weight_decay", _WEIGHT_DECAY)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default[self.optimizer])

@@ -20,7 +20,7 @@ from torch_separable.notebook import table
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.runtime.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.fuse import fuse
-from torch_separable.runtime.library import InstructionSet, chosen_set, run
+from torch_separable.runtime.library import InstructionSet, Kind, chosen_set, run
 from torch_separable.runtime.lower import lower
 from torch_separable.runtime.peak import measured_peak
 from torch_separable.runtime.program import Program, Reference, TorchCall
@@ -224,7 +224,7 @@ class Prepared:
     def _step(self, room: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
         if step.call is None:
             operations = room.operations[id(step)]
-            if step.nodes and operations[0].kind == 0:
+            if step.nodes and operations[0].kind == Kind.IMPORT:
                 operations[0].external_strides[:] = x.stride()
             run(self.kernels, operations, room.memory, x.data_ptr(), self.threads, step.parts)
             return
@@ -258,7 +258,7 @@ class Prepared:
             for step in self.plan.steps:
                 operations = room.operations[id(step)]
                 parts = [None] if step.call is not None else list(operations)
-                if step.call is None and operations[0].kind == 0:
+                if step.call is None and operations[0].kind == Kind.IMPORT:
                     operations[0].external_strides[:] = x.stride()
                 for place, operation in enumerate(parts):
                     start = time.perf_counter()

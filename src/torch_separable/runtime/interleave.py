@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch_separable.hardware import cache_bytes
-from torch_separable.runtime.library import Operation
+from torch_separable.runtime.library import Kind, Operation, Patches
 from torch_separable.runtime.program import Activate, Add, Convolution, Copy, Filtering, Node, Pool, Program, inputs_of
 
-_CONVOLUTION, _DEPTHWISE, _POOL_MAX, _POOL_AVERAGE, _COPY, _DIRECT = 1, 2, 3, 4, 9, 0
 _BY_ROWS = (Convolution, Filtering, Pool, Add, Activate, Copy)
 
 
@@ -94,9 +93,9 @@ def depth_first(
 def _rows_after(operation: Operation, done: int) -> int:
     """Rows of the output, counted through all images, that are complete after ``done`` tasks."""
     o = operation
-    if o.kind != _CONVOLUTION:
+    if o.kind != Kind.CONVOLUTION:
         return done
-    if o.patches == _DIRECT:
+    if o.patches == Patches.DIRECT:
         return int(min(done * o.tile_rows, o.batch * o.out_height * o.out_width) // o.out_width)
     image, tile = divmod(done, -(-o.out_height // o.tile_rows))
     return int(image * o.out_height + min(tile * o.tile_rows, o.out_height))
@@ -105,14 +104,14 @@ def _rows_after(operation: Operation, done: int) -> int:
 def _rows_needed(operation: Operation, task: int) -> tuple[int, int]:
     """Rows of the input and of the other operand, counted through all images, that a task reads up to."""
     o = operation
-    if o.kind == _CONVOLUTION and o.patches == _DIRECT:
+    if o.kind == Kind.CONVOLUTION and o.patches == Patches.DIRECT:
         pixels = min((task + 1) * o.tile_rows, o.batch * o.out_height * o.out_width)
         return (-(-pixels // o.out_width),) * 2
     end = _rows_after(operation, task + 1)
     image, row = divmod(end - 1, o.out_height) if o.out_height else (0, 0)
-    if o.kind in (_CONVOLUTION, _DEPTHWISE, _POOL_MAX, _POOL_AVERAGE):
+    if o.kind in (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.POOL_MAX, Kind.POOL_AVERAGE):
         last = row * o.stride_height - o.pad_height + (o.kernel_height - 1) * o.dilation_height
         return image * o.in_height + max(0, min(last + 1, o.in_height)), end
-    if o.kind == _COPY:
+    if o.kind == Kind.COPY:
         return image * o.in_height + row * o.stride_height + 1, end
     return end, end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,18 @@ import torch
 from torch_separable.errors import SeparableError
 
 _FILE = "libtorch_separable.so"
+
+
+class Kind(IntEnum):
+    """``ts_kind``."""
+
+    IMPORT, CONVOLUTION, DEPTHWISE, POOL_MAX, POOL_AVERAGE, MEAN, ADD, SCALE, ACTIVATE, COPY = range(10)
+
+
+class Patches(IntEnum):
+    """``ts_patches``."""
+
+    DIRECT, GATHERED, FILTERED = range(3)
 
 
 class Activate(ctypes.Structure):

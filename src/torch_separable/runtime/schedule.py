@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_separable.hardware import cache_bytes
 from torch_separable.runtime.interleave import Part, depth_first, early_layers
 from torch_separable.runtime.library import Activate as NativeActivation
-from torch_separable.runtime.library import InstructionSet, Operation
+from torch_separable.runtime.library import InstructionSet, Kind, Operation, Patches
 from torch_separable.runtime.library import Part as NativePart
 from torch_separable.runtime.pack import pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
 from torch_separable.runtime.program import (
@@ -34,8 +34,6 @@ from torch_separable.runtime.program import (
     inputs_of,
 )
 
-_IMPORT, _CONVOLUTION, _DEPTHWISE, _POOL_MAX, _POOL_AVERAGE, _MEAN, _ADD, _SCALE, _ACTIVATE, _COPY = range(10)
-_DIRECT, _GATHERED, _FILTERED = range(3)
 _ALIGN = 16  # floats: one cache line
 
 # Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
@@ -210,7 +208,7 @@ class _Builder:
         steps.append(_step(operations, nodes))
         if self.early:
             steps[0] = self._interleaved(steps[0])
-        _look_ahead([operation for step in steps for operation in step.operations if operation.kind == _CONVOLUTION])
+        _look_ahead([operation for step in steps for operation in step.operations])
         return tuple(step for step in steps if step.call is not None or len(step.operations))
 
     def _interleaved(self, step: Step) -> Step:
@@ -227,7 +225,7 @@ class _Builder:
         name = self.program.input
         n, c, h, w = self.program.shapes[name]
         return Operation(
-            kind=_IMPORT, output=self.offsets[name], residual=-1, batch=n, in_height=h, in_width=w, in_channels=c,
+            kind=Kind.IMPORT, output=self.offsets[name], residual=-1, batch=n, in_height=h, in_width=w, in_channels=c,
             out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name],
         )  # fmt: skip
 
@@ -260,19 +258,19 @@ class _Builder:
             case Filtering():
                 return self._filtering(node)
             case Pool():
-                operation = self._base(_POOL_MAX if node.maximum else _POOL_AVERAGE, node, node.window)
+                operation = self._base(Kind.POOL_MAX if node.maximum else Kind.POOL_AVERAGE, node, node.window)
                 operation.count_padding = node.count_padding
                 return [operation]
             case Mean():
-                return [self._base(_MEAN, node)]
+                return [self._base(Kind.MEAN, node)]
             case Add():
-                return [self._base(_ADD, node)]
+                return [self._base(Kind.ADD, node)]
             case Scale():
-                return [self._base(_SCALE, node)]
+                return [self._base(Kind.SCALE, node)]
             case Activate():
-                return [self._base(_ACTIVATE, node)]
+                return [self._base(Kind.ACTIVATE, node)]
             case Copy():
-                operation = self._base(_COPY, node, Window(stride=node.stride))
+                operation = self._base(Kind.COPY, node, Window(stride=node.stride))
                 operation.pad_width = node.before
                 return [operation]
 
@@ -284,21 +282,21 @@ class _Builder:
         lanes = self.kernels.lanes
         blocks_in, blocks_out = (self.program.blocks.get(name, 1) for name in (node.input, node.output))
         depthwise = node.depthwise
-        operation = self._base(_CONVOLUTION, node, node.window if depthwise is None else depthwise.window)
+        operation = self._base(Kind.CONVOLUTION, node, node.window if depthwise is None else depthwise.window)
         if depthwise is not None:
-            operation.patches = _FILTERED
+            operation.patches = Patches.FILTERED
             operation.multiplier = depthwise.weight.shape[0]
             operation.between = _native(depthwise.activation)
             operation.filters = self._keep(pack_filters(depthwise.weight, lanes))
             operation.filter_bias = self._keep(pack_filters(depthwise.bias[:, None], lanes))
             matrix = pad_blocks(node.weight.flatten(1), operation.multiplier, lanes, 1)
         elif node.window.is_pointwise:
-            operation.patches = _DIRECT
+            operation.patches = Patches.DIRECT
             matrix = node.weight.flatten(1)
             if blocks_in > 1:
                 matrix = pad_blocks(matrix, blocks_in, lanes, 1)
         else:
-            operation.patches = _GATHERED
+            operation.patches = Patches.GATHERED
             matrix = pack_dense(node.weight)
         operation.depth = matrix.shape[1]
         bias = node.bias
@@ -330,7 +328,7 @@ class _Builder:
         panels = -(-operation.out_vectors // (self.kernels.panel // self.kernels.lanes))
         weights = 4 * operation.depth * panels * self.kernels.panel
         room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
-        direct = operation.patches == _DIRECT
+        direct = operation.patches == Patches.DIRECT
         width = 1 if direct else operation.out_width
         rows = rows_of(operation)
         images = 1 if direct else operation.batch
@@ -380,7 +378,7 @@ class _Builder:
         filters, bias = pack_filters(depthwise.weight, lanes), pack_filters(depthwise.bias[:, None], lanes)
         operations = []
         for block in range(1 if node.summed else multiplier):
-            operation = self._base(_DEPTHWISE, node, depthwise.window)
+            operation = self._base(Kind.DEPTHWISE, node, depthwise.window)
             operation.output += block * padded(channels, lanes)
             operation.out_channels = channels
             operation.multiplier = multiplier if node.summed else 1
@@ -392,13 +390,13 @@ class _Builder:
 
 def rows_of(operation: Operation) -> int:
     """Rows that a convolution's tiles divide: of each image's output, or all pixels where the input is the matrix."""
-    direct = operation.patches == _DIRECT
+    direct = operation.patches == Patches.DIRECT
     return int(operation.out_height * (operation.batch * operation.out_width if direct else 1))
 
 
 def shape_key(operation: Operation) -> str | None:
     """Say in words all that the time of a convolution depends on; ``None`` for other operations."""
-    if operation.kind != _CONVOLUTION:
+    if operation.kind != Kind.CONVOLUTION:
         return None
     o = operation
     kernel = f"{o.kernel_height}x{o.kernel_width}/{o.stride_height}x{o.stride_width}"
@@ -418,8 +416,9 @@ def _array(operations: Sequence[Operation]) -> ctypes.Array[Operation]:
     return (Operation * len(operations))(*operations)
 
 
-def _look_ahead(convolutions: Sequence[Operation]) -> None:
+def _look_ahead(operations: Sequence[Operation]) -> None:
     """Tell each convolution whose weights are read after its own; after the last, those of the next call."""
+    convolutions = [operation for operation in operations if operation.kind == Kind.CONVOLUTION]
     for operation, following in zip(convolutions, [*convolutions[1:], *convolutions[:1]], strict=True):
         operation.next_weights = following.weights
 
