@@ -86,11 +86,11 @@ class RecoverConfig:
         _one_of("frozen_norms", self.frozen_norms, (True, False))
         _one_of("keep", self.keep, ("best", "last"))
         _one_of("mixed_precision", self.mixed_precision, (None, "bf16"))
-        if self.optimizer == "sgd" and self.frozen_norms and self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", _SGD_WITH_FROZEN_NORMS)
-        for name, default in (("learning_rate", _LEARNING_RATE), ("weight_decay", _WEIGHT_DECAY)):
+        steps_in_bounds = self.optimizer != "sgd" or not self.frozen_norms
+        rate = _LEARNING_RATE[self.optimizer] if steps_in_bounds else _SGD_WITH_FROZEN_NORMS
+        for name, default in (("learning_rate", rate), ("weight_decay", _WEIGHT_DECAY[self.optimizer])):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, default[self.optimizer])
+                object.__setattr__(self, name, default)
         for name in ("augment", "features"):
             names = getattr(self, name)
             if isinstance(names, str):
