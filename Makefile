@@ -12,7 +12,7 @@ help:
 	@echo "make test   run all tests"
 	@echo "make wheel-test   install the built wheel into an empty environment, and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
-	@echo "make sanitize  run the kernels' tests under the address and undefined-behaviour sanitizers"
+	@echo "make sanitize  run the kernels' tests under sanitizers, AVX-512 and AMX emulated where there is neither"
 	@echo "make bench  measure what benchmarks/results/ lacks, and print it (hours; CIFAR10=npz:FOLDER CHECKPOINTS=FOLDER)"
 	@echo "make docs   draw the figures of docs/ anew, run its code and notebook, build site/index.html"
 	@echo "make clean  remove .venv, caches, runs/ and site/"
@@ -45,7 +45,7 @@ lint: $(VENV)/.installed-test
 # The sanitizers' libraries must be there before Python is; what Python itself never frees is no leak of ours.
 SANITIZED := build/sanitize
 sanitize: $(VENV)/.installed-test
-	cmake -S native -B $(SANITIZED) -DTS_SANITIZE=ON >/dev/null
+	cmake -S native -B $(SANITIZED) -DTS_SANITIZE=ON -DTS_EMULATE=ON >/dev/null
 	cmake --build $(SANITIZED) --parallel
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \

@@ -1,7 +1,12 @@
 // The library's C interface: which instruction sets there are, and running a program.
 #include <cstdlib>
-#include <cstring>
 #include <memory>
+#include <string_view>
+
+#if defined(TS_X86) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "../kernels/kernels.h"
 #include "../kernels/scratch.h"
@@ -12,20 +17,21 @@ namespace baseline { extern const Kernels kernels; }
 #ifdef TS_X86
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
+namespace avx512bf16 { extern const Kernels kernels; }
+namespace amx { extern const Kernels kernels; }
 #endif
 
-float* scratch(int64_t floats) {
+void* scratch(int64_t bytes) {
   struct Room {
-    float* data = nullptr;
+    void* data = nullptr;
     int64_t size = 0;
     ~Room() { std::free(data); }
   };
   thread_local Room room;
-  if (room.size < floats) {
+  if (room.size < bytes) {
     std::free(room.data);
-    const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-    room.data = static_cast<float*>(std::aligned_alloc(64, bytes));
-    room.size = room.data ? floats : 0;
+    room.data = std::aligned_alloc(64, (static_cast<size_t>(bytes) + 63) / 64 * 64);
+    room.size = room.data ? bytes : 0;
     if (!room.data) std::abort();  // out of memory for some kilobytes, on a thread that cannot report it
   }
   return room.data;
@@ -34,6 +40,8 @@ float* scratch(int64_t floats) {
 // The best set first.
 static const Kernels* const kSets[] = {
 #ifdef TS_X86
+    &amx::kernels,
+    &avx512bf16::kernels,
     &avx512::kernels,
     &avx2::kernels,
 #endif
@@ -41,22 +49,42 @@ static const Kernels* const kSets[] = {
 };
 constexpr int kSetCount = sizeof kSets / sizeof *kSets;
 
+#ifdef TS_X86
+// Linux gives a process the state of AMX's tiles when it asks, once (Documentation/arch/x86/xstate.rst).
+static bool may_use_tiles() {
+#ifdef __linux__
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 static bool runs_here(const Kernels* set) {
+  const std::string_view name = set->name;
+#ifdef TS_EMULATE
+  return true;  // what this processor lacks was built with what it has
+#endif
 #ifdef TS_X86
   __builtin_cpu_init();
-  if (!std::strcmp(set->name, "avx512")) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (name == "amx") {
+    return bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles();
   }
-  if (!std::strcmp(set->name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (name == "avx512bf16") return bf16;
+  if (name == "avx512") return avx512;
+  if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  return !std::strcmp(set->name, "baseline");
+  return name == "baseline";
 }
 
 struct Part {
   const Kernels* set;
   const ts_operation* op;
-  float* workspace;
+  void* workspace;
   const float* external;
 };
 
@@ -68,6 +96,7 @@ static void run_part(int64_t begin, int64_t end, void* context) {
 // A thread's share of a measurement of the machine.
 struct Measurement {
   const Kernels* set;
+  int64_t precision;
   int64_t rounds;      // of multiply-adds, or of reading
   const float* from;   // read where it is not null, each thread a part of its own
   int64_t floats;      // of a part
@@ -79,7 +108,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
   static_cast<void>(sink);
   for (int64_t part = begin; part < end; part++) {
     if (!work.from) {
-      sink = work.set->multiply_add(work.rounds);
+      sink = work.set->multiply_add[work.precision](work.rounds);
       continue;
     }
     for (int64_t round = 0; round < work.rounds; round++) {
@@ -101,11 +130,14 @@ TS_API const char* ts_set_name(int64_t set) { return ts::kSets[set]->name; }
 
 TS_API int64_t ts_set_runs_here(int64_t set) { return ts::runs_here(ts::kSets[set]); }
 
-// Lanes, panel and rows of a set, in this order.
-TS_API void ts_set_shape(int64_t set, int64_t* shape) {
-  shape[0] = ts::kSets[set]->lanes;
-  shape[1] = ts::kSets[set]->panel;
-  shape[2] = ts::kSets[set]->rows;
+// What Kernels::Shape holds, in its order, of a set and a ts_precision.
+TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
+  const ts::Kernels::Shape& from = ts::kSets[set]->shapes[precision];
+  shape[0] = from.vector;
+  shape[1] = from.panel;
+  shape[2] = from.rows;
+  shape[3] = from.channels;
+  shape[4] = from.depth;
 }
 
 TS_API int64_t ts_tasks(int64_t set, const ts_operation* operation) { return ts::kSets[set]->tasks(*operation); }
@@ -113,7 +145,7 @@ TS_API int64_t ts_tasks(int64_t set, const ts_operation* operation) { return ts:
 // Executes operations in order, or, on one thread, their tasks in the order of `parts` where there are any. `external` is
 // what TS_IMPORT reads. With more than one thread the tasks of an operation are shared out by `parallel`.
 TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, const ts_part* parts, int64_t part_count,
-                   float* workspace, const float* external, int64_t threads, ts_parallel_for parallel) {
+                   void* workspace, const float* external, int64_t threads, ts_parallel_for parallel) {
   const ts::Kernels* kernels = ts::kSets[set];
   if (parts) {
     for (int64_t i = 0; i < part_count; i++) {
@@ -136,15 +168,15 @@ TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, c
 // Has every thread do `rounds` rounds of multiply-adds in registers, or, where `from` is given, read its part of `floats`
 // values as often. Returns the floating-point operations (two for a multiply-add) or the bytes of all threads together;
 // the caller holds the clock.
-TS_API int64_t ts_measure(int64_t set, int64_t rounds, const float* from, int64_t floats, int64_t threads,
-                          ts_parallel_for parallel) {
+TS_API int64_t ts_measure(int64_t set, int64_t precision, int64_t rounds, const float* from, int64_t floats,
+                          int64_t threads, ts_parallel_for parallel) {
   const ts::Kernels* kernels = ts::kSets[set];
-  ts::Measurement work{kernels, rounds, from, floats};
+  ts::Measurement work{kernels, precision, rounds, from, floats};
   if (threads == 1 || !parallel) {
     ts::measure_part(0, 1, &work);
   } else {
     parallel(0, threads, 1, ts::measure_part, &work);
   }
   const int64_t parts = threads == 1 || !parallel ? 1 : threads;
-  return parts * rounds * (from ? floats * static_cast<int64_t>(sizeof(float)) : 2 * kernels->chains * kernels->lanes);
+  return parts * rounds * (from ? floats * static_cast<int64_t>(sizeof(float)) : kernels->round[precision]);
 }

@@ -1,7 +1,7 @@
 // One step of a program, as the Python runtime prepares it and the engine executes it: plain data, one layout for C and
-// ctypes. Activations are NHWC float32 in one workspace and named by their offset in it, in floats; the channels of a
-// pixel are padded with zeros to a multiple of the vector's lanes (`*_stride` floats a pixel), so that no kernel has a
-// channel tail. Weights are packed for the instruction set and named by address.
+// ctypes. Activations are NHWC, float32 or bfloat16, in one workspace and named by their offset in it, in values; the
+// channels of a pixel are padded with zeros to a multiple of the vector's lanes (`*_stride` values a pixel), so that no
+// kernel has a channel tail. Weights are packed for the instruction set and named by address.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +38,12 @@ enum ts_activation : int32_t {
   TS_HARDSIGMOID = 7,
 };
 
+enum ts_precision : int32_t {
+  TS_FLOAT32 = 0,
+  TS_BFLOAT16 = 1,  // of activations and of the weights of matrix products; sums, biases and filters are float32
+};
+constexpr int kPrecisions = 2;
+
 struct ts_act {
   int32_t kind;
   float alpha, beta;
@@ -62,13 +68,15 @@ struct ts_operation {
   int64_t depth;              // rows of the packed weights, K
   int64_t tile_rows;          // output rows (pixels, where the input is the matrix) that one task computes
   int64_t out_vectors;        // of output channels that a convolution computes: all of a pixel's, or a group's
+  int64_t precision;          // a ts_precision
+  int64_t wide;               // the output of a bfloat16 convolution is float32: no other operation reads it
   int64_t splits;             // parts that the output channels of a tile are computed in, each a task of its own
-  const float* weights;       // [panel][K][lanes * vectors of a panel]
-  const float* next_weights;  // those that are read after them: fetched ahead, never looked into
+  const void* weights;        // [panel][K][channels of a panel]; of bfloat16 [panel][K / 2][channels of a panel][2]
+  const void* next_weights;   // those that are read after them: fetched ahead, never looked into
   const float* bias;          // padded to whole panels
   const float* filters;       // depthwise weights, [multiplier][kernel_height * kernel_width][channels]
   const float* filter_bias;   // [multiplier][channels]
-  int64_t external_strides[4];  // of TS_IMPORT, in floats: N, C, H, W
+  int64_t external_strides[4];  // of TS_IMPORT, in float32 values: N, C, H, W
   int64_t count_padding;        // of TS_POOL_AVERAGE
 };
 

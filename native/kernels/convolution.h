@@ -5,34 +5,49 @@
 #include "depthwise.h"
 #include "gemm.h"
 #include "scratch.h"
+#include "tiles.h"
 
 namespace ts::TS_ISA {
 
-static void filter_tile(const ts_operation& op, const float* image, int64_t first_row, int64_t rows, float* matrix) {
+template <class Element>
+static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix) {
   const int64_t taps = op.kernel_height * op.kernel_width;
   for (int64_t row = 0; row < rows; row++) {
     for (int64_t m = 0; m < op.multiplier; m++) {
-      const Filter filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
-                          op.in_stride, 1, nullptr, 0, op.between};
+      const Filter<Element> filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
+                                   op.in_stride, 1, nullptr, 0, op.between};
       filter_row(op, filter, first_row + row, matrix + row * op.out_width * op.depth + m * op.in_stride, op.depth);
     }
   }
 }
 
-// A few values: less than the call of a library would cost. The last vector may overlap the one before.
-TS_INLINE void copy_run(float* to, const float* from, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
-  if (i == count) return;
-  if (count >= kLanes) {
-    store(to + count - kLanes, load(from + count - kLanes));
-  } else {
-    for (; i < count; i++) to[i] = from[i];
-  }
+// The first and the last Bytes of a run that is shorter than two of them; they may overlap.
+template <int64_t Bytes>
+TS_INLINE void copy_ends(char* to, const char* from, int64_t bytes) {
+  memcpy(to, from, Bytes);
+  memcpy(to + bytes - Bytes, from + bytes - Bytes, Bytes);
 }
 
-// The patches of a tile, one kernel row of all pixels of an output row after the other.
-static void gather_tile(const ts_operation& op, const float* image, int64_t first_row, int64_t rows, float* matrix) {
+// A few values: less than the call of a library would cost.
+template <class Element>
+TS_INLINE void copy_run(Element* to_values, const Element* from_values, int64_t count) {
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(Element));
+  char* to = reinterpret_cast<char*>(to_values);
+  const char* from = reinterpret_cast<const char*>(from_values);
+  if (bytes >= 32) {
+    for (int64_t i = 0; i + 64 <= bytes; i += 32) memcpy(to + i, from + i, 32);
+    return copy_ends<32>(to + (bytes / 32 - 1) * 32, from + (bytes / 32 - 1) * 32, 32 + bytes % 32);
+  }
+  if (bytes >= 16) return copy_ends<16>(to, from, bytes);
+  if (bytes >= 8) return copy_ends<8>(to, from, bytes);
+  if (bytes >= 4) return copy_ends<4>(to, from, bytes);
+  memcpy(to, from, sizeof(Element));
+}
+
+// The patches of a tile, one kernel row of all pixels of an output row after the other; zeros up to the depth that the
+// product takes at a time.
+template <class Element>
+static void gather_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix) {
   const int64_t channels = op.in_channels, depth = op.depth, in_stride = op.in_stride, in_width = op.in_width;
   const int64_t width = op.kernel_width, step = op.stride_width, dilation = op.dilation_width, pad = op.pad_width;
   const int64_t out_width = op.out_width, run = width * channels;
@@ -41,20 +56,25 @@ static void gather_tile(const ts_operation& op, const float* image, int64_t firs
   const int64_t room = in_width - 1 - (width - 1) * dilation + pad;
   const int64_t end = std::max(begin, std::min(out_width, room < 0 ? 0 : room / step + 1));
   for (int64_t row = first_row; row < first_row + rows; row++) {
-    float* pixels = matrix + (row - first_row) * out_width * depth;
+    Element* pixels = matrix + (row - first_row) * out_width * depth;
+    if (const int64_t used = op.kernel_height * run; used < depth) {
+      for (int64_t column = 0; column < out_width; column++) {
+        std::fill_n(pixels + column * depth + used, depth - used, Element{});
+      }
+    }
     for (int64_t kh = 0; kh < op.kernel_height; kh++, pixels += run) {
       const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
       if (y < 0 || y >= op.in_height) {
-        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * depth, run, 0.0f);
+        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * depth, run, Element{});
         continue;
       }
-      const float* line = image + y * in_width * in_stride;
+      const Element* line = image + y * in_width * in_stride;
       auto tap_by_tap = [&](int64_t column) {
-        float* to = pixels + column * depth;
+        Element* to = pixels + column * depth;
         for (int64_t kw = 0; kw < width; kw++, to += channels) {
           const int64_t x = column * step - pad + kw * dilation;
           if (x < 0 || x >= in_width) {
-            std::fill_n(to, channels, 0.0f);
+            std::fill_n(to, channels, Element{});
           } else {
             copy_run(to, line + x * in_stride, channels);
           }
@@ -64,7 +84,7 @@ static void gather_tile(const ts_operation& op, const float* image, int64_t firs
       const bool runs = dilation == 1 && in_stride == channels;
       for (int64_t column = 0; column < (runs ? begin : out_width); column++) tap_by_tap(column);
       if (!runs) continue;
-      const float* from = line + (begin * step - pad) * in_stride;
+      const Element* from = line + (begin * step - pad) * in_stride;
       for (int64_t column = begin; column < end; column++, from += step * in_stride) {
         copy_run(pixels + column * depth, from, run);
       }
@@ -83,46 +103,56 @@ static int64_t convolution_tiles(const ts_operation& op) {
 // Tasks are (split, image, tile): threads get neighbouring tasks, and so each a part of the channels, with its weights.
 static int64_t convolution_tasks(const ts_operation& op) { return convolution_tiles(op) * op.splits; }
 
-static void convolve(const ts_operation& op, float* workspace, int64_t task) {
+template <class Element, class Out>
+static void convolve_to(const ts_operation& op, Element* workspace, Out* output, int64_t task) {
   const int64_t panels = (op.out_vectors + kVectors - 1) / kVectors;
   const int64_t all_tiles = op.splits > 1 ? convolution_tiles(op) : task + 1;
   const int64_t split = task / all_tiles;
   const int64_t first = panels * split / op.splits, last = panels * (split + 1) / op.splits;
   const int64_t tile = task % all_tiles;
-  const float* again = op.weights + first * op.depth * kPanel;
+  const void* again = static_cast<const Element*>(op.weights) + first * op.depth * kPanel;
   if (op.patches == TS_DIRECT) {
     const int64_t total = op.batch * op.out_height * op.out_width;
     const int64_t begin = tile * op.tile_rows, pixels = std::min(op.tile_rows, total - begin);
-    const float* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-    multiply_tile(op, workspace + op.input + begin * op.in_stride, op.in_stride, pixels,
-                  workspace + op.output + begin * op.out_stride, residual, first, last,
-                  begin + pixels < total ? again : op.next_weights);
+    const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
+    multiply(op, workspace + op.input + begin * op.in_stride, op.in_stride, pixels, output + begin * op.out_stride,
+             residual, first, last, begin + pixels < total ? again : op.next_weights);
     return;
   }
   const int64_t tiles = (op.out_height + op.tile_rows - 1) / op.tile_rows;
   const int64_t image = tile / tiles, row = tile % tiles * op.tile_rows;
   const int64_t rows = std::min(op.tile_rows, op.out_height - row), pixels = rows * op.out_width;
-  const float* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
-  float* matrix = scratch(pixels * op.depth);
+  const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
+  Element* matrix = static_cast<Element*>(scratch(pixels * op.depth * static_cast<int64_t>(sizeof(Element))));
   if (op.patches == TS_FILTERED) {
     filter_tile(op, from, row, rows, matrix);
   } else {
     gather_tile(op, from, row, rows, matrix);
   }
   const int64_t begin = (image * op.out_height + row) * op.out_width;
-  const float* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-  multiply_tile(op, matrix, op.depth, pixels, workspace + op.output + begin * op.out_stride, residual, first, last,
-                row + rows < op.out_height ? again : op.next_weights);
+  const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
+  multiply(op, matrix, op.depth, pixels, output + begin * op.out_stride, residual, first, last,
+           row + rows < op.out_height ? again : op.next_weights);
+}
+
+template <class Element>
+static void convolve(const ts_operation& op, Element* workspace, int64_t task) {
+  Element* output = workspace + op.output;
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
+    if (op.wide) return convolve_to(op, workspace, reinterpret_cast<float*>(output), task);
+  }
+  convolve_to(op, workspace, output, task);
 }
 
 // A depthwise convolution by itself: a task is an output row.
-static void filter(const ts_operation& op, float* workspace, int64_t task) {
+template <class Element>
+static void filter(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;
   const int64_t begin = task * op.out_width;
-  const float* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-  const Filter filter{workspace + op.input + image * op.in_height * op.in_width * op.in_stride,
-                      op.filters, op.filter_bias, op.out_stride, op.multiplier, residual, op.residual_stride,
-                      op.activation};
+  const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
+  const Filter<Element> filter{workspace + op.input + image * op.in_height * op.in_width * op.in_stride,
+                               op.filters, op.filter_bias, op.out_stride, op.multiplier, residual, op.residual_stride,
+                               op.activation};
   filter_row(op, filter, row, workspace + op.output + begin * op.out_stride, op.out_stride);
 }
 

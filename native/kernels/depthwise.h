@@ -12,46 +12,50 @@ namespace ts::TS_ISA {
 // usual widths (112, 56, 28, 14, 7) are multiples of it. Narrower images are cut in fours.
 constexpr int kPixels = 7;
 
+template <class Element>
 struct Filter {
-  const float* input;       // of the image, at the first channel
+  const Element* input;       // of the image, at the first channel
   const float* weights;     // [summed][kernel_height * kernel_width][channels]
   const float* bias;        // [channels]
   int64_t channels;         // padded
   int64_t summed;           // groups of `channels` input channels that are filtered and summed
-  const float* residual;    // of the output row, or null
+  const Element* residual;  // of the output row, or null
   int64_t residual_stride;
   ts_act activation;
 };
 
 // What the pixels of an output row share. It is handed on by value: stores of vectors may write anywhere, so that the
 // compiler would read from memory again, after each of them, whatever it does not hold in variables of its own.
+template <class Element>
 struct Row {
-  const float* input;    // first kernel row on the image, where the first column's kernel begins (perhaps on padding)
+  const Element* input;  // first kernel row on the image, where the first column's kernel begins (perhaps on padding)
   const float* weights;  // of that kernel row
   const float* bias;
-  const float* residual;
+  const Element* residual;
   int64_t residual_stride;
-  float* out;
+  Element* out;
   int64_t out_stride;
   int64_t kernel_rows;   // on the image
   int64_t channels, summed;
-  int64_t in_stride, in_row;  // floats to the next pixel, and to where the next kernel row begins
+  int64_t in_stride, in_row;  // values to the next pixel, and to where the next kernel row begins
   int64_t width, step, dilation, taps;
   Vector low, high;
+  ts_act activation;
 };
 
 // `Pixels` neighbouring pixels, one vector of channels. Width and Step are the kernel's width and stride, or 0 for the
 // operation's own. Input columns from `left` to `right`, counted from the first that the block sees, are on the image;
 // where Inside, all are.
-template <int Pixels, int Width, int Step, bool Inside>
-TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int64_t left, int64_t right) {
+template <int Pixels, int Width, int Step, bool Inside, class Element>
+TS_INLINE void filter_block(const Row<Element> row, int64_t column, int64_t channel, int64_t left, int64_t right) {
   const int64_t width = Width ? Width : row.width, step = Step ? Step : row.step;
-  const float* from = row.input + column * step * row.in_stride + channel;
+  const Element* from = row.input + column * step * row.in_stride + channel;
   const float* weights = row.weights + channel;
   Vector sum[Pixels];
   TS_UNROLL for (int p = 0; p < Pixels; p++) sum[p] = load(row.bias + channel);
   for (int64_t group = 0; group < row.summed; group++) {
-    const float *at = from, *tap = weights;
+    const Element* at = from;
+    const float* tap = weights;
     for (int64_t kh = 0; kh < row.kernel_rows; kh++) {
       if constexpr (Width > 0) {
         Vector weight[Width];
@@ -83,10 +87,14 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
     weights += row.taps * row.channels;
   }
   if (row.residual) {
-    const float* residual = row.residual + column * row.residual_stride + channel;
+    const Element* residual = row.residual + column * row.residual_stride + channel;
     TS_UNROLL for (int p = 0; p < Pixels; p++) sum[p] += load(residual + p * row.residual_stride);
   }
-  float* out = row.out + column * row.out_stride + channel;
+  Element* out = row.out + column * row.out_stride + channel;
+  if (!kActivatesLater<Element> && row.activation.kind != TS_CLAMP) {
+    for (int p = 0; p < Pixels; p++) store(out + p * row.out_stride, activated(sum[p], row.activation));
+    return;
+  }
   TS_UNROLL for (int p = 0; p < Pixels; p++) {
     store(out + p * row.out_stride, at_most(at_least(sum[p], row.low), row.high));
   }
@@ -94,9 +102,9 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
 
 // A row in blocks of equal size, the last of which begins early enough to end with the row: what it computes a second
 // time costs less than pixels one by one, which run at the latency of their additions.
-template <int Pixels, int Width, int Step>
-static void filter_blocks(const ts_operation& op, const Row& shared) {
-  const Row row = shared;
+template <int Pixels, int Width, int Step, class Element>
+static void filter_blocks(const ts_operation& op, const Row<Element>& shared) {
+  const Row<Element> row = shared;
   const int64_t in_width = op.in_width, out_width = op.out_width, pad = op.pad_width;
   const int64_t seen = (Pixels - 1) * row.step + (row.width - 1) * row.dilation + 1;
   // Blocks outermost, channels inside: the rows of a block stay in L1 for all of their channels.
@@ -115,26 +123,28 @@ static void filter_blocks(const ts_operation& op, const Row& shared) {
   }
 }
 
-template <int Width, int Step>
-static void filter_columns(const ts_operation& op, const Row& row) {
+template <int Width, int Step, class Element>
+static void filter_columns(const ts_operation& op, const Row<Element>& row) {
   const int64_t blocks = (op.out_width + kPixels - 1) / kPixels;
   const int64_t pixels = (op.out_width + blocks - 1) / blocks;  // of a block, if all were as large
-  auto filter_with = pixels > 4 && op.out_width >= kPixels ? filter_blocks<kPixels, Width, Step>
-                     : op.out_width >= 4                   ? filter_blocks<4, Width, Step>
-                     : op.out_width >= 2                   ? filter_blocks<2, Width, Step>
-                                                           : filter_blocks<1, Width, Step>;
+  auto filter_with = pixels > 4 && op.out_width >= kPixels ? filter_blocks<kPixels, Width, Step, Element>
+                     : op.out_width >= 4                   ? filter_blocks<4, Width, Step, Element>
+                     : op.out_width >= 2                   ? filter_blocks<2, Width, Step, Element>
+                                                           : filter_blocks<1, Width, Step, Element>;
   filter_with(op, row);
 }
 
 // One output row, all channels: out[column * out_stride + channel].
-static void filter_row(const ts_operation& op, const Filter& filter, int64_t row, float* out, int64_t out_stride) {
+template <class Element>
+static void filter_row(const ts_operation& op, const Filter<Element>& filter, int64_t row, Element* out,
+                       int64_t out_stride) {
   const ts_act clamp = clamp_of(filter.activation);
   // Kernel rows that fall on the image.
   const int64_t top = row * op.stride_height - op.pad_height, dh = op.dilation_height;
   const int64_t first_tap = top < 0 ? std::min((-top + dh - 1) / dh, op.kernel_height) : 0;
   const int64_t below = op.in_height - top;  // kernel rows kh with kh * dh < below
   const int64_t last_tap = std::max(first_tap, std::min(op.kernel_height, below <= 0 ? 0 : (below + dh - 1) / dh));
-  const Row shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
+  const Row<Element> shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
                    filter.weights + first_tap * op.kernel_width * filter.channels,
                    filter.bias,
                    filter.residual,
@@ -151,7 +161,8 @@ static void filter_row(const ts_operation& op, const Filter& filter, int64_t row
                    op.dilation_width,
                    op.kernel_height * op.kernel_width,
                    broadcast(clamp.alpha),
-                   broadcast(clamp.beta)};
+                   broadcast(clamp.beta),
+                   filter.activation};
   const int64_t shape = op.dilation_width == 1 && op.stride_width <= 2 ? op.kernel_width * 10 + op.stride_width : 0;
   switch (shape) {
 #define TS_SHAPE(width, step) \
@@ -165,7 +176,8 @@ static void filter_row(const ts_operation& op, const Filter& filter, int64_t row
 #undef TS_SHAPE
     default: filter_columns<0, 0>(op, shared);
   }
-  if (filter.activation.kind != TS_CLAMP) {
+  if constexpr (kActivatesLater<Element>) {
+    if (filter.activation.kind == TS_CLAMP) return;
     for (int64_t column = 0; column < op.out_width; column++) {
       activate_rest(out + column * out_stride, filter.channels, filter.activation);
     }

@@ -1,4 +1,5 @@
 // The matrix product that all convolutions but the depthwise end in: a tile of pixels (rows of A) times packed weights.
+// tiles.h has the one for AMX.
 #pragma once
 
 #include <algorithm>
@@ -18,37 +19,45 @@ constexpr int kRows = TS_ROWS;
 constexpr int64_t kChunk = 8;
 constexpr uintptr_t kLine = 64;
 
+template <class Element>
 struct Epilogue {
-  const float* bias;      // of the panel
-  const float* residual;  // at the first pixel and channel, or null
+  const float* bias;        // of the panel
+  const Element* residual;  // at the first pixel and channel, or null
   int64_t residual_stride;
-  float low, high;
+  ts_act activation;
 };
 
-// out[i][j] = clamp(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels and Vectors vectors of channels.
-// `ahead` is asked for on the way: a line for each kChunk steps.
-template <int Rows, int Vectors>
-static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64_t depth, uintptr_t ahead, float* out,
-                         int64_t out_stride, const Epilogue& end) {
+// out[i][j] = act(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels and Vectors vectors of channels, where
+// k counts words, and the activation is a clamp wherever others are applied later. `ahead` is asked for on the way: a line
+// for each kChunk steps.
+template <class Element, class Out, int Rows, int Vectors>
+static void micro_kernel(const Element* A, int64_t a_stride, const void* B, int64_t words, uintptr_t ahead, Out* out,
+                         int64_t out_stride, const Epilogue<Element>& end) {
   // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
-  const float* residual = end.residual;
+  const Element* residual = end.residual;
   const int64_t residual_stride = end.residual_stride;
-  const Vector low = broadcast(end.low), high = broadcast(end.high);
+  const ts_act clamp = clamp_of(end.activation);
+  const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
+  const Word* pixels = reinterpret_cast<const Word*>(A);
+  const int64_t pixel_stride = a_stride / kInWord<Element>;
+  const Word* weights = static_cast<const Word*>(B);
   Vector sum[Rows][Vectors];
   TS_UNROLL for (int i = 0; i < Rows; i++) {
     // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are.
     __builtin_prefetch(out + i * out_stride, 1, 3);
     TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = load(end.bias + j * kLanes);
   }
-  for (int64_t chunk = 0; chunk < depth; chunk += kChunk, ahead += kLine) {
+  for (int64_t chunk = 0; chunk < words; chunk += kChunk, ahead += kLine) {
     __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
-    const int64_t last = std::min(chunk + kChunk, depth);
+    const int64_t last = std::min(chunk + kChunk, words);
     for (int64_t k = chunk; k < last; k++) {
       Vector weight[Vectors];
-      TS_UNROLL for (int j = 0; j < Vectors; j++) weight[j] = load(B + k * kPanel + j * kLanes);
+      TS_UNROLL for (int j = 0; j < Vectors; j++) {
+        weight[j] = *reinterpret_cast<const UnalignedWords*>(weights + k * kPanel + j * kLanes);
+      }
       TS_UNROLL for (int i = 0; i < Rows; i++) {
-        Vector pixel = broadcast(A[i * a_stride + k]);
-        TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += pixel * weight[j];
+        const Vector pixel = broadcast(pixels[i * pixel_stride + k]);
+        TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = accumulate<Element>(sum[i][j], pixel, weight[j]);
       }
     }
   }
@@ -57,6 +66,12 @@ static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64
       TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += load(residual + i * residual_stride + j * kLanes);
     }
   }
+  if (!kActivatesLater<Element> && end.activation.kind != TS_CLAMP) {
+    for (int i = 0; i < Rows; i++) {
+      for (int j = 0; j < Vectors; j++) store(out + i * out_stride + j * kLanes, activated(sum[i][j], end.activation));
+    }
+    return;
+  }
   TS_UNROLL for (int i = 0; i < Rows; i++) {
     TS_UNROLL for (int j = 0; j < Vectors; j++) {
       store(out + i * out_stride + j * kLanes, at_most(at_least(sum[i][j], low), high));
@@ -64,48 +79,55 @@ static void micro_kernel(const float* A, int64_t a_stride, const float* B, int64
   }
 }
 
-typedef void (*MicroKernel)(const float*, int64_t, const float*, int64_t, uintptr_t, float*, int64_t,
-                            const Epilogue&);
+template <class Element, class Out>
+using MicroKernel = void (*)(const Element*, int64_t, const void*, int64_t, uintptr_t, Out*, int64_t,
+                             const Epilogue<Element>&);
 
-template <int Vectors, int... Rows>
-static MicroKernel choose_kernel(int rows, std::integer_sequence<int, Rows...>) {
-  static constexpr MicroKernel kernels[] = {micro_kernel<Rows + 1, Vectors>...};
+template <class Element, class Out, int Vectors, int... Rows>
+static MicroKernel<Element, Out> choose_kernel(int rows, std::integer_sequence<int, Rows...>) {
+  static constexpr MicroKernel<Element, Out> kernels[] = {micro_kernel<Element, Out, Rows + 1, Vectors>...};
   return kernels[rows - 1];
 }
 
-static MicroKernel kernel_for(int rows, int vectors) {
+template <class Element, class Out>
+static MicroKernel<Element, Out> kernel_for(int rows, int vectors) {
   std::make_integer_sequence<int, kRows> all;
-  return vectors == kVectors ? choose_kernel<kVectors>(rows, all) : choose_kernel<1>(rows, all);
+  return vectors == kVectors ? choose_kernel<Element, Out, kVectors>(rows, all)
+                             : choose_kernel<Element, Out, 1>(rows, all);
 }
 
 // Panels [first, last) of one tile; `next` is what will be read after them. Weight panels are outermost: each is read
 // once and stays in L1 while the tile's pixels, which stay in L2 or nearer, pass by.
-static void multiply_tile(const ts_operation& op, const float* A, int64_t a_stride, int64_t pixels, float* out,
-                          const float* residual, int64_t first, int64_t last, const float* next) {
-  const ts_act clamp = clamp_of(op.activation);
-  const int64_t vectors = op.out_vectors;
+template <class Element, class Out>
+static void multiply_tile(const ts_operation& op, const Element* A, int64_t a_stride, int64_t pixels, Out* out,
+                          const Element* residual, int64_t first, int64_t last, const void* next) {
+  const int64_t vectors = op.out_vectors, words = op.depth / kInWord<Element>;
   // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
   const int64_t blocks = (pixels + kRows - 1) / kRows;
   const int64_t least = pixels / blocks, larger = pixels % blocks;  // so many blocks have a pixel more
   for (int64_t panel = first; panel < last; panel++) {
-    const float* B = op.weights + panel * op.depth * kPanel;
+    const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
     // An address and no pointer: it may run beyond what there is to read.
-    uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + op.depth * kPanel : next);
+    uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
     const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
-    const MicroKernel multiply_least = kernel_for(static_cast<int>(least), width);
-    const MicroKernel multiply_larger = larger ? kernel_for(static_cast<int>(least) + 1, width) : nullptr;
+    const auto multiply_least = kernel_for<Element, Out>(static_cast<int>(least), width);
+    const auto multiply_larger = larger ? kernel_for<Element, Out>(static_cast<int>(least) + 1, width) : nullptr;
     int64_t begin = 0;
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t end = begin + least + (block < larger);
-      const Epilogue epilogue{op.bias + panel * kPanel,
-                              residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
-                              op.residual_stride, clamp.alpha, clamp.beta};
-      float* to = out + begin * op.out_stride + panel * kPanel;
-      (block < larger ? multiply_larger : multiply_least)(A + begin * a_stride, a_stride, B, op.depth, ahead, to,
+      const Epilogue<Element> epilogue{op.bias + panel * kPanel,
+                                       residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
+                                       op.residual_stride, op.activation};
+      Out* to = out + begin * op.out_stride + panel * kPanel;
+      (block < larger ? multiply_larger : multiply_least)(A + begin * a_stride, a_stride, B, words, ahead, to,
                                                           op.out_stride, epilogue);
-      ahead += static_cast<uintptr_t>(op.depth / kChunk) * kLine;
-      if (op.activation.kind != TS_CLAMP) {
-        for (int64_t p = 0; p < end - begin; p++) activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
+      ahead += static_cast<uintptr_t>(words / kChunk) * kLine;
+      if constexpr (kActivatesLater<Element>) {
+        if (op.activation.kind != TS_CLAMP) {
+          for (int64_t p = 0; p < end - begin; p++) {
+            activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
+          }
+        }
       }
       begin = end;
     }

@@ -21,7 +21,8 @@ static int64_t tasks(const ts_operation& op) {
   }
 }
 
-static void run(const ts_operation& op, float* workspace, const float* external, int64_t begin, int64_t end) {
+template <class Element>
+static void run_tasks(const ts_operation& op, Element* workspace, const float* external, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; task++) {
     switch (op.kind) {
       case TS_IMPORT: import_row(op, workspace, external, task); break;
@@ -38,7 +39,27 @@ static void run(const ts_operation& op, float* workspace, const float* external,
   }
 }
 
+static void run(const ts_operation& op, void* workspace, const float* external, int64_t begin, int64_t end) {
+  if (op.precision == TS_FLOAT32) {
+    run_tasks(op, static_cast<float*>(workspace), external, begin, end);
+  } else {
+    run_tasks(op, static_cast<Bfloat16*>(workspace), external, begin, end);
+  }
+}
+
+#ifdef TS_TILES
+constexpr Kernels::Shape kNarrow{kLanes, kPanel, kTilePixels, kTileDepth, kTileDepth};
+#else
+constexpr Kernels::Shape kNarrow{kLanes, kPanel, kRows, kLanes, kInWord<Bfloat16>};
+#endif
+
 extern const Kernels kernels;
-const Kernels kernels{TS_TEXT(TS_ISA), kLanes, kPanel, kRows, tasks, run, multiply_add, read_through, kChains};
+const Kernels kernels{TS_TEXT(TS_ISA),
+                      {{kLanes, kPanel, kRows, kLanes, 1}, kNarrow},
+                      tasks,
+                      run,
+                      {multiply_add<float>, multiply_add<Bfloat16>},
+                      {kRound<float>, kRound<Bfloat16>},
+                      read_through};
 
 }  // namespace ts::TS_ISA

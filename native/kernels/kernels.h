@@ -7,16 +7,21 @@ namespace ts {
 
 struct Kernels {
   const char* name;
-  int64_t lanes;  // floats of a vector: channels are padded to multiples of it
-  int64_t panel;  // output channels of a panel of packed weights
-  int64_t rows;   // pixels of a micro-kernel
+  // What packing and scheduling must know, for each ts_precision.
+  struct Shape {
+    int64_t vector;    // values of a vector
+    int64_t panel;     // output channels of a panel of packed weights
+    int64_t rows;      // pixels of a micro-kernel
+    int64_t channels;  // are padded to multiples of it
+    int64_t depth;     // so are the rows of packed weights
+  } shapes[kPrecisions];
   int64_t (*tasks)(const ts_operation& op);
   // Executes tasks [begin, end) of an operation. `external` is the tensor that TS_IMPORT reads.
-  void (*run)(const ts_operation& op, float* workspace, const float* external, int64_t begin, int64_t end);
+  void (*run)(const ts_operation& op, void* workspace, const float* external, int64_t begin, int64_t end);
   // The measure of the machine: see peak.h.
-  float (*multiply_add)(int64_t rounds);
+  float (*multiply_add[kPrecisions])(int64_t rounds);
+  int64_t round[kPrecisions];  // floating-point operations
   float (*read_through)(const float* from, int64_t floats);
-  int64_t chains;
 };
 
 }  // namespace ts

@@ -5,7 +5,7 @@
 
 namespace ts {
 
-// Room for `floats` values, aligned to a cache line; valid until the same thread asks again.
-float* scratch(int64_t floats);
+// Room for `bytes`, aligned to a cache line; valid until the same thread asks again.
+void* scratch(int64_t bytes);
 
 }  // namespace ts

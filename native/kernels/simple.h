@@ -10,33 +10,34 @@ namespace ts::TS_ISA {
 constexpr int64_t kFewChannels = 4;
 
 // A task is an input row: (N, C, H, W) of any strides becomes pixels of `out_stride` channels.
-static void import_row(const ts_operation& op, float* workspace, const float* external, int64_t task) {
+template <class Element>
+static void import_row(const ts_operation& op, Element* workspace, const float* external, int64_t task) {
   const int64_t image = task / op.in_height, row = task % op.in_height;
   const int64_t* strides = op.external_strides;
   const float* from = external + image * strides[0] + row * strides[2];
-  float* to = workspace + op.output + task * op.in_width * op.out_stride;
+  Element* to = workspace + op.output + task * op.in_width * op.out_stride;
   // Channels inside where there are many, so that what is written to lies together; the few of an image outside.
   const int64_t width = op.in_width, channels = op.in_channels, stride = op.out_stride, step = strides[3];
   if (channels <= kFewChannels) {
     for (int64_t c = 0; c < stride; c++) {
       const float* plane = from + c * strides[1];
-      for (int64_t x = 0; x < width; x++) to[x * stride + c] = c < channels ? plane[x * step] : 0;
+      for (int64_t x = 0; x < width; x++) put(to + x * stride + c, c < channels ? plane[x * step] : 0.0f);
     }
     return;
   }
   for (int64_t x = 0; x < width; x++, to += stride) {
     int64_t c = 0;
-    for (; c < channels; c++) to[c] = from[c * strides[1] + x * step];
-    for (; c < stride; c++) to[c] = 0;
+    for (; c < channels; c++) put(to + c, from[c * strides[1] + x * step]);
+    for (; c < stride; c++) to[c] = Element{};
   }
 }
 
 // A task is an output row.
-template <bool Max>
-static void pool_row(const ts_operation& op, float* workspace, int64_t task) {
+template <bool Max, class Element>
+static void pool_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;
-  const float* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
-  float* to = workspace + op.output + task * op.out_width * op.out_stride;
+  const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
+  Element* to = workspace + op.output + task * op.out_width * op.out_stride;
   const int64_t top = row * op.stride_height - op.pad_height;
   for (int64_t column = 0; column < op.out_width; column++, to += op.out_stride) {
     const int64_t left = column * op.stride_width - op.pad_width;
@@ -70,15 +71,16 @@ static void pool_row(const ts_operation& op, float* workspace, int64_t task) {
     }
     // The maximum of padding alone (dilated windows reach over small images) is -infinity, which readers of whole
     // vectors may not meet where there is no channel: times their zero weights it is not zero.
-    if (Max && seen == 0) std::fill(to + op.out_channels, to + op.out_stride, 0.0f);
+    if (Max && seen == 0) std::fill(to + op.out_channels, to + op.out_stride, Element{});
   }
 }
 
 // A task is an image.
-static void mean_image(const ts_operation& op, float* workspace, int64_t task) {
+template <class Element>
+static void mean_image(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t pixels = op.in_height * op.in_width;
-  const float* from = workspace + op.input + task * pixels * op.in_stride;
-  float* to = workspace + op.output + task * op.out_stride;
+  const Element* from = workspace + op.input + task * pixels * op.in_stride;
+  Element* to = workspace + op.output + task * op.out_stride;
   for (int64_t c = 0; c < op.out_stride; c += kLanes) {
     // Four partial sums, for speed and for the rounding.
     Vector sum[4] = {Vector{}, Vector{}, Vector{}, Vector{}};
@@ -89,18 +91,20 @@ static void mean_image(const ts_operation& op, float* workspace, int64_t task) {
 }
 
 // A task is an output row of each of these.
-static void add_row(const ts_operation& op, float* workspace, int64_t task) {
+template <class Element>
+static void add_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t count = op.out_width * op.out_stride, begin = task * count;
-  const float *a = workspace + op.input + begin, *b = workspace + op.residual + begin;
-  float* to = workspace + op.output + begin;
+  const Element *a = workspace + op.input + begin, *b = workspace + op.residual + begin;
+  Element* to = workspace + op.output + begin;
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(a + i) + load(b + i), op.activation));
 }
 
-static void scale_row(const ts_operation& op, float* workspace, int64_t task) {
+template <class Element>
+static void scale_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t count = op.out_width * op.out_stride, begin = task * count;
-  const float* from = workspace + op.input + begin;
-  const float* factors = workspace + op.residual + task / op.out_height * op.out_stride;
-  float* to = workspace + op.output + begin;
+  const Element* from = workspace + op.input + begin;
+  const Element* factors = workspace + op.residual + task / op.out_height * op.out_stride;
+  Element* to = workspace + op.output + begin;
   for (int64_t x = 0; x < op.out_width; x++) {
     for (int64_t c = 0; c < op.out_stride; c += kLanes) {
       const int64_t i = x * op.out_stride + c;
@@ -109,23 +113,25 @@ static void scale_row(const ts_operation& op, float* workspace, int64_t task) {
   }
 }
 
-static void activate_row(const ts_operation& op, float* workspace, int64_t task) {
+template <class Element>
+static void activate_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t count = op.out_width * op.out_stride, begin = task * count;
-  const float* from = workspace + op.input + begin;
-  float* to = workspace + op.output + begin;
+  const Element* from = workspace + op.input + begin;
+  Element* to = workspace + op.output + begin;
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(from + i), op.activation));
 }
 
 // Every stride-th pixel; `pad_width` zero channels stand before the copied ones, and more after.
-static void copy_row(const ts_operation& op, float* workspace, int64_t task) {
+template <class Element>
+static void copy_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;
-  const float* from =
+  const Element* from =
       workspace + op.input + (image * op.in_height + row * op.stride_height) * op.in_width * op.in_stride;
-  float* to = workspace + op.output + task * op.out_width * op.out_stride;
+  Element* to = workspace + op.output + task * op.out_width * op.out_stride;
   for (int64_t x = 0; x < op.out_width; x++, to += op.out_stride) {
-    memset(to, 0, sizeof(float) * static_cast<size_t>(op.out_stride));
+    memset(to, 0, sizeof(Element) * static_cast<size_t>(op.out_stride));
     memcpy(to + op.pad_width, from + x * op.stride_width * op.in_stride,
-           sizeof(float) * static_cast<size_t>(op.in_channels));
+           sizeof(Element) * static_cast<size_t>(op.in_channels));
   }
 }
 

@@ -1,12 +1,18 @@
 // The vector type that all kernels are written in: the compiler's own vector extension, as wide as the instruction set
-// that this file is compiled for. One source serves SSE2, AVX2, AVX-512 and NEON.
+// that this file is compiled for. One source serves SSE2, AVX2, AVX-512 and NEON. Tensors are of float or of Bfloat16;
+// whatever is loaded is computed with in float, and rounded when it is stored.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
+
+#ifdef TS_DOT
+#include <immintrin.h>
+#endif
 
 #include "../engine/operation.h"
 
@@ -27,11 +33,64 @@ typedef float Unaligned __attribute__((vector_size(TS_LANES * 4), aligned(4), ma
 
 TS_INLINE Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 TS_INLINE void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
+
+// The upper half of a float: its sign and exponent, and 7 bits of its fraction.
+struct Bfloat16 {
+  uint16_t bits;
+};
+typedef uint32_t Words __attribute__((vector_size(TS_LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(TS_LANES * 2)));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(TS_LANES * 2), aligned(2), may_alias));
+
+TS_INLINE Vector load(const Bfloat16* p) {
+  return (Vector)(__builtin_convertvector(*reinterpret_cast<const UnalignedHalves*>(p), Words) << 16);
+}
+// Rounds to the nearest, ties to even; NaN stays NaN.
+TS_INLINE void put(Bfloat16* p, float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  p->bits = static_cast<uint16_t>(x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0);
+}
+TS_INLINE void put(float* p, float x) { *p = x; }
+TS_INLINE void store(Bfloat16* p, Vector v) {
+#ifdef TS_DOT
+  const auto rounded = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(p, &rounded, sizeof rounded);
+#else
+  const Words bits = (Words)v;
+  const Words nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Words nan = Words{} + 0x7fc0;
+  *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector(v == v ? nearest : nan, Halves);
+#endif
+}
+
 template <int... Lane>
 TS_INLINE Vector splat(float x, std::integer_sequence<int, Lane...>) {
   return Vector{(static_cast<void>(Lane), x)...};  // `Vector{} + x` would be an addition: it turns -0 to 0
 }
 TS_INLINE Vector broadcast(float x) { return splat(x, std::make_integer_sequence<int, kLanes>()); }
+
+// A matrix product takes four bytes of a pixel and of each weight at a time, whatever they hold: one float, or two
+// neighbouring Bfloat16 that are multiplied each with its own.
+template <class Element>
+constexpr int64_t kInWord = static_cast<int64_t>(sizeof(float) / sizeof(Element));
+typedef float Word __attribute__((aligned(2), may_alias));
+typedef float UnalignedWords __attribute__((vector_size(TS_LANES * 4), aligned(2), may_alias));
+
+template <class Element>
+TS_INLINE Vector accumulate(Vector sum, Vector pixel, Vector weight) {
+  if constexpr (std::is_same_v<Element, float>) {
+    return sum + pixel * weight;
+  } else {
+#ifdef TS_DOT
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pixel, (__m512bh)weight);
+#else
+    sum += (Vector)((Words)pixel << 16) * (Vector)((Words)weight << 16);
+    return sum + (Vector)((Words)pixel & 0xffff0000u) * (Vector)((Words)weight & 0xffff0000u);
+#endif
+  }
+}
+
 // Comparisons with NaN are false, so NaN passes through both, as it does through torch.clamp.
 TS_INLINE Vector at_least(Vector x, Vector low) { return low > x ? low : x; }
 TS_INLINE Vector at_most(Vector x, Vector high) { return high < x ? high : x; }
@@ -90,11 +149,17 @@ TS_INLINE Vector activate(Vector x, const ts_act& act) {
   }
 }
 
-// Kernels clamp in registers; the other activations cost far more than a second look at values that are still in cache.
+// Kernels clamp in registers. The other activations cost far more than a second look at values that are still in cache,
+// or, where stored values have been rounded, than a call for each vector.
 TS_INLINE ts_act clamp_of(const ts_act& act) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   return act.kind == TS_CLAMP ? act : ts_act{TS_CLAMP, -kInfinity, kInfinity, 0};
 }
+
+template <class Element>
+constexpr bool kActivatesLater = std::is_same_v<Element, float>;
+
+__attribute__((noinline)) static Vector activated(Vector x, const ts_act& act) { return activate(x, act); }
 
 static inline void activate_rest(float* values, int64_t count, const ts_act& act) {
   if (act.kind == TS_CLAMP) return;

@@ -53,6 +53,48 @@ def test_our_networks_run_without_pytorch(name: str, threads: int) -> None:
     assert_same(compiled, model, x)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("isa", list(instruction_sets()) if ts.runtime.available() else [])
+def test_in_bfloat16_they_are_as_near_as_its_eight_bits_allow(
+    name: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_SEPARABLE_ISA", isa)
+    make, shape = NETWORKS[name]
+    model, x = trained_like(make()), torch.randn(shape)
+    one, two = (compile(model, x, threads=n, dtype=torch.bfloat16) for n in (1, 2))
+    assert one.fallbacks == ()
+    found = one.verify(x)
+    assert str(found).startswith("bfloat16: largest difference")
+    assert 1e-4 < found.error < 5e-2  # every layer rounds by 2^-9 at most, of values of all signs
+    assert one(x).dtype == torch.float32
+    # Threads share the work out in other parts, whose sums are rounded to bfloat16 alike but for those near a tie.
+    torch.testing.assert_close(one(x), two(x), rtol=2e-2, atol=2e-2 * float(one(x).abs().max()))
+
+
+def test_bfloat16_takes_half_of_the_memory_and_says_what_it_can_reach() -> None:
+    model, x = trained_like(ts.models.mobilenet_v1(0.5)), torch.randn(1, 3, 64, 64)
+    narrow, full = (compile(model, x, threads=1, dtype=d).explain(rounds=2) for d in (torch.bfloat16, torch.float32))
+    for ours, theirs in zip(narrow.nodes, full.nodes, strict=True):
+        assert ours.flops == theirs.flops
+        assert ours.bytes < 0.65 * theirs.bytes  # depthwise kernels and biases stay as they are
+    assert narrow.peak.precision == "bfloat16"
+    assert "to reach here in bfloat16" in str(narrow)
+
+
+def test_what_pytorch_runs_in_a_bfloat16_network_sees_float32() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(144, 5)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    compiled = compile(model, x, dtype=torch.bfloat16)
+    assert any("softmax" in text for text in compiled.fallbacks)
+    assert compiled.verify(x).error < 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, "bfloat16"])
+def test_other_types_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(SeparableValueError, match=r"dtype=.*: must be torch.float32 or torch.bfloat16"):
+        compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8), dtype=dtype)
+
+
 @pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_converted_networks_run_without_pytorch(order: str, rank: int) -> None:

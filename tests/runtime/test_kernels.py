@@ -1,4 +1,8 @@
-"""Every kernel beside its plain PyTorch reference, on every instruction set that this processor can run."""
+"""Every kernel beside its plain PyTorch reference, in both precisions, on every instruction set that runs here.
+
+In bfloat16 all values are small whole numbers, whose sums are exact in any order: what is left is the rounding of what
+is stored, so that results agree to the last bit of it, and a wrong tile cannot hide behind it.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +54,45 @@ ACTIVATIONS = {
 activations = st.sampled_from(list(ACTIVATIONS))
 instruction_set = st.sampled_from(SETS)
 threads = st.sampled_from([1, 2, 3])
+precisions = st.sampled_from([torch.float32, torch.bfloat16])
+
+
+def values(dtype: torch.dtype, *shape: int, fan_in: int = 1) -> Tensor:
+    """Random values of about the size of 1; of 1/sqrt(fan_in) in float32."""
+    if dtype == torch.float32:
+        return torch.randn(shape) / math.sqrt(fan_in)
+    return torch.randint(-2, 3, shape).float()
+
+
+def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is left of values that are stored."""
+    return x.to(dtype).float()
 
 
 def execute(
     nodes: Sequence[Node], shapes: dict[str, tuple[int, int, int, int]], x: Tensor, isa: str, workers: int,
-    blocks: dict[str, int] | None = None,
+    blocks: dict[str, int] | None = None, dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
     """Run nodes on ``x`` (value "x") and return the last one's output; nothing outside the workspace may change."""
+    if dtype == torch.bfloat16 and isinstance(nodes[-1], Convolution) and nodes[-1].groups == 1:
+        # Its sums are the network's output, unrounded; where something reads them they are rounded.
+        last = nodes[-1].output
+        copied = [*nodes, Copy("copy", last, "copy")]
+        narrow = executed(copied, {**shapes, "copy": shapes[last]}, x, isa, workers, blocks, dtype)
+        wide = executed(nodes, shapes, x, isa, workers, blocks, dtype)
+        assert torch.equal(narrow.nan_to_num(), wide.bfloat16().float().nan_to_num())
+        return wide
+    return executed(nodes, shapes, x, isa, workers, blocks, dtype)
+
+
+def executed(
+    nodes: Sequence[Node], shapes: dict[str, tuple[int, int, int, int]], x: Tensor, isa: str, workers: int,
+    blocks: dict[str, int] | None, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     program = Program("x", tuple(nodes), shapes, blocks or {}, frozenset(), (nodes[-1].output,), None)
-    kernels = instruction_sets()[isa]
+    kernels = instruction_sets(dtype)[isa]
     plan = schedule(program, kernels, workers)
-    memory = torch.full((plan.size + 2 * GUARD,), math.nan)
+    memory = torch.full((plan.size + 2 * GUARD,), math.nan, dtype=dtype)
     workspace = memory[GUARD:-GUARD]
     (step,) = plan.steps
     step.operations[0].external_strides[:] = x.stride()
@@ -68,10 +100,13 @@ def execute(
     assert memory[:GUARD].isnan().all()
     assert memory[-GUARD:].isnan().all()
     name = nodes[-1].output
-    result = view_of(workspace, plan, name).clone()
+    result = view_of(workspace, plan, name).to(torch.float32, copy=True)
+    assert (name in plan.wide) == (
+        dtype == torch.bfloat16 and isinstance(nodes[-1], Convolution) and nodes[-1].groups == 1
+    )
     # Channels beyond the last stay zero, so that what reads whole vectors adds nothing.
     n, c, h, w = shapes[name]
-    if name not in (blocks or {}):
+    if name not in (blocks or {}) and name not in plan.wide:
         stride = plan.strides[name]
         pixels = torch.as_strided(workspace, (n * h * w, stride), (stride, 1), GUARD + plan.offsets[name])
         assert pixels[:, c:].eq(0).all() or isinstance(nodes[-1], Activate) or _moves_zero(nodes[-1])
@@ -84,13 +119,24 @@ def _moves_zero(node: Node) -> bool:
     return kind in (ActivationKind.SIGMOID, ActivationKind.HARDSIGMOID)
 
 
-def assert_close(got: Tensor, expected: Tensor) -> None:
+def assert_close(got: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32, slack: float = 0.0) -> None:
+    """Compare with exact results, which were rounded to ``dtype`` when they were stored."""
     assert got.shape == expected.shape
     finite = expected.isfinite()
     assert torch.equal(got[~finite], expected[~finite])
     # The terms of every sum are of the size of 1: a lone output that they cancel to nearly nothing has their rounding.
     scale = float(expected[finite].abs().max().clamp_min(0.3)) if finite.any() else 0.0
-    assert not finite.any() or float((got - expected)[finite].abs().max()) <= 1e-5 * scale
+    rounding = expected[finite].abs() * (2**-8 if dtype == torch.bfloat16 else 0.0)
+    assert not finite.any() or bool(((got - expected)[finite].abs() <= 1e-5 * scale + rounding + slack).all())
+
+
+def two_ties(inner: Tensor, weight: Tensor, activation: Activation, dtype: torch.dtype) -> float:
+    """What two values may do to a sum that lie so near to between two of bfloat16 that one was rounded up, one down.
+
+    It takes activations to have such values: those of convolutions are whole numbers.
+    """
+    exact = dtype == torch.float32 or activation.kind is ActivationKind.CLAMP
+    return 0.0 if exact else 2 * 2**-7 * float(inner.abs().max() * weight.abs().max())
 
 
 def dense_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -134,8 +180,9 @@ def test_dense_convolution(
     activation: Activation,
 ) -> None:  # fmt: skip
     window, size = where
-    x = torch.randn(batch, channels, *size)
-    weight, bias = torch.randn(outputs, channels, *window.kernel) / math.sqrt(channels), torch.randn(outputs)
+    dtype = data.draw(precisions)
+    x = values(dtype, batch, channels, *size)
+    weight, bias = values(dtype, outputs, channels, *window.kernel, fan_in=channels), values(dtype, outputs)
     shape = (batch, outputs, *output_size(window, size))
     residual = data.draw(st.booleans())
     nodes: list[Node] = []
@@ -145,9 +192,9 @@ def test_dense_convolution(
         # Half of it: with the whole, nothing but rounding would be left of a single channel.
         nodes.append(Convolution("r", "x", "r", -weight.flip(0) / 2, bias, window))
         shapes["r"] = shape
-        expected = expected + convolved(x, -weight.flip(0) / 2, bias, window)
+        expected = expected + stored(convolved(x, -weight.flip(0) / 2, bias, window), dtype)
     nodes.append(Convolution("y", "x", "y", weight, bias, window, activation, residual="r" if residual else None))
-    got = execute(nodes, shapes, x, data.draw(instruction_set), data.draw(threads))  # type: ignore[arg-type]
+    got = execute(nodes, shapes, x, data.draw(instruction_set), data.draw(threads), dtype=dtype)  # type: ignore[arg-type]
     assert_close(got, ACTIVATIONS[activation](expected))
 
 
@@ -158,15 +205,18 @@ def test_grouped_convolution(
     activation: Activation,
 ) -> None:  # fmt: skip
     window, size = where
-    x = torch.randn(2, groups * channels, *size)
-    weight, bias = torch.randn(groups * outputs, channels, *window.kernel), torch.randn(groups * outputs)
+    dtype = data.draw(precisions)
+    x = values(dtype, 2, groups * channels, *size)
+    weight, bias = values(dtype, groups * outputs, channels, *window.kernel), values(dtype, groups * outputs)
     shape = (2, groups * outputs, *output_size(window, size))
     branch = Convolution("r", "x", "r", weight / 2, bias, window, groups=groups)
     node = Convolution("y", "x", "y", weight, bias, window, activation, residual="r", groups=groups)
     shapes = {"x": tuple(x.shape), "r": shape, "y": shape}
-    got = execute([branch, node], shapes, x, data.draw(instruction_set), data.draw(threads))  # type: ignore[arg-type]
-    expected = convolved(x, 1.5 * weight, 2 * bias, window, groups)
-    assert_close(got, ACTIVATIONS[activation](expected))
+    isa, workers = data.draw(instruction_set), data.draw(threads)
+    got = execute([branch, node], shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
+    beside = stored(convolved(x, weight / 2, bias, window, groups), dtype)
+    expected = ACTIVATIONS[activation](convolved(x, weight, bias, window, groups) + beside)
+    assert_close(got, expected, torch.float32 if groups == 1 else dtype)
 
 
 @settings(max_examples=100)
@@ -174,11 +224,12 @@ def test_grouped_convolution(
 def test_pointwise_convolution_of_any_channel_count(
     data: st.DataObject, channels: int, outputs: int, height: int, width: int, batch: int
 ) -> None:
-    x = torch.randn(batch, channels, height, width)
-    weight, bias = torch.randn(outputs, channels, 1, 1) / math.sqrt(channels), torch.randn(outputs)
+    dtype = data.draw(precisions)
+    x = values(dtype, batch, channels, height, width)
+    weight, bias = values(dtype, outputs, channels, 1, 1, fan_in=channels), values(dtype, outputs)
     node = Convolution("y", "x", "y", weight, bias, Window(), Activation(alpha=0.0))
     shapes = {"x": (batch, channels, height, width), "y": (batch, outputs, height, width)}
-    got = execute([node], shapes, x, data.draw(instruction_set), data.draw(threads))
+    got = execute([node], shapes, x, data.draw(instruction_set), data.draw(threads), dtype=dtype)
     assert_close(got, F.relu(convolved(x, weight, bias, Window())))
 
 
@@ -189,10 +240,10 @@ def test_depthwise_and_separable_convolution(
     between: Activation,
 ) -> None:  # fmt: skip
     window, size = where
-    outputs = data.draw(st.integers(1, 40))
-    x = torch.randn(batch, channels, *size)
-    filters = torch.randn(channels * multiplier, 1, *window.kernel)
-    filter_bias = torch.randn(channels * multiplier)
+    outputs, dtype = data.draw(st.integers(1, 40)), data.draw(precisions)
+    x = values(dtype, batch, channels, *size)
+    filters = values(dtype, channels * multiplier, 1, *window.kernel)
+    filter_bias = values(dtype, channels * multiplier)
     depthwise = Depthwise(
         filters.flatten(1).view(channels, multiplier, -1).permute(1, 2, 0),
         filter_bias.view(channels, multiplier).T,
@@ -206,15 +257,16 @@ def test_depthwise_and_separable_convolution(
         alone = execute(
             [Filtering("y", "x", "y", depthwise)],
             {"x": tuple(x.shape), "y": (batch, channels, *size)},  # type: ignore[dict-item]
-            x, isa, workers,
+            x, isa, workers, dtype=dtype,
         )  # fmt: skip
-        assert_close(alone, inner)
-    weight, bias = torch.randn(outputs, channels * multiplier, 1, 1), torch.randn(outputs)
+        assert_close(alone, inner, dtype)
+    weight, bias = values(dtype, outputs, channels * multiplier, 1, 1), values(dtype, outputs)
     blocked = weight.view(outputs, channels, multiplier).transpose(1, 2).reshape(outputs, -1, 1, 1)
     node = Convolution("y", "x", "y", blocked, bias, Window(), Activation(alpha=0.0), depthwise=depthwise)
     shapes = {"x": tuple(x.shape), "y": (batch, outputs, *size)}
-    got = execute([node], shapes, x, isa, workers)  # type: ignore[arg-type]
-    assert_close(got, F.relu(convolved(inner, weight, bias, Window())))
+    got = execute([node], shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
+    expected = F.relu(convolved(stored(inner, dtype), weight, bias, Window()))
+    assert_close(got, expected, slack=two_ties(inner, weight, between, dtype))
 
 
 @settings(max_examples=80)
@@ -224,9 +276,10 @@ def test_pointwise_first_sums_filtered_blocks(
     activation: Activation,
 ) -> None:  # fmt: skip
     window, size = where
-    x = torch.randn(2, channels, *size)
-    point = torch.randn(outputs * rank, channels, 1, 1) / math.sqrt(channels)
-    taps, bias = torch.randn(outputs, rank, *window.kernel), torch.randn(outputs)
+    dtype = data.draw(precisions)
+    x = values(dtype, 2, channels, *size)
+    point = values(dtype, outputs * rank, channels, 1, 1, fan_in=channels)
+    taps, bias = values(dtype, outputs, rank, *window.kernel), values(dtype, outputs)
     first = Convolution(
         "p", "x", "p", point.view(outputs, rank, channels, 1, 1).transpose(0, 1).flatten(0, 1),
         torch.zeros(outputs * rank), Window(),
@@ -239,10 +292,10 @@ def test_pointwise_first_sums_filtered_blocks(
         "y": (2, outputs, *output_size(window, size)),
     }
     got = execute(
-        [first, second], shapes, x, data.draw(instruction_set), data.draw(threads), {"p": rank}  # type: ignore[arg-type]
+        [first, second], shapes, x, data.draw(instruction_set), data.draw(threads), {"p": rank}, dtype  # type: ignore[arg-type]
     )  # fmt: skip
-    inner = convolved(x, point, torch.zeros(outputs * rank), Window())
-    assert_close(got, ACTIVATIONS[activation](convolved(inner, taps, bias, window, groups=outputs)))
+    inner = stored(convolved(x, point, torch.zeros(outputs * rank), Window()), dtype)
+    assert_close(got, ACTIVATIONS[activation](convolved(inner, taps, bias, window, groups=outputs)), dtype)
 
 
 @settings(max_examples=60)
@@ -256,23 +309,27 @@ def test_pooling(
     reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, window.kernel, padding, strict=True)]
     size = (max(size[0], reach[0]), max(size[1], reach[1]))
     window = Window(window.kernel, window.stride, padding, dilation)  # type: ignore[arg-type]
-    x = torch.randn(2, channels, *size)
+    dtype = data.draw(precisions)
+    x = values(dtype, 2, channels, *size)
     if maximum:
         expected = F.max_pool2d(x, window.kernel, window.stride, padding, dilation)
     else:
         expected = F.avg_pool2d(x, window.kernel, window.stride, padding, count_include_pad=count_padding)
     node = Pool("y", "x", "y", window, maximum, count_padding)
     shapes = {"x": tuple(x.shape), "y": tuple(expected.shape)}
-    assert_close(execute([node], shapes, x, data.draw(instruction_set), data.draw(threads)), expected)  # type: ignore[arg-type]
+    isa, workers = data.draw(instruction_set), data.draw(threads)
+    assert_close(execute([node], shapes, x, isa, workers, dtype=dtype), expected, dtype)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("isa", SETS)
-def test_the_maximum_of_padding_alone_is_as_pytorchs_and_no_other_channels(isa: str) -> None:
-    window, x = Window((2, 1), padding=(1, 0), dilation=(2, 1)), torch.randn(1, 5, 1, 3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_maximum_of_padding_alone_is_as_pytorchs_and_no_other_channels(isa: str, dtype: torch.dtype) -> None:
+    window, x = Window((2, 1), padding=(1, 0), dilation=(2, 1)), values(dtype, 1, 5, 1, 3)
     expected = F.max_pool2d(x, window.kernel, window.stride, window.padding, window.dilation)
     assert expected.eq(-math.inf).all()
     shapes = {"x": (1, 5, 1, 3), "y": tuple(expected.shape)}
-    assert torch.equal(execute([Pool("y", "x", "y", window, True)], shapes, x, isa, 1), expected)  # type: ignore[arg-type]
+    got = execute([Pool("y", "x", "y", window, True)], shapes, x, isa, 1, dtype=dtype)  # type: ignore[arg-type]
+    assert torch.equal(got, expected)
 
 
 @settings(max_examples=60)
@@ -280,35 +337,74 @@ def test_the_maximum_of_padding_alone_is_as_pytorchs_and_no_other_channels(isa: 
 def test_means_sums_scales_activations_and_copies(
     data: st.DataObject, channels: int, height: int, width: int, activation: Activation
 ) -> None:
-    x = 3 * torch.randn(2, channels, height, width)
+    dtype = data.draw(precisions)
+    x = 3 * values(dtype, 2, channels, height, width)
     act, isa, workers = ACTIVATIONS[activation], data.draw(instruction_set), data.draw(threads)
     shape = (2, channels, height, width)
     shapes = {"x": shape, "m": (2, channels, 1, 1), "s": shape, "y": shape}
     mean = x.mean((2, 3), keepdim=True)
-    assert_close(execute([Mean("m", "x", "m", activation)], shapes, x, isa, workers), act(mean))
+    assert_close(execute([Mean("m", "x", "m", activation)], shapes, x, isa, workers, dtype=dtype), act(mean), dtype)
     scaled = [Mean("m", "x", "m"), Scale("s", "x", "m", "s"), Add("y", "s", "x", "y", activation)]
-    assert_close(execute(scaled, shapes, x, isa, workers), act(x * mean + x))
-    assert_close(execute([Activate("y", "x", "y", activation)], shapes, x, isa, workers), act(x))
+    expected = act(stored(x * stored(mean, dtype), dtype) + x)
+    # Means lie between two values of bfloat16 at times, and activations are at most 1.13 as steep as their argument.
+    slack = 0.0 if dtype == torch.float32 else 1.2 * 2**-6 * float((x * mean).abs().max())
+    assert_close(execute(scaled, shapes, x, isa, workers, dtype=dtype), expected, dtype, slack)
+    assert_close(execute([Activate("y", "x", "y", activation)], shapes, x, isa, workers, dtype=dtype), act(x), dtype)
     every = x[:, :, ::2, ::3]
     padded = F.pad(every, (0, 0, 0, 0, 3, 2))
-    copied = execute([Copy("y", "x", "y", (2, 3), 3)], {"x": shape, "y": tuple(padded.shape)}, x, isa, workers)  # type: ignore[dict-item]
-    assert torch.equal(copied, padded)
+    copy, wider = Copy("y", "x", "y", (2, 3), 3), {"x": shape, "y": tuple(padded.shape)}
+    assert torch.equal(execute([copy], wider, x, isa, workers, dtype=dtype), padded)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("isa", SETS)
-def test_activations_over_their_whole_range(isa: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_over_their_whole_range(isa: str, dtype: torch.dtype) -> None:
     x = torch.cat([torch.linspace(-120, 120, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 3e38, -3e38])])
-    x = x.view(1, 1, 1, -1).contiguous()
+    x = stored(x.view(1, 1, 1, -1), dtype)
+    relative = 2e-6 if dtype == torch.float32 else 2**-8 + 2e-6
     for activation, reference in ACTIVATIONS.items():
         shapes = {"x": tuple(x.shape), "y": tuple(x.shape)}
-        got = execute([Activate("y", "x", "y", activation)], shapes, x, isa, 1)  # type: ignore[arg-type]
+        got = execute([Activate("y", "x", "y", activation)], shapes, x, isa, 1, dtype=dtype)  # type: ignore[arg-type]
         expected = reference(x.double()).float()
-        torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6, msg=f"{activation}")
+        torch.testing.assert_close(got, expected, rtol=relative, atol=2e-6, msg=f"{activation}")
 
 
 @pytest.mark.parametrize("isa", SETS)
-def test_nan_comes_out_as_from_pytorch(isa: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_comes_out_as_from_pytorch(isa: str, dtype: torch.dtype) -> None:
     x = torch.tensor([math.nan, 1.0]).view(1, 1, 1, 2)
+    shapes = {"x": (1, 1, 1, 2), "y": (1, 1, 1, 2)}
     for activation, reference in ACTIVATIONS.items():
-        got = execute([Activate("y", "x", "y", activation)], {"x": (1, 1, 1, 2), "y": (1, 1, 1, 2)}, x, isa, 1)
+        got = execute([Activate("y", "x", "y", activation)], shapes, x, isa, 1, dtype=dtype)
         assert torch.equal(got.isnan(), reference(x).isnan()), activation
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_values_are_rounded_as_pytorch_rounds_them(isa: str) -> None:
+    bits = torch.arange(2**16, dtype=torch.int32) << 16
+    near = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)
+    every = (bits[:, None] + near).view(torch.float32).flatten()
+    x = every[every.isnan() | (every.abs() > 2.0**-126) | (every == 0)].view(
+        1, 1, 1, -1
+    )  # processors flush what is smaller
+    shapes = {"x": tuple(x.shape), "y": tuple(x.shape)}
+    copied = execute([Copy("y", "x", "y")], shapes, x, isa, 1, dtype=torch.bfloat16)  # type: ignore[arg-type]
+    one = Convolution("y", "x", "y", torch.ones(1, 1, 1, 1), torch.zeros(1), Window())
+    assert torch.equal(copied.isnan(), x.isnan())
+    assert torch.equal(
+        copied.nan_to_num(7.0, math.inf, -math.inf), x.bfloat16().float().nan_to_num(7.0, math.inf, -math.inf)
+    )
+    finite = x[:, :, :, :: len(near)].nan_to_num(7.0, 7.0, -7.0)
+    shapes = {"x": tuple(finite.shape), "y": tuple(finite.shape)}
+    assert torch.equal(execute([one], shapes, finite, isa, 1, dtype=torch.bfloat16), finite.bfloat16().float())  # type: ignore[arg-type]
+
+
+def test_a_bfloat16_has_room_for_as_much_as_a_float_of_another_program() -> None:
+    shape = (1, 64, 14, 14)
+    node = Convolution("y", "x", "y", torch.zeros(64, 64, 1, 1), torch.zeros(64), Window())
+    program = Program(
+        "x", (node, Activate("z", "y", "z", Activation())), dict.fromkeys("xyz", shape), {}, frozenset(), ("z",), None
+    )
+    isa = SETS[-1]
+    sizes = [schedule(program, instruction_sets(t)[isa], 1).size * t.itemsize for t in (torch.float32, torch.bfloat16)]
+    assert sizes[0] == 2 * sizes[1]

@@ -1,4 +1,7 @@
-"""Under ``make sanitize`` the sanitizers really watch: a kernel that is given too little memory is stopped."""
+"""Under ``make sanitize`` the sanitizers really watch: a kernel that is given too little memory is stopped.
+
+That build has AVX-512 and AMX on every processor, in emulation, so that their loops are watched as well.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from torch_separable.runtime.library import instruction_sets, run
 from torch_separable.runtime.program import Convolution, Program, Window
 from torch_separable.runtime.schedule import schedule
 
-kernels = instruction_sets()["{isa}"]
+dtype = torch.{dtype}
+kernels = instruction_sets(dtype)["{isa}"]
 node = Convolution("y", "x", "y", torch.randn(32, 64, 1, 1), torch.zeros(32), Window())
 shapes = dict(x=(1, 64, 4, 4), y=(1, 32, 4, 4))
 plan = schedule(Program("x", (node,), shapes, dict(), frozenset(), ("y",), None), kernels, 1)
@@ -27,18 +31,19 @@ run(kernels, step.operations, workspace, x.data_ptr(), 1)
 print("done")
 """
 FAULTS = {
-    "none": "workspace = torch.zeros(plan.size)",
-    "workspace": "workspace = torch.zeros(plan.size // 2)",
-    "weights": "workspace = torch.zeros(plan.size); half = torch.zeros(32 * 32); "
+    "none": "workspace = torch.zeros(plan.size, dtype=dtype)",
+    "workspace": "workspace = torch.zeros(plan.size // 2, dtype=dtype)",
+    "weights": "workspace = torch.zeros(plan.size, dtype=dtype); half = torch.zeros(32 * 32, dtype=dtype); "
     "step.operations[1].weights = half.data_ptr()",
 }
 
 
 @watched
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_reading_or_writing_outside_a_buffer_is_caught(isa: str, fault: str) -> None:
-    code = CODE.format(isa=isa, fault=FAULTS[fault])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
+def test_reading_or_writing_outside_a_buffer_is_caught(isa: str, dtype: str, fault: str) -> None:
+    code = CODE.format(isa=isa, dtype=dtype, fault=FAULTS[fault])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if "KeyError" in done.stderr:
         pytest.skip(f"this processor has no {isa}")

@@ -59,11 +59,14 @@ class Engine:
     slow: bool = False
 
 
-def _separable(job: Job) -> Call:
-    from torch_separable.runtime import compile
+def _separable(precision: Precision) -> Callable[[Job], Call]:
+    def prepare(job: Job) -> Call:
+        from torch_separable.runtime import compile
 
-    compiled = compile(job.model, job.images, threads=job.threads)
-    return lambda: logits_of(compiled(job.images))
+        compiled = compile(job.model, job.images, threads=job.threads, dtype=getattr(torch, precision))
+        return lambda: logits_of(compiled(job.images))
+
+    return prepare
 
 
 def _eager(layout: torch.memory_format, precision: Precision) -> Callable[[Job], Call]:
@@ -140,7 +143,8 @@ def _openvino(precision: Precision) -> Callable[[Job], Call]:
 _PLAIN, _LAST = torch.contiguous_format, torch.channels_last
 OURS = "separable"
 ENGINES: dict[str, Engine] = {
-    OURS: Engine("torch-separable", "float32", _separable),
+    OURS: Engine("torch-separable", "float32", _separable("float32")),
+    f"{OURS}_bf16": Engine("torch-separable bf16", "bfloat16", _separable("bfloat16")),
     "eager": Engine("PyTorch eager", "float32", _eager(_PLAIN, "float32"), pip="torch"),
     "channels_last": Engine("PyTorch channels_last", "float32", _eager(_LAST, "float32"), pip="torch"),
     "inductor": Engine("torch.compile, frozen", "float32", _inductor, pip="torch", slow=True),

@@ -38,8 +38,8 @@ def bench(
     peers: Annotated[
         str | None,
         typer.Option(
-            help="Engines beside ours, separated by commas: eager, channels_last, autocast, inductor, onnxruntime, "
-            "openvino, openvino_bf16. By default all but inductor, which takes minutes."
+            help="Engines beside ours in float32, separated by commas: eager, channels_last, autocast, inductor, "
+            "onnxruntime, openvino, openvino_bf16, separable_bf16. By default all but inductor, which takes minutes."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Of each engine, a tenth of a second each.")] = 20,

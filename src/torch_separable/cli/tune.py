@@ -18,6 +18,7 @@ def tune(
     model_arg: ModelArgs = None,
     threads: Annotated[str | None, typer.Option(help="Numbers of threads, as 1,2; by default one and all.")] = None,
     batch: Annotated[str, typer.Option(help="Images in a call, as 1,8.")] = "1",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, as the network will be compiled.")] = "float32",
     json: Json = False,
 ) -> None:
     """Measure the tiles of a network's convolutions on this machine, and keep the fastest for **ts.compile**.
@@ -30,7 +31,7 @@ def tune(
 
     from torch_separable.cli.networks import build_network
     from torch_separable.runtime.engine import CompiledModel, Prepared
-    from torch_separable.runtime.library import chosen_set
+    from torch_separable.runtime.library import PRECISIONS, chosen_set
     from torch_separable.runtime.schedule import schedule
     from torch_separable.runtime.tune import Tuned, cache_file
     from torch_separable.runtime.tune import tune as measure_tiles
@@ -39,8 +40,12 @@ def tune(
     shape = whole_numbers("--input", size)
     if len(shape) != 3:
         raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
+    precisions = {str(precision).removeprefix("torch."): precision for precision in PRECISIONS}
+    if dtype not in precisions:
+        raise SeparableValueError(f"--dtype {dtype}: must be {' or '.join(precisions)}")
     counts = sorted({1, torch.get_num_threads()}) if threads is None else whole_numbers("--threads", threads)
-    network, kernels = build_network(model, keyword_arguments("--model-arg", model_arg)), chosen_set()
+    network = build_network(model, keyword_arguments("--model-arg", model_arg))
+    kernels = chosen_set(precisions[dtype])
     runs: list[dict[str, Any]] = []
     for images in whole_numbers("--batch", batch):
         x = torch.randn(images, *shape)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_separable import notebook
-from torch_separable.runtime.library import Operation
+from torch_separable.runtime.library import PRECISIONS, Operation
 from torch_separable.runtime.peak import Peak
 from torch_separable.runtime.program import Convolution, Node, TorchCall
 
@@ -137,11 +137,12 @@ class Breakdown:
         ]
 
     def _summary(self) -> str:
-        peak, threads = self.peak, self.peak.threads
+        peak = self.peak
+        threads = f"{peak.threads} thread{'' if peak.threads == 1 else 's'}"
         return (
             f"A call of {self.batch} image{'' if self.batch == 1 else 's'}: {self.milliseconds:.3g} ms, "
             f"{self.gflops:.3g} GFLOP/s, {100 * self.gflops / peak.gflops:.0f} % of the {peak.gflops:.3g} that "
-            f"{peak.instruction_set} was measured to reach here on {threads} thread{'' if threads == 1 else 's'}."
+            f"{peak.instruction_set} was measured to reach here in {peak.precision} on {threads}."
         )
 
 
@@ -175,13 +176,16 @@ def flops_of(operation: Operation | None, node: Node) -> int:
 
 def _mixed(operation: Operation) -> int:
     """Values that each output channel of a convolution mixes; its ``depth`` counts the zeros of padding as well."""
-    kind = _CONVOLUTIONS[operation.patches]
-    factor = {"pointwise": 1, "separable": operation.multiplier}.get(kind)
-    return int(operation.depth if factor is None else factor * operation.in_channels)
+    separable = _CONVOLUTIONS[operation.patches] == "separable"
+    taps = operation.kernel_height * operation.kernel_width
+    return int((operation.multiplier if separable else taps) * operation.in_channels)
 
 
 def bytes_of(operation: Operation | None) -> int:
-    """Count the bytes that an operation must move at least: weights, inputs and outputs, each once."""
+    """Count the bytes that an operation must move at least: weights, inputs and outputs, each once.
+
+    Depthwise kernels and biases are float32 in bfloat16 programs, too.
+    """
     if operation is None:
         return 0
     inputs = operation.batch * operation.in_height * operation.in_width * operation.in_channels
@@ -189,10 +193,11 @@ def bytes_of(operation: Operation | None) -> int:
     branch = outputs if operation.residual >= 0 else 0
     if operation.kind == _KINDS.index("scale"):
         branch = operation.batch * operation.out_channels
-    weights = 0
+    values, floats = inputs + outputs + branch, 0
     if operation.weights:
-        weights += (_mixed(operation) + 1) * operation.out_channels
+        values += _mixed(operation) * operation.out_channels
+        floats += operation.out_channels
     if operation.filters:
         channels = operation.in_channels if operation.weights else operation.out_channels
-        weights += operation.multiplier * channels * (operation.kernel_height * operation.kernel_width + 1)
-    return 4 * int(inputs + outputs + branch + weights)
+        floats += operation.multiplier * channels * (operation.kernel_height * operation.kernel_width + 1)
+    return int(PRECISIONS[operation.precision].itemsize * values + 4 * floats)

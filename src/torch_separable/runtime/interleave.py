@@ -26,8 +26,8 @@ class Part:
     end: int
 
 
-def early_layers(program: Program, strides: Mapping[str, int]) -> int:
-    """How many nodes, from the first, are to run depth first.
+def early_layers(program: Program, strides: Mapping[str, int], bytes_each: int = 4) -> int:
+    """How many nodes, from the first, are to run depth first, where a value has ``bytes_each``.
 
     Those whose maps overflow half of L2, while the weights of all of them fit in the other half.
     """
@@ -35,12 +35,12 @@ def early_layers(program: Program, strides: Mapping[str, int]) -> int:
 
     def size(value: str) -> int:
         n, _, h, w = program.shapes[value]
-        return 4 * h * w * strides[value] * n
+        return bytes_each * h * w * strides[value] * n
 
     for count, node in enumerate(program.nodes):
         if not isinstance(node, _BY_ROWS):
             return count
-        weights += _weights(node)
+        weights += bytes_each * _weights(node)
         if weights > room or max(size(value) for value in (*inputs_of(node), node.output)) <= room:
             return count
     return len(program.nodes)
@@ -49,7 +49,7 @@ def early_layers(program: Program, strides: Mapping[str, int]) -> int:
 def _weights(node: Node) -> int:
     depthwise = getattr(node, "depthwise", None)
     dense = node.weight.numel() if isinstance(node, Convolution) else 0
-    return 4 * (dense + (0 if depthwise is None else depthwise.weight.numel()))
+    return dense + (0 if depthwise is None else depthwise.weight.numel())
 
 
 def depth_first(

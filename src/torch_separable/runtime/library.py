@@ -29,6 +29,10 @@ class Patches(IntEnum):
     DIRECT, GATHERED, FILTERED = range(3)
 
 
+# In the order of ``ts_precision``.
+PRECISIONS = (torch.float32, torch.bfloat16)
+
+
 class Activate(ctypes.Structure):
     """``ts_act``."""
 
@@ -43,7 +47,7 @@ class Activate(ctypes.Structure):
 _SIZES = (
     "input output residual batch in_height in_width in_channels in_stride out_height out_width out_channels out_stride "
     "residual_stride kernel_height kernel_width stride_height stride_width pad_height pad_width dilation_height "
-    "dilation_width multiplier depth tile_rows out_vectors splits"
+    "dilation_width multiplier depth tile_rows out_vectors precision wide splits"
 ).split()
 
 
@@ -74,21 +78,32 @@ class Part(ctypes.Structure):
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """The kernels of one instruction set.
+    """The kernels of one instruction set, for values of one type.
 
     Attributes:
         number: by which the library knows it.
-        name: ``baseline``, ``avx2``, ``avx512``.
-        lanes: floats of a vector; channels are padded to multiples of it.
+        name: ``baseline``, ``avx2``, ``avx512``, ``avx512bf16``, ``amx``.
+        dtype: of the values, ``torch.float32`` or ``torch.bfloat16``.
+        vector: values of a vector.
         panel: output channels of a panel of packed weights.
         rows: pixels that a micro-kernel computes at once.
+        lanes: channels are padded to multiples of it.
+        depth: so are the rows of packed weights.
     """
 
     number: int
     name: str
-    lanes: int
+    dtype: torch.dtype
+    vector: int
     panel: int
     rows: int
+    lanes: int
+    depth: int
+
+    @property
+    def precision(self) -> str:
+        """Of the values: ``float32`` or ``bfloat16``."""
+        return str(self.dtype).removeprefix("torch.")
 
     def tasks(self, operation: Operation) -> int:
         """How many tasks an operation has."""
@@ -133,6 +148,7 @@ def _library() -> ctypes.CDLL:
     library.ts_measure.argtypes = (
         ctypes.c_int64,
         ctypes.c_int64,
+        ctypes.c_int64,
         ctypes.c_void_p,
         ctypes.c_int64,
         ctypes.c_int64,
@@ -156,25 +172,25 @@ def _library() -> ctypes.CDLL:
 
 
 @cache
-def instruction_sets() -> dict[str, InstructionSet]:
+def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
     """The sets that this processor can run, by name, the best first."""
     library, found = _library(), {}
     for number in range(library.ts_set_count()):
         if library.ts_set_runs_here(ctypes.c_int64(number)):
-            shape = (ctypes.c_int64 * 3)()
-            library.ts_set_shape(ctypes.c_int64(number), shape)
+            shape = (ctypes.c_int64 * 5)()
+            library.ts_set_shape(ctypes.c_int64(number), ctypes.c_int64(PRECISIONS.index(dtype)), shape)
             name = library.ts_set_name(ctypes.c_int64(number)).decode()
-            found[name] = InstructionSet(number, name, *shape)
+            found[name] = InstructionSet(number, name, dtype, *shape)
     return found
 
 
-def chosen_set() -> InstructionSet:
+def chosen_set(dtype: torch.dtype = torch.float32) -> InstructionSet:
     """The best set, or the one that ``TORCH_SEPARABLE_ISA`` names.
 
     Raises:
         SeparableError: this processor cannot run the named one.
     """
-    sets = instruction_sets()
+    sets = instruction_sets(dtype)
     wanted = os.environ.get("TORCH_SEPARABLE_ISA")
     if wanted is None:
         return next(iter(sets.values()))
@@ -208,7 +224,7 @@ def run(
     Args:
         kernels: whose layout the operations were prepared for.
         operations: in order.
-        workspace: float32, as large as they need.
+        workspace: of the kernels' type of values, as large as they need.
         external: address of the tensor that an import reads, or 0.
         threads: at most so many, of PyTorch's pool.
         parts: tasks in the order in which one thread is to run them, instead of one operation after the other.
@@ -235,6 +251,7 @@ def measure(kernels: InstructionSet, rounds: int, threads: int, values: torch.Te
     part = 0 if values is None else values.numel() // threads // 256 * 256  # whole vectors of any set
     done: int = _library().ts_measure(
         kernels.number,
+        PRECISIONS.index(kernels.dtype),
         rounds,
         None if values is None else values.data_ptr(),
         part,

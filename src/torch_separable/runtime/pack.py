@@ -25,14 +25,16 @@ def pad_blocks(tensor: Tensor, blocks: int, lanes: int, dimension: int) -> Tenso
 
 
 def pack_matrix(weight: Tensor, kernels: InstructionSet) -> Tensor:
-    """Pack a matrix (M, K) as [panel][K][panel's channels], the last panel padded with zeros.
+    """Pack a matrix (M, K) as [panel][K][panel's channels], in the kernels' type, padded with zeros.
 
-    A micro-kernel reads a panel from front to back.
+    A micro-kernel reads a panel from front to back, four bytes of each channel at a time: of bfloat16, pairs of
+    neighbouring rows lie together, [panel][K / 2][panel's channels][2].
     """
     rows, depth = weight.shape
-    panels = -(-rows // kernels.panel)
-    full = F.pad(weight, (0, 0, 0, panels * kernels.panel - rows))
-    return full.view(panels, kernels.panel, depth).transpose(1, 2).contiguous()
+    panels, deep = -(-rows // kernels.panel), padded(depth, kernels.depth)
+    full = F.pad(weight, (0, deep - depth, 0, panels * kernels.panel - rows)).to(kernels.dtype)
+    in_word = 4 // full.element_size()
+    return full.view(panels, kernels.panel, deep // in_word, in_word).transpose(1, 2).contiguous()
 
 
 def pack_bias(bias: Tensor, kernels: InstructionSet) -> Tensor:

@@ -24,9 +24,10 @@ class Peak:
     Attributes:
         instruction_set: that was measured.
         threads: that ran at the same time.
-        gflops: billions of float32 operations a second of multiply-adds in registers, two for each.
+        gflops: billions of operations a second of multiply-adds in registers, two for each.
         cache: gigabytes a second read from the second-level caches.
         memory: gigabytes a second read from memory.
+        precision: of what is multiplied, ``float32`` or ``bfloat16``.
     """
 
     instruction_set: str
@@ -34,6 +35,7 @@ class Peak:
     gflops: float
     cache: float
     memory: float
+    precision: str = "float32"
 
     def attainable(self, intensity: float) -> float:
         """Billions of operations a second that data from the cache allow at ``intensity`` operations a byte.
@@ -57,8 +59,8 @@ def measured_peak(kernels: InstructionSet, threads: int) -> Peak:
     """
     values = torch.ones(max(4 * cache_bytes(3), 64 * 2**20) // 4)
     near = values[: threads * cache_bytes(2) // 2 // 4]
-    rates = (_best(kernels, threads, read) for read in (None, near, values))
-    return Peak(kernels.name, threads, *rates)
+    gflops, cache, memory = (_best(kernels, threads, read) for read in (None, near, values))
+    return Peak(kernels.name, threads, gflops, cache, memory, kernels.precision)
 
 
 def _best(kernels: InstructionSet, threads: int, read: Tensor | None) -> float:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from torch_separable.hardware import cache_bytes
 from torch_separable.runtime.interleave import Part, depth_first, early_layers
+from torch_separable.runtime.library import PRECISIONS, InstructionSet, Kind, Operation, Patches
 from torch_separable.runtime.library import Activate as NativeActivation
-from torch_separable.runtime.library import InstructionSet, Kind, Operation, Patches
 from torch_separable.runtime.library import Part as NativePart
 from torch_separable.runtime.pack import pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
 from torch_separable.runtime.program import (
@@ -34,7 +34,7 @@ from torch_separable.runtime.program import (
     inputs_of,
 )
 
-_ALIGN = 16  # floats: one cache line
+_ALIGN = 64  # bytes: one cache line
 
 # Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
 _FEW_PIXELS = 128
@@ -67,9 +67,10 @@ class Schedule:
     Attributes:
         program: as it was scheduled.
         steps: in order.
-        offsets: place of each value in the workspace, in floats.
-        strides: floats of a pixel of each value.
-        size: of the workspace, in floats.
+        offsets: place of each value in the workspace, in values of the kernels' type.
+        strides: of a pixel of each value, likewise.
+        size: of the workspace, likewise.
+        wide: outputs that are float32 where all other values are bfloat16.
         weights: packed, kept alive here because operations name them by address.
     """
 
@@ -78,6 +79,7 @@ class Schedule:
     offsets: dict[str, int]
     strides: dict[str, int]
     size: int
+    wide: frozenset[str]
     weights: tuple[Tensor, ...]
 
 
@@ -89,9 +91,9 @@ def schedule(
     program: Program, kernels: InstructionSet, threads: int, tiles: Mapping[str, Tile] = MappingProxyType({})
 ) -> Schedule:
     """Prepare ``program`` for ``threads`` threads, with ``tiles`` by `shape_key` where they are known."""
-    nodes = _unfused(program, threads)
+    nodes = _unfused(program, kernels, threads)
     program = replace(program, nodes=nodes[0], shapes=nodes[1], blocks=nodes[2])
-    lanes = kernels.lanes
+    lanes, bytes_each = kernels.lanes, kernels.dtype.itemsize
     strides = {
         name: program.blocks.get(name, 1) * padded(shape[1] // program.blocks.get(name, 1), lanes)
         for name, shape in program.shapes.items()
@@ -99,14 +101,24 @@ def schedule(
     # Images of few channels are not padded: only gathered patches read them, and a run of pixels is one copy there.
     if _only_gathered(program, program.input):
         strides[program.input] = program.shapes[program.input][1]
-    early = early_layers(program, strides) if threads == 1 else 0
-    offsets, size = _place(program, strides, early)
-    builder = _Builder(program, kernels, threads, offsets, strides, tiles, early)
-    return Schedule(program, builder.steps(), offsets, strides, size, tuple(builder.weights))
+    early = early_layers(program, strides, bytes_each) if threads == 1 else 0
+    wide = _wide(program) if kernels.dtype == torch.bfloat16 else frozenset()
+    room = {name: stride * (4 if name in wide else bytes_each) for name, stride in strides.items()}
+    offsets, size = _place(program, room, early)
+    offsets = {name: offset // bytes_each for name, offset in offsets.items()}
+    builder = _Builder(program, kernels, threads, offsets, strides, tiles, early, wide)
+    return Schedule(program, builder.steps(), offsets, strides, size // bytes_each, wide, tuple(builder.weights))
+
+
+def _wide(program: Program) -> frozenset[str]:
+    """Outputs of the network that convolutions give and nothing else reads: the sums are returned as they are."""
+    read = {name for node in program.nodes for name in inputs_of(node)}
+    made = {node.output for node in program.nodes if isinstance(node, Convolution) and node.groups == 1}
+    return frozenset(name for name in program.outputs if name in made - read)
 
 
 def _unfused(
-    program: Program, threads: int
+    program: Program, kernels: InstructionSet, threads: int
 ) -> tuple[tuple[Node, ...], dict[str, tuple[int, int, int, int]], dict[str, int]]:
     """Split separable convolutions whose weights are too large for every thread to stream them all.
 
@@ -119,7 +131,8 @@ def _unfused(
         depthwise = node.depthwise if isinstance(node, Convolution) else None
         n, _, h, w = shapes.get(node.output, (0, 0, 0, 0))
         few = threads > 1 and n * h * w < threads * _FEW_PIXELS
-        if isinstance(node, Convolution) and depthwise and few and _bytes(node.weight) > cache_bytes(2) // 2:
+        large = isinstance(node, Convolution) and node.weight.numel() * kernels.dtype.itemsize > cache_bytes(2) // 2
+        if isinstance(node, Convolution) and depthwise and few and large:
             between = f"{node.output}.depthwise"
             multiplier, _, channels = depthwise.weight.shape
             shapes[between], blocks[between] = (n, multiplier * channels, h, w), multiplier
@@ -130,10 +143,6 @@ def _unfused(
     return tuple(nodes), shapes, blocks
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _only_gathered(program: Program, value: str) -> bool:
     readers = [node for node in program.nodes if value in inputs_of(node)]
     return bool(readers) and all(
@@ -141,8 +150,8 @@ def _only_gathered(program: Program, value: str) -> bool:
     )
 
 
-def _place(program: Program, strides: dict[str, int], early: int) -> tuple[dict[str, int], int]:
-    """Give every value a place for as long as it is read; values that are not alive together share memory.
+def _place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[dict[str, int], int]:
+    """Give every value a place, in bytes, for as long as it is read; those not alive together share memory.
 
     Those of the first ``early`` nodes are all alive together, as these run in turns.
     """
@@ -160,7 +169,7 @@ def _place(program: Program, strides: dict[str, int], early: int) -> tuple[dict[
         nonlocal size
         n, _, h, w = program.shapes[name]
         # A panel may write a vector beyond a tensor's last pixel only within its stride, so no slack is needed.
-        room = -(-n * h * w * strides[name] // _ALIGN) * _ALIGN
+        room = -(-n * h * w * pixel_bytes[name] // _ALIGN) * _ALIGN
         begin = 0
         for start, end, _ in sorted(living):
             if begin + room <= start:
@@ -188,8 +197,10 @@ class _Builder:
         strides: dict[str, int],
         tiles: Mapping[str, Tile],
         early: int,
+        wide: frozenset[str],
     ) -> None:
-        self.program, self.kernels, self.threads, self.early = program, kernels, threads, early
+        self.program, self.kernels, self.threads, self.early, self.wide = program, kernels, threads, early, wide
+        self.precision = PRECISIONS.index(kernels.dtype)
         self.offsets, self.strides, self.tiles = offsets, strides, tiles
         self.weights: list[Tensor] = []
 
@@ -226,7 +237,7 @@ class _Builder:
         n, c, h, w = self.program.shapes[name]
         return Operation(
             kind=Kind.IMPORT, output=self.offsets[name], residual=-1, batch=n, in_height=h, in_width=w, in_channels=c,
-            out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name],
+            out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name], precision=self.precision,
         )  # fmt: skip
 
     def _base(self, kind: int, node: Native, window: Window = Window()) -> Operation:  # noqa: B008 - it is frozen
@@ -246,7 +257,7 @@ class _Builder:
             stride_height=window.stride[0], stride_width=window.stride[1],
             pad_height=window.padding[0], pad_width=window.padding[1],
             dilation_height=window.dilation[0], dilation_width=window.dilation[1],
-            tile_rows=1, splits=1, multiplier=1,
+            tile_rows=1, splits=1, multiplier=1, precision=self.precision, wide=node.output in self.wide,
         )  # fmt: skip
 
     def _operations(self, node: Native) -> list[Operation]:
@@ -290,7 +301,7 @@ class _Builder:
             operation.filters = self._keep(pack_filters(depthwise.weight, lanes))
             operation.filter_bias = self._keep(pack_filters(depthwise.bias[:, None], lanes))
             matrix = pad_blocks(node.weight.flatten(1), operation.multiplier, lanes, 1)
-        elif node.window.is_pointwise:
+        elif node.window.is_pointwise and self._fits(node):
             operation.patches = Patches.DIRECT
             matrix = node.weight.flatten(1)
             if blocks_in > 1:
@@ -298,25 +309,32 @@ class _Builder:
         else:
             operation.patches = Patches.GATHERED
             matrix = pack_dense(node.weight)
-        operation.depth = matrix.shape[1]
+        operation.depth = padded(matrix.shape[1], self.kernels.depth)
         bias = node.bias
         if blocks_out > 1:
             matrix, bias = pad_blocks(matrix, blocks_out, lanes, 0), pad_blocks(bias, blocks_out, lanes, 0)
         if depthwise is None:  # of a group, where there are several
             operation.in_channels, operation.out_channels = node.weight.shape[1], node.weight.shape[0]
-        operation.out_vectors = -(-matrix.shape[0] // lanes)
+        operation.out_vectors = padded(matrix.shape[0], lanes) // self.kernels.vector
         operation.weights = self._keep(pack_matrix(matrix, self.kernels))
         operation.bias = self._keep(pack_bias(bias, self.kernels))
         operation.tile_rows, operation.splits = self._tile(operation)
         return operation
+
+    def _fits(self, node: Convolution) -> bool:
+        """Whether the channels that are read can be padded to the depth of the weights without reading a group's."""
+        channels = node.weight.shape[1]
+        return channels % self.kernels.depth == 0 or channels == self.program.shapes[node.input][1]
 
     def _tile(self, operation: Operation) -> Tile:
         shape = shape_key(operation)
         known = self.tiles.get(shape) if shape is not None else None
         if known is None:
             return self._tile_by_rule(operation)
-        panels = -(-operation.out_vectors // (self.kernels.panel // self.kernels.lanes))
-        return min(known[0], rows_of(operation)), min(known[1], panels)
+        return min(known[0], rows_of(operation)), min(known[1], self._panels(operation))
+
+    def _panels(self, operation: Operation) -> int:
+        return int(-(-operation.out_vectors * self.kernels.vector // self.kernels.panel))
 
     def _tile_by_rule(self, operation: Operation) -> Tile:
         """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
@@ -325,15 +343,15 @@ class _Builder:
         so tiles are as large as L2 allows. With several threads there is at least a tile for each, or else the channels
         of a tile are shared out.
         """
-        panels = -(-operation.out_vectors // (self.kernels.panel // self.kernels.lanes))
-        weights = 4 * operation.depth * panels * self.kernels.panel
+        panels, pixel = self._panels(operation), self.kernels.dtype.itemsize * operation.depth
+        weights = pixel * panels * self.kernels.panel
         room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
         direct = operation.patches == Patches.DIRECT
         width = 1 if direct else operation.out_width
         rows = rows_of(operation)
         images = 1 if direct else operation.batch
         least = self.kernels.rows if direct else -(-self.kernels.rows // width)
-        tile = max(room // (4 * operation.depth * width), least, 1)
+        tile = max(room // (pixel * width), least, 1)
         if self.threads > 1 and images * rows >= self.threads:
             few = rows < self.threads * _FEW_PIXELS
             splits_pay = direct and few and weights > cache_bytes(2) // 2 and panels >= self.threads
@@ -430,11 +448,8 @@ def _step(operations: Sequence[Operation], nodes: Sequence[Node]) -> Step:
 def view_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:
     """A value in the workspace as the network sees it: (N, C, H, W), or (N, C), without copying."""
     n, c, h, w = schedule.program.shapes[name]
-    stride = schedule.strides[name]
-    pixels = torch.as_strided(
-        workspace,
-        (n, c, h, w),
-        (h * w * stride, 1, w * stride, stride),
-        workspace.storage_offset() + schedule.offsets[name],
-    )
+    stride, offset = schedule.strides[name], workspace.storage_offset() + schedule.offsets[name]
+    if name in schedule.wide:
+        workspace, offset = workspace.view(torch.float32), offset // 2
+    pixels = torch.as_strided(workspace, (n, c, h, w), (h * w * stride, 1, w * stride, stride), offset)
     return pixels[:, :, 0, 0] if name in schedule.program.vectors else pixels

@@ -85,7 +85,7 @@ def _measured(
     program: Program, kernels: InstructionSet, threads: int, known: Mapping[str, Tile], note: Callable[[Tuned], None]
 ) -> list[Tuned]:
     plan = schedule(program, kernels, threads)
-    memory = torch.zeros(plan.size)
+    memory = torch.zeros(plan.size, dtype=kernels.dtype)
     others = torch.zeros(threads * 2 * cache_bytes(2) // 4)  # what else a network reads between two of its layers
     found: dict[str, Tuned] = {}
     for step in plan.steps:
@@ -114,7 +114,7 @@ def _measured(
 def candidates(operation: Operation, kernels: InstructionSet, threads: int) -> list[Tile]:
     """Return the tiles that are worth a try, the rule's first: fewer and more rows, and channels shared out or not."""
     rule, rows = (int(operation.tile_rows), int(operation.splits)), rows_of(operation)
-    panels = -(-operation.out_vectors * kernels.lanes // kernels.panel)
+    panels = -(-operation.out_vectors * kernels.vector // kernels.panel)
     heights = {max(1, min(rows, int(rule[0] * factor))) for factor in (0.25, 0.5, 0.75, 1, 1.5, 2, 4)}
     heights |= {-(-rows // (threads * parts)) for parts in (1, 2, 4)}  # tiles of equal size for every thread
     parts = {1, rule[1]} | ({threads} if panels >= threads else set())
@@ -123,7 +123,7 @@ def candidates(operation: Operation, kernels: InstructionSet, threads: int) -> l
 
 
 def _machine(kernels: InstructionSet, threads: int) -> str:
-    return f"{processor()}, {kernels.name}, threads {threads}, torch-separable {__version__}"
+    return f"{processor()}, {kernels.name}, {kernels.precision}, threads {threads}, torch-separable {__version__}"
 
 
 def _read(path: Path) -> dict[str, dict[str, Tile]]:

@@ -1,0 +1,141 @@
+// The matrix product of bfloat16 by AMX: sums of 16 pixels by 16 channels in a register, to which one instruction adds the
+// products of 16 x 32 values with 32 x 16 weights. Built for other sets, this hands on to gemm.h.
+#pragma once
+
+#include "gemm.h"
+
+#ifdef TS_TILES
+#ifdef TS_EMULATE
+#include "emulated_tiles.h"
+#else
+#include <immintrin.h>
+#endif
+#endif
+
+namespace ts::TS_ISA {
+
+#ifdef TS_TILES
+
+// Two by two tiles of sums (registers 0 to 3) for two of pixels (4, 5) and two of weights (6, 7): a load for each product.
+constexpr int64_t kTile = 16;                  // pixels of a tile, and channels
+constexpr int64_t kTileDepth = 32;             // values of a pixel that a product takes
+constexpr int64_t kTilePixels = 2 * kTile;     // of a block
+constexpr int64_t kStep = kTileDepth / kInWord<Bfloat16>;  // words
+static_assert(kPanel == 2 * kTile, "a panel is two tiles wide");
+
+// Palette 1 of Intel's "Intel Architecture Instruction Set Extensions", chapter on AMX: rows and bytes of a row.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// The compiler does not know that loads of tiles read memory: what was written before must be there.
+TS_INLINE void written() { __asm__ volatile("" ::: "memory"); }
+
+// Shapes for `pixels` of a block: the first tile has the larger half of them.
+static TileShapes shapes_for(int64_t pixels) {
+  TileShapes shapes;
+  const uint8_t first = static_cast<uint8_t>((pixels + 1) / 2), second = static_cast<uint8_t>(pixels / 2);
+  const uint8_t rows[8] = {first, first, second, second, first, second, kTile, kTile};
+  for (int i = 0; i < 8; i++) {
+    if (!rows[i]) continue;  // of a single pixel: a tile of no rows is one that is not there
+    shapes.rows[i] = rows[i];
+    shapes.bytes[i] = 64;
+  }
+  return shapes;
+}
+
+// sums[i][j] = sum_k A[i][k] B[k][j] for the pixels of a block and the channels of a panel.
+static void tile_kernel(const Bfloat16* A, int64_t a_stride, int64_t pixels, const Word* B, int64_t words,
+                        uintptr_t ahead, uintptr_t lines, float* sums) {
+  constexpr int64_t weight_stride = kPanel * static_cast<int64_t>(sizeof(float));
+  const Bfloat16* second = A + (pixels + 1) / 2 * a_stride;
+  const int64_t stride = a_stride * static_cast<int64_t>(sizeof(Bfloat16));
+  const bool two = pixels > 1;
+  written();
+  _tile_zero(0);
+  _tile_zero(1);
+  if (two) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t word = 0; word < words; word += kStep) {
+    const Word* weights = B + word * kPanel;
+    for (uintptr_t line = 0; line < lines; line++, ahead += kLine) {
+      __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+    }
+    _tile_loadd(6, weights, weight_stride);
+    _tile_loadd(7, weights + kTile, weight_stride);
+    _tile_loadd(4, A + word * kInWord<Bfloat16>, stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (!two) continue;
+    _tile_loadd(5, second + word * kInWord<Bfloat16>, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  float* below = sums + (pixels + 1) / 2 * kPanel;
+  _tile_stored(0, sums, weight_stride);
+  _tile_stored(1, sums + kTile, weight_stride);
+  if (two) {
+    _tile_stored(2, below, weight_stride);
+    _tile_stored(3, below + kTile, weight_stride);
+  }
+}
+
+// As `multiply_tile`.
+template <class Out>
+static void multiply_by_tiles(const ts_operation& op, const Bfloat16* A, int64_t a_stride, int64_t pixels, Out* out,
+                              const Bfloat16* residual, int64_t first, int64_t last, const void* next) {
+  const int64_t words = op.depth / kInWord<Bfloat16>;
+  const int64_t blocks = (pixels + kTilePixels - 1) / kTilePixels;
+  const int64_t least = pixels / blocks, larger = pixels % blocks;  // so many blocks, the first, have a pixel more
+  const TileShapes shapes = shapes_for(least), larger_shapes = shapes_for(least + 1);
+  // All blocks together ask for the lines of the next panel.
+  const uintptr_t panel_lines = static_cast<uintptr_t>(kStep * kPanel) * sizeof(float) / kLine;
+  const uintptr_t lines = (panel_lines + static_cast<uintptr_t>(blocks) - 1) / static_cast<uintptr_t>(blocks);
+  const ts_act act = op.activation, clamp = clamp_of(act);
+  const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
+  alignas(64) float sums[kTilePixels * kPanel];
+  written();
+  for (int64_t panel = first; panel < last; panel++) {
+    const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
+    uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
+    const int64_t vectors = std::min<int64_t>(kVectors, op.out_vectors - panel * kVectors);
+    const float* bias = op.bias + panel * kPanel;
+    int64_t begin = 0;
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t count = least + (block < larger);
+      if (block == 0 || block == larger) _tile_loadconfig(block < larger ? &larger_shapes : &shapes);
+      tile_kernel(A + begin * a_stride, a_stride, count, B, words, ahead, lines, sums);
+      ahead += static_cast<uintptr_t>(words / kStep) * lines * kLine;
+      for (int64_t p = 0; p < count; p++) {
+        Out* to = out + (begin + p) * op.out_stride + panel * kPanel;
+        const Bfloat16* branch = residual ? residual + (begin + p) * op.residual_stride + panel * kPanel : nullptr;
+        for (int64_t j = 0; j < vectors; j++) {
+          Vector sum = load(sums + p * kPanel + j * kLanes) + load(bias + j * kLanes);
+          if (branch) sum += load(branch + j * kLanes);
+          store(to + j * kLanes, act.kind == TS_CLAMP ? at_most(at_least(sum, low), high) : activated(sum, act));
+        }
+      }
+      begin += count;
+    }
+  }
+  _tile_release();
+}
+
+#endif
+
+template <class Element, class Out>
+static void multiply(const ts_operation& op, const Element* A, int64_t a_stride, int64_t pixels, Out* out,
+                     const Element* residual, int64_t first, int64_t last, const void* next) {
+#ifdef TS_TILES
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
+    return multiply_by_tiles(op, A, a_stride, pixels, out, residual, first, last, next);
+  }
+#endif
+  multiply_tile(op, A, a_stride, pixels, out, residual, first, last, next);
+}
+
+}  // namespace ts::TS_ISA
