@@ -17,7 +17,9 @@ namespace baseline { extern const Kernels kernels; }
 #ifdef TS_X86
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
+#ifndef TS_EMULATE
 namespace avx512bf16 { extern const Kernels kernels; }
+#endif
 namespace amx { extern const Kernels kernels; }
 #endif
 
@@ -41,7 +43,9 @@ void* scratch(int64_t bytes) {
 static const Kernels* const kSets[] = {
 #ifdef TS_X86
     &amx::kernels,
+#ifndef TS_EMULATE
     &avx512bf16::kernels,
+#endif
     &avx512::kernels,
     &avx2::kernels,
 #endif

@@ -132,10 +132,12 @@ static void multiply(const ts_operation& op, const Element* A, int64_t a_stride,
                      const Element* residual, int64_t first, int64_t last, const void* next) {
 #ifdef TS_TILES
   if constexpr (std::is_same_v<Element, Bfloat16>) {
-    return multiply_by_tiles(op, A, a_stride, pixels, out, residual, first, last, next);
-  }
+    multiply_by_tiles(op, A, a_stride, pixels, out, residual, first, last, next);
+  } else
 #endif
-  multiply_tile(op, A, a_stride, pixels, out, residual, first, last, next);
+  {
+    multiply_tile(op, A, a_stride, pixels, out, residual, first, last, next);
+  }
 }
 
 }  // namespace ts::TS_ISA
