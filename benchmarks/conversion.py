@@ -53,8 +53,8 @@ GOALS = {
     ("resnet56", 4): (89.0, 92.6),
 }
 IMAGES = 1024
-# The schedule of every recovery, ours and the peers', chosen on the last 5,000 training images: as they are, and turned,
-# scaled and shifted so that the dense network, which was trained on them, is unsure of them, too.
+# The schedule of every recovery, ours and the peers', chosen on the last 5,000 training images: as they are, and turned
+# and scaled until the dense network, which was trained on them, is unsure of them, too.
 RECOVERY: dict[str, Any] = {
     "optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 64, "feature_weight": 4.0,
     "augment": ("crop", "flip", "mixup"),
