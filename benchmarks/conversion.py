@@ -64,6 +64,7 @@ Data = Annotated[str, typer.Option(help="CIFAR-10, as npz:FOLDER or folder:FOLDE
 Checkpoints = Annotated[Path, typer.Option(help="Folder of the dense networks' weights.")]
 Networks = Annotated[str, typer.Option(help="Which, separated by commas.")]
 Ratios = Annotated[str | None, typer.Option(help="Which of the ratios, separated by commas.")]
+KINDS = ("ours", "svd", "svd + batch norm", "torch-pruning", "torch-pruning + batch norm")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -175,15 +176,17 @@ def table(
     checkpoints: Checkpoints = Path("../shared/data"),
     networks: Networks = "resnet20,resnet56",
     ratios: Ratios = None,
+    kinds: Annotated[str, typer.Option(help="Which networks, separated by commas.")] = ",".join(KINDS),
 ) -> None:
     """Measure the training-free rows: no labels, 1,024 images."""
     bench = Bench(data, checkpoints)
     for name in networks.split(","):
         once(f"dense {name}", lambda name=name: {"accuracy": bench.accuracy(bench.dense(name))})  # type: ignore[misc]
     for name, ratio in chosen(networks, ratios):
-        for kind, make in candidates(bench, name, ratio).items():
+        made = candidates(bench, name, ratio)
+        for kind in kinds.split(","):
 
-            def measure(make: Callable[[], nn.Module] = make, name: str = name) -> dict[str, Any]:
+            def measure(make: Callable[[], nn.Module] = made[kind], name: str = name) -> dict[str, Any]:
                 model = make()
                 share = macs_of(model) / macs_of(bench.dense(name))
                 return {"accuracy": bench.accuracy(model), "macs": round(share, 4)}
@@ -347,9 +350,8 @@ def show() -> None:
     def accuracy(key: str) -> str:
         return f"{results[key]['accuracy']:.2f}" if key in results else "–"
 
-    kinds = ["ours", "svd", "svd + batch norm", "torch-pruning", "torch-pruning + batch norm"]
     free = Table(
-        "network", "MACs ÷", "goal", *kinds, title="Training-free, no labels: accuracy, %", title_justify="left"
+        "network", "MACs ÷", "goal", *KINDS, title="Training-free, no labels: accuracy, %", title_justify="left"
     )
     later = Table(
         "network", "MACs ÷", "goal", "ours", "epochs", "torch-pruning",
@@ -358,7 +360,7 @@ def show() -> None:
     for (name, ratio), goals in GOALS.items():
         dense = accuracy(f"dense {name}")
         head = [f"{name} ({dense})", f"{ratio:g}"]
-        free.add_row(*head, f"{goals[0]}", *(accuracy(f"free {name} {ratio:g} {kind}") for kind in kinds))
+        free.add_row(*head, f"{goals[0]}", *(accuracy(f"free {name} {ratio:g} {kind}") for kind in KINDS))
         key = f"recovered {name} {ratio:g} "
         epochs = str(results[key + "ours"]["epochs"]) if key + "ours" in results else "–"
         later.add_row(*head, f"{goals[1]}", accuracy(key + "ours"), epochs, accuracy(key + "torch-pruning"))

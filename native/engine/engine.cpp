@@ -13,13 +13,18 @@
 
 namespace ts {
 
+// The build says which sets there are, by TS_HAS_name.
 namespace baseline { extern const Kernels kernels; }
-#ifdef TS_X86
+#ifdef TS_HAS_avx2
 namespace avx2 { extern const Kernels kernels; }
+#endif
+#ifdef TS_HAS_avx512
 namespace avx512 { extern const Kernels kernels; }
-#ifndef TS_EMULATE
+#endif
+#ifdef TS_HAS_avx512bf16
 namespace avx512bf16 { extern const Kernels kernels; }
 #endif
+#ifdef TS_HAS_amx
 namespace amx { extern const Kernels kernels; }
 #endif
 
@@ -41,12 +46,16 @@ void* scratch(int64_t bytes) {
 
 // The best set first.
 static const Kernels* const kSets[] = {
-#ifdef TS_X86
+#ifdef TS_HAS_amx
     &amx::kernels,
-#ifndef TS_EMULATE
+#endif
+#ifdef TS_HAS_avx512bf16
     &avx512bf16::kernels,
 #endif
+#ifdef TS_HAS_avx512
     &avx512::kernels,
+#endif
+#ifdef TS_HAS_avx2
     &avx2::kernels,
 #endif
     &baseline::kernels,

@@ -212,7 +212,7 @@ class Prepared:
     def run(self, x: Tensor) -> Any:
         """Return what the network returns."""
         with self._outputs(x) as found:
-            results = [value.to(torch.float32, copy=True) if is_view else value for value, is_view in found]
+            results = [_own(value) if is_view else value for value, is_view in found]
             return tree_unflatten(results, self.plan.program.structure)
 
     def run_into(self, out: Tensor, x: Tensor) -> None:
@@ -252,8 +252,7 @@ class Prepared:
                 return value
             if value.value in values:
                 return values[value.value]
-            view = view_of(room.memory, self.plan, value.value)
-            return view.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            return _own(view_of(room.memory, self.plan, value.value)).contiguous()
 
         with torch.no_grad():
             args, kwargs = tree_map(
@@ -298,6 +297,11 @@ class Prepared:
             NodeTime(name, layer, kind, statistics.median(times[at]), flops, size)
             for at, (name, layer, kind, flops, size) in enumerate(costs)
         ]
+
+
+def _own(view: Tensor) -> Tensor:
+    """A view's values in float32, in memory of their own."""
+    return view.clone() if view.dtype == torch.float32 else view.float()
 
 
 class _Workspace:
