@@ -227,7 +227,8 @@ def recover(
                     make(), dense, bench.train, epochs=epochs, output_dir=folder, features=features, **RECOVERY
                 )
                 minutes = (time.monotonic() - start) / 60
-                return {"accuracy": bench.accuracy(model), "epochs": epochs, "minutes": round(minutes, 1)}
+                entry = {"accuracy": bench.accuracy(model), "epochs": epochs, "minutes": round(minutes, 1)}
+                return {**entry, "schedule": RECOVERY}
 
             once(f"recovered {name} {ratio:g} {kind}", measure)
     show()
