@@ -144,12 +144,12 @@ _PLAIN, _LAST = torch.contiguous_format, torch.channels_last
 OURS = "separable"
 ENGINES: dict[str, Engine] = {
     OURS: Engine("torch-separable", "float32", _separable("float32")),
-    f"{OURS}_bf16": Engine("torch-separable bf16", "bfloat16", _separable("bfloat16")),
     "eager": Engine("PyTorch eager", "float32", _eager(_PLAIN, "float32"), pip="torch"),
     "channels_last": Engine("PyTorch channels_last", "float32", _eager(_LAST, "float32"), pip="torch"),
     "inductor": Engine("torch.compile, frozen", "float32", _inductor, pip="torch", slow=True),
     "onnxruntime": Engine("ONNX Runtime", "float32", _onnxruntime, "onnxruntime", "onnxruntime", onnx=True),
     "openvino": Engine("OpenVINO", "float32", _openvino("float32"), "openvino", "openvino", onnx=True),
+    f"{OURS}_bf16": Engine("torch-separable bf16", "bfloat16", _separable("bfloat16")),
     "autocast": Engine("PyTorch autocast bf16", "bfloat16", _eager(_LAST, "bfloat16"), pip="torch"),
     "openvino_bf16": Engine("OpenVINO bf16", "bfloat16", _openvino("bfloat16"), "openvino", "openvino", onnx=True),
 }

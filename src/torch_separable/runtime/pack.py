@@ -28,13 +28,13 @@ def pack_matrix(weight: Tensor, kernels: InstructionSet) -> Tensor:
     """Pack a matrix (M, K) as [panel][K][panel's channels], in the kernels' type, padded with zeros.
 
     A micro-kernel reads a panel from front to back, four bytes of each channel at a time: of bfloat16, pairs of
-    neighbouring rows lie together, [panel][K / 2][panel's channels][2].
+    neighbouring rows lie together, [panel][K / 2][panel's channels, two values each].
     """
     rows, depth = weight.shape
     panels, deep = -(-rows // kernels.panel), padded(depth, kernels.depth)
     full = F.pad(weight, (0, deep - depth, 0, panels * kernels.panel - rows)).to(kernels.dtype)
     in_word = 4 // full.element_size()
-    return full.view(panels, kernels.panel, deep // in_word, in_word).transpose(1, 2).contiguous()
+    return full.view(panels, kernels.panel, deep // in_word, in_word).transpose(1, 2).flatten(2).contiguous()
 
 
 def pack_bias(bias: Tensor, kernels: InstructionSet) -> Tensor:
