@@ -149,6 +149,7 @@ def test_a_verification_shows_what_was_measured() -> None:
     network, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()).eval(), torch.randn(4, 3, 6, 6)
     measured = ts.compile(network, images).verify(images)
     assert rows(measured) == [
+        ["precision", "float32"],
         ["largest difference", f"{measured.error:.2g} of the outputs' scale"],
         ["same answer", "100.0 %"],
     ]
