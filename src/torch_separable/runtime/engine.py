@@ -50,8 +50,8 @@ def compile(
             second for a network); what is found is kept in the user's cache directory, and used by later calls of
             ``compile`` without ``tune``, too.
         dtype: of activations and weights: ``torch.float32``, or ``torch.bfloat16``, which has 8 bits of precision,
-            takes half of the memory, and is faster where the processor multiplies it (AVX512-BF16, AMX). Inputs and
-            outputs are float32 in either, and sums are kept in float32. ``verify`` says what it costs.
+            takes half of the memory, and is meant for processors that multiply it (AVX512-BF16, AMX); on others it is
+            slower. Inputs and outputs are float32 in either, and so are sums. ``verify`` says what it costs.
 
     Raises:
         SeparableError: this installation has no kernel library, the network cannot be captured, or its weights are not
