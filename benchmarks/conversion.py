@@ -53,11 +53,15 @@ GOALS = {
     ("resnet56", 4): (89.0, 92.6),
 }
 IMAGES = 1024
-# The schedule of every recovery, ours and the peers', chosen on the last 5,000 training images: as they are, and turned
-# and scaled until the dense network, which was trained on them, is unsure of them, too.
-RECOVERY: dict[str, Any] = {
-    "optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 64, "feature_weight": 4.0,
-    "augment": ("crop", "flip", "mixup"),
+# The schedules of recovery, the same for ours and the peers', chosen on the last 5,000 training images.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "labels": {
+        "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 64, "label_weight": 0.5, "feature_weight": 1.0,
+    },
+    "mixtures": {
+        "optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 64, "feature_weight": 4.0,
+        "augment": ("crop", "flip", "mixup"),
+    },
 }  # fmt: skip
 
 Data = Annotated[str, typer.Option(help="CIFAR-10, as npz:FOLDER or folder:FOLDER with train and test.")]
@@ -206,12 +210,13 @@ def recover(
     ratios: Ratios = None,
     epochs: Annotated[int, typer.Option(help="Of distillation; 10 at most.")] = 10,
     kinds: Annotated[str, typer.Option(help="Which networks, separated by commas.")] = "ours,torch-pruning",
+    schedule: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = "mixtures",
     runs: Annotated[Path, typer.Option(help="Where checkpoints go, so that a killed run goes on.")] = Path(
         "runs/bench"
     ),
 ) -> None:
     """Measure the rows after distillation with the same schedule for each."""
-    bench = Bench(data, checkpoints)
+    bench, settings = Bench(data, checkpoints), SCHEDULES[schedule]
     for name, ratio in chosen(networks, ratios):
         made = candidates(bench, name, ratio)
         for kind in kinds.split(","):
@@ -219,18 +224,17 @@ def recover(
             def measure(
                 make: Callable[[], nn.Module] = made[kind], name: str = name, ratio: float = ratio, kind: str = kind
             ) -> dict[str, Any]:
-                folder = runs / f"{name}-{ratio:g}-{kind}-{epochs}"
+                folder = runs / f"{name}-{ratio:g}-{kind}-{schedule}-{epochs}"
                 start, dense = time.monotonic(), bench.dense(name)
                 # Ours are compared where layers were converted; pruned ones at the layers that keep their channels.
                 features = [n for n, _ in dense.named_modules() if n.endswith("conv2")] if kind != "ours" else None
                 model = ts.recover(
-                    make(), dense, bench.train, epochs=epochs, output_dir=folder, features=features, **RECOVERY
+                    make(), dense, bench.train, epochs=epochs, output_dir=folder, features=features, **settings
                 )
                 minutes = (time.monotonic() - start) / 60
-                entry = {"accuracy": bench.accuracy(model), "epochs": epochs, "minutes": round(minutes, 1)}
-                return {**entry, "schedule": RECOVERY}
+                return {"accuracy": bench.accuracy(model), "epochs": epochs, "minutes": round(minutes, 1)}
 
-            once(f"recovered {name} {ratio:g} {kind}", measure)
+            once(f"recovered {name} {ratio:g} {kind}, {schedule}", measure)
     show()
 
 
@@ -354,17 +358,18 @@ def show() -> None:
     free = Table(
         "network", "MACs ÷", "goal", *KINDS, title="Training-free, no labels: accuracy, %", title_justify="left"
     )
+    recovered = [f"{kind}, {schedule}" for kind in ("ours", "torch-pruning") for schedule in SCHEDULES]
     later = Table(
-        "network", "MACs ÷", "goal", "ours", "epochs", "torch-pruning",
-        title="After distillation: accuracy, %", title_justify="left",
+        "network", "MACs ÷", "goal", *recovered,
+        title="After distillation: accuracy, % (epochs)", title_justify="left",
     )  # fmt: skip
     for (name, ratio), goals in GOALS.items():
         dense = accuracy(f"dense {name}")
         head = [f"{name} ({dense})", f"{ratio:g}"]
         free.add_row(*head, f"{goals[0]}", *(accuracy(f"free {name} {ratio:g} {kind}") for kind in KINDS))
-        key = f"recovered {name} {ratio:g} "
-        epochs = str(results[key + "ours"]["epochs"]) if key + "ours" in results else "–"
-        later.add_row(*head, f"{goals[1]}", accuracy(key + "ours"), epochs, accuracy(key + "torch-pruning"))
+        keys = [f"recovered {name} {ratio:g} {column}" for column in recovered]
+        epochs = [f" ({results[key]['epochs']})" if key in results else "" for key in keys]
+        later.add_row(*head, f"{goals[1]}", *(accuracy(key) + n for key, n in zip(keys, epochs, strict=True)))
     console.print(free, later)
     for kind, heads in {
         "ablation": ("accuracy", "macs"),

@@ -13,20 +13,11 @@
 
 namespace ts {
 
-// The build says which sets there are, by TS_HAS_name.
-namespace baseline { extern const Kernels kernels; }
-#ifdef TS_HAS_avx2
-namespace avx2 { extern const Kernels kernels; }
-#endif
-#ifdef TS_HAS_avx512
-namespace avx512 { extern const Kernels kernels; }
-#endif
-#ifdef TS_HAS_avx512bf16
-namespace avx512bf16 { extern const Kernels kernels; }
-#endif
-#ifdef TS_HAS_amx
-namespace amx { extern const Kernels kernels; }
-#endif
+// The build says which sets there are: TS_SETS is TS_SET(name) of each, the best first.
+#define TS_SET(name) \
+  namespace name { extern const Kernels kernels; }
+TS_SETS
+#undef TS_SET
 
 void* scratch(int64_t bytes) {
   struct Room {
@@ -44,22 +35,9 @@ void* scratch(int64_t bytes) {
   return room.data;
 }
 
-// The best set first.
-static const Kernels* const kSets[] = {
-#ifdef TS_HAS_amx
-    &amx::kernels,
-#endif
-#ifdef TS_HAS_avx512bf16
-    &avx512bf16::kernels,
-#endif
-#ifdef TS_HAS_avx512
-    &avx512::kernels,
-#endif
-#ifdef TS_HAS_avx2
-    &avx2::kernels,
-#endif
-    &baseline::kernels,
-};
+#define TS_SET(name) &name::kernels,
+static const Kernels* const kSets[] = {TS_SETS};
+#undef TS_SET
 constexpr int kSetCount = sizeof kSets / sizeof *kSets;
 
 #ifdef TS_X86

@@ -14,7 +14,7 @@ constexpr int kPixels = 7;
 
 template <class Element>
 struct Filter {
-  const Element* input;       // of the image, at the first channel
+  const Element* input;     // of the image, at the first channel
   const float* weights;     // [summed][kernel_height * kernel_width][channels]
   const float* bias;        // [channels]
   int64_t channels;         // padded
@@ -145,24 +145,24 @@ static void filter_row(const ts_operation& op, const Filter<Element>& filter, in
   const int64_t below = op.in_height - top;  // kernel rows kh with kh * dh < below
   const int64_t last_tap = std::max(first_tap, std::min(op.kernel_height, below <= 0 ? 0 : (below + dh - 1) / dh));
   const Row<Element> shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
-                   filter.weights + first_tap * op.kernel_width * filter.channels,
-                   filter.bias,
-                   filter.residual,
-                   filter.residual_stride,
-                   out,
-                   out_stride,
-                   last_tap - first_tap,
-                   filter.channels,
-                   filter.summed,
-                   op.in_stride,
-                   dh * op.in_width * op.in_stride,
-                   op.kernel_width,
-                   op.stride_width,
-                   op.dilation_width,
-                   op.kernel_height * op.kernel_width,
-                   broadcast(clamp.alpha),
-                   broadcast(clamp.beta),
-                   filter.activation};
+                            filter.weights + first_tap * op.kernel_width * filter.channels,
+                            filter.bias,
+                            filter.residual,
+                            filter.residual_stride,
+                            out,
+                            out_stride,
+                            last_tap - first_tap,
+                            filter.channels,
+                            filter.summed,
+                            op.in_stride,
+                            dh * op.in_width * op.in_stride,
+                            op.kernel_width,
+                            op.stride_width,
+                            op.dilation_width,
+                            op.kernel_height * op.kernel_width,
+                            broadcast(clamp.alpha),
+                            broadcast(clamp.beta),
+                            filter.activation};
   const int64_t shape = op.dilation_width == 1 && op.stride_width <= 2 ? op.kernel_width * 10 + op.stride_width : 0;
   switch (shape) {
 #define TS_SHAPE(width, step) \

@@ -41,7 +41,8 @@ template <>
 float multiply_add<Bfloat16>(int64_t rounds) {
   alignas(64) float sums[kTile * kTile] = {};
   const TileShapes shapes = shapes_for(kTilePixels);
-  written();
+  written(sums);
+  written(&shapes);
   _tile_loadconfig(&shapes);
   _tile_zero(0);
   _tile_zero(1);

@@ -30,8 +30,9 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-// The compiler does not know that loads of tiles read memory: what was written before must be there.
-TS_INLINE void written() { __asm__ volatile("" ::: "memory"); }
+// The compiler does not know how much memory the tile instructions read (of shapes it sees eight bytes): all that was
+// written at `memory` and elsewhere must be there.
+TS_INLINE void written(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
 // Shapes for `pixels` of a block: the first tile has the larger half of them.
 static TileShapes shapes_for(int64_t pixels) {
@@ -53,7 +54,7 @@ static void tile_kernel(const Bfloat16* A, int64_t a_stride, int64_t pixels, con
   const Bfloat16* second = A + (pixels + 1) / 2 * a_stride;
   const int64_t stride = a_stride * static_cast<int64_t>(sizeof(Bfloat16));
   const bool two = pixels > 1;
-  written();
+  written(A);
   _tile_zero(0);
   _tile_zero(1);
   if (two) {
@@ -98,7 +99,8 @@ static void multiply_by_tiles(const ts_operation& op, const Bfloat16* A, int64_t
   const ts_act act = op.activation, clamp = clamp_of(act);
   const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
   alignas(64) float sums[kTilePixels * kPanel];
-  written();
+  written(&shapes);
+  written(&larger_shapes);
   for (int64_t panel = first; panel < last; panel++) {
     const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
     uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);

@@ -70,3 +70,7 @@ def test_tune_keeps_what_it_finds(
     assert second.code == 0, second.err
     assert "0 shapes measured" in second.out
     assert f"kept in {tmp_path / 'tiles.json'}" in second.out
+    narrow = json.loads(separable(*arguments, "--dtype", "bfloat16", "--json").out)
+    assert len(narrow["runs"][0]["found"]) == 3  # tiles of one precision say nothing of the other's
+    wrong = separable(*arguments, "--dtype", "float16")
+    assert (wrong.code, wrong.err.strip()) == (2, "separable: error: --dtype float16: must be float32 or bfloat16")

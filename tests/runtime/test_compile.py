@@ -71,6 +71,16 @@ def test_in_bfloat16_they_are_as_near_as_its_eight_bits_allow(
     torch.testing.assert_close(one(x), two(x), rtol=2e-2, atol=2e-2 * float(one(x).abs().max()))
 
 
+def test_in_bfloat16_it_is_no_further_from_float32_than_pytorchs_autocast() -> None:
+    model, x = trained_like(ts.models.mobilenet_v1(0.5)), torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = model(x).float()
+    ours = compile(model, x, dtype=torch.bfloat16)(x)
+    assert float((ours - expected).norm()) <= float((theirs - expected).norm())
+
+
 def test_bfloat16_takes_half_of_the_memory_and_says_what_it_can_reach() -> None:
     model, x = trained_like(ts.models.mobilenet_v1(0.5)), torch.randn(1, 3, 64, 64)
     narrow, full = (compile(model, x, threads=1, dtype=d).explain(rounds=2) for d in (torch.bfloat16, torch.float32))

@@ -24,7 +24,8 @@ from torch_separable.runtime.library import available, chosen_set
 from torch_separable.runtime.peak import Peak, measured_peak
 
 # Largest difference to PyTorch's float32 outputs, of their largest, at which an engine computes the same network.
-TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 1e-1}
+# Random weights amplify what is rounded: PyTorch's own autocast to bfloat16 is 0.14 off on such a MobileNetV1.
+TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.3}
 _ROUND_MS = 100.0
 _MOST_CALLS = 200
 
@@ -205,7 +206,7 @@ def benchmark(
         >>> [timing.title for timing in done.cases[0].timings], done.cases[0].ratio() > 0
         (['torch-separable', 'PyTorch eager'], True)
     """
-    wanted = [key for key, engine in ENGINES.items() if not engine.slow] if engines is None else list(engines)
+    wanted = _default() if engines is None else list(engines)
     for key in wanted:
         if key not in ENGINES:
             raise SeparableValueError(f"no engine is called {key}: known are {', '.join(ENGINES)}")
@@ -262,6 +263,12 @@ def _is_constant(model: nn.Module, images: Tensor) -> bool:
     return _difference(others, outputs) < 1e-3
 
 
+def _default() -> list[str]:
+    """Engines that take part unasked; in bfloat16 this package's only where there are instructions for it."""
+    ours = f"{OURS}_bf16"
+    return [key for key, engine in ENGINES.items() if not engine.slow and (key != ours or _has_bfloat16())]
+
+
 def _usable(engines: Sequence[str]) -> tuple[dict[str, Engine], list[str]]:
     """Split engines into those that can run here, and sentences about the others."""
     usable, problems = {}, []
@@ -269,7 +276,7 @@ def _usable(engines: Sequence[str]) -> tuple[dict[str, Engine], list[str]]:
         engine = ENGINES[key]
         if importlib.util.find_spec(engine.module) is None:
             problems.append(f"{engine.title} is not installed: pip install {engine.pip}.")
-        elif engine.precision == "bfloat16" and not _has_bfloat16():
+        elif engine.precision == "bfloat16" and not key.startswith(OURS) and not _has_bfloat16():
             problems.append(f"{engine.title} is left out: this processor has no bfloat16 instructions.")
         else:
             usable[key] = engine

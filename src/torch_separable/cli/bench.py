@@ -39,7 +39,8 @@ def bench(
         str | None,
         typer.Option(
             help="Engines beside ours in float32, separated by commas: eager, channels_last, autocast, inductor, "
-            "onnxruntime, openvino, openvino_bf16, separable_bf16. By default all but inductor, which takes minutes."
+            "onnxruntime, openvino, openvino_bf16, separable_bf16. By default all but inductor, which takes minutes, "
+            "and those in bfloat16 where the processor has no instructions for it."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Of each engine, a tenth of a second each.")] = 20,

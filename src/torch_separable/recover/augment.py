@@ -23,9 +23,7 @@ _CROP_SHARE = 8  # a 32-pixel image is padded by 4 and cropped back, as CIFAR's 
 _ERASE_AREA = (0.02, 0.33)
 _ERASE_ASPECT = (0.3, 3.3)
 _COLOR_STRENGTH = 0.4
-_MIXUP_ALPHA = (
-    1.0  # as for CIFAR-10 (arXiv 1710.09412, 3.2) and for distillation (arXiv 2106.05237, 3.2): any mixture alike
-)
+_MIXUP_ALPHA = 1.0  # any mixture alike: as for CIFAR-10 (arXiv 1710.09412), and for distillation (arXiv 2106.05237)
 
 
 def derive_seed(*parts: int) -> int:
