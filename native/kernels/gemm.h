@@ -14,11 +14,6 @@ constexpr int kVectors = 2;
 constexpr int kPanel = kVectors * kLanes;
 constexpr int kRows = TS_ROWS;
 
-// Steps of the depth for one cache line that is asked for ahead of its use, so that the lines of a panel arrive while
-// the one before is multiplied, and not all at once when its turn comes.
-constexpr int64_t kChunk = 8;
-constexpr uintptr_t kLine = 64;
-
 template <class Element>
 struct Epilogue {
   const float* bias;        // of the panel
@@ -28,11 +23,11 @@ struct Epilogue {
 };
 
 // out[i][j] = act(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels and Vectors vectors of channels, where
-// k counts words, and the activation is a clamp wherever others are applied later. `ahead` is asked for on the way: a line
-// for each kChunk steps.
+// k counts words, and the activation is a clamp wherever others are applied later. Memory from `ahead` on is asked for on the
+// way, `pace` bytes with each word.
 template <class Element, class Out, int Rows, int Vectors>
-static void micro_kernel(const Element* A, int64_t a_stride, const void* B, int64_t words, uintptr_t ahead, Out* out,
-                         int64_t out_stride, const Epilogue<Element>& end) {
+static void micro_kernel(const Element* A, int64_t a_stride, const void* B, int64_t words, uintptr_t ahead, uintptr_t pace,
+                         Out* out, int64_t out_stride, const Epilogue<Element>& end) {
   // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
   const Element* residual = end.residual;
   const int64_t residual_stride = end.residual_stride;
@@ -47,18 +42,15 @@ static void micro_kernel(const Element* A, int64_t a_stride, const void* B, int6
     __builtin_prefetch(out + i * out_stride, 1, 3);
     TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = load(end.bias + j * kLanes);
   }
-  for (int64_t chunk = 0; chunk < words; chunk += kChunk, ahead += kLine) {
+  for (int64_t k = 0; k < words; k++, ahead += pace) {
     __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
-    const int64_t last = std::min(chunk + kChunk, words);
-    for (int64_t k = chunk; k < last; k++) {
-      Vector weight[Vectors];
-      TS_UNROLL for (int j = 0; j < Vectors; j++) {
-        weight[j] = *reinterpret_cast<const UnalignedWords*>(weights + k * kPanel + j * kLanes);
-      }
-      TS_UNROLL for (int i = 0; i < Rows; i++) {
-        const Vector pixel = broadcast(pixels[i * pixel_stride + k]);
-        TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = accumulate<Element>(sum[i][j], pixel, weight[j]);
-      }
+    Vector weight[Vectors];
+    TS_UNROLL for (int j = 0; j < Vectors; j++) {
+      weight[j] = *reinterpret_cast<const UnalignedWords*>(weights + k * kPanel + j * kLanes);
+    }
+    TS_UNROLL for (int i = 0; i < Rows; i++) {
+      const Vector pixel = broadcast(pixels[i * pixel_stride + k]);
+      TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = accumulate<Element>(sum[i][j], pixel, weight[j]);
     }
   }
   if (residual) {
@@ -80,7 +72,7 @@ static void micro_kernel(const Element* A, int64_t a_stride, const void* B, int6
 }
 
 template <class Element, class Out>
-using MicroKernel = void (*)(const Element*, int64_t, const void*, int64_t, uintptr_t, Out*, int64_t,
+using MicroKernel = void (*)(const Element*, int64_t, const void*, int64_t, uintptr_t, uintptr_t, Out*, int64_t,
                              const Epilogue<Element>&);
 
 template <class Element, class Out, int Vectors, int... Rows>
@@ -105,6 +97,8 @@ static void multiply_tile(const ts_operation& op, const Element* A, int64_t a_st
   // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
   const int64_t blocks = (pixels + kRows - 1) / kRows;
   const int64_t least = pixels / blocks, larger = pixels % blocks;  // so many blocks have a pixel more
+  // All blocks together ask for the next panel, so that its lines arrive one by one while this one is multiplied.
+  const uintptr_t pace = (kPanel * sizeof(Word) + static_cast<uintptr_t>(blocks) - 1) / static_cast<uintptr_t>(blocks);
   for (int64_t panel = first; panel < last; panel++) {
     const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
     // An address and no pointer: it may run beyond what there is to read.
@@ -119,9 +113,9 @@ static void multiply_tile(const ts_operation& op, const Element* A, int64_t a_st
                                        residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
                                        op.residual_stride, op.activation};
       Out* to = out + begin * op.out_stride + panel * kPanel;
-      (block < larger ? multiply_larger : multiply_least)(A + begin * a_stride, a_stride, B, words, ahead, to,
+      (block < larger ? multiply_larger : multiply_least)(A + begin * a_stride, a_stride, B, words, ahead, pace, to,
                                                           op.out_stride, epilogue);
-      ahead += static_cast<uintptr_t>(words / kChunk) * kLine;
+      ahead += static_cast<uintptr_t>(words) * pace;
       if constexpr (kActivatesLater<Element>) {
         if (op.activation.kind != TS_CLAMP) {
           for (int64_t p = 0; p < end - begin; p++) {

@@ -21,6 +21,7 @@ constexpr int64_t kTile = 16;                  // pixels of a tile, and channels
 constexpr int64_t kTileDepth = 32;             // values of a pixel that a product takes
 constexpr int64_t kTilePixels = 2 * kTile;     // of a block
 constexpr int64_t kStep = kTileDepth / kInWord<Bfloat16>;  // words
+constexpr uintptr_t kLine = 64;                // bytes of a cache line
 static_assert(kPanel == 2 * kTile, "a panel is two tiles wide");
 
 // Palette 1 of Intel's "Intel Architecture Instruction Set Extensions", chapter on AMX: rows and bytes of a row.

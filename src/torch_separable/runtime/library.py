@@ -113,10 +113,11 @@ class InstructionSet:
 
 def available() -> bool:
     """Whether the package was built with the kernel library."""
-    return _path() is not None
+    return library_path() is not None
 
 
-def _path() -> Path | None:
+def library_path() -> Path | None:
+    """Where the kernel library lies; ``None`` where the package was built without one."""
     given = os.environ.get("TORCH_SEPARABLE_LIBRARY")
     if given:  # another build of it, as one under sanitizers
         return Path(given)
@@ -128,7 +129,7 @@ def _path() -> Path | None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    path = _path()
+    path = library_path()
     if path is None:
         raise SeparableError(
             "this installation has no kernel library (it was built without a C++ compiler, or with "
