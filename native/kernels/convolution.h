@@ -21,6 +21,10 @@ static void filter_tile(const ts_operation& op, const Element* image, int64_t fi
   }
 }
 
+template <class Element>
+constexpr int64_t kBytes = static_cast<int64_t>(sizeof(Element));
+constexpr int64_t kFloat = kBytes<float>;
+
 // The first and the last Bytes of a run that is shorter than two of them; they may overlap.
 template <int64_t Bytes>
 TS_INLINE void copy_ends(char* to, const char* from, int64_t bytes) {
@@ -115,15 +119,18 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     const int64_t total = op.batch * op.out_height * op.out_width;
     const int64_t begin = tile * op.tile_rows, pixels = std::min(op.tile_rows, total - begin);
     const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
+    float* room = kWidened<Element> ? static_cast<float*>(scratch(pixels * op.depth * kFloat)) : nullptr;
     multiply(op, workspace + op.input + begin * op.in_stride, op.in_stride, pixels, output + begin * op.out_stride,
-             residual, first, last, begin + pixels < total ? again : op.next_weights);
+             residual, first, last, begin + pixels < total ? again : op.next_weights, room);
     return;
   }
   const int64_t tiles = (op.out_height + op.tile_rows - 1) / op.tile_rows;
   const int64_t image = tile / tiles, row = tile % tiles * op.tile_rows;
   const int64_t rows = std::min(op.tile_rows, op.out_height - row), pixels = rows * op.out_width;
   const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
-  Element* matrix = static_cast<Element*>(scratch(pixels * op.depth * static_cast<int64_t>(sizeof(Element))));
+  const int64_t values = pixels * op.depth;
+  float* room = static_cast<float*>(scratch(values * (kWidened<Element> ? kFloat + kBytes<Element> : kBytes<Element>)));
+  Element* matrix = reinterpret_cast<Element*>(kWidened<Element> ? room + values : room);
   if (op.patches == TS_FILTERED) {
     filter_tile(op, from, row, rows, matrix);
   } else {
@@ -132,7 +139,7 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
   const int64_t begin = (image * op.out_height + row) * op.out_width;
   const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
   multiply(op, matrix, op.depth, pixels, output + begin * op.out_stride, residual, first, last,
-           row + rows < op.out_height ? again : op.next_weights);
+           row + rows < op.out_height ? again : op.next_weights, room);
 }
 
 template <class Element>

@@ -26,16 +26,15 @@ struct Epilogue {
 // k counts words, and the activation is a clamp wherever others are applied later. Memory from `ahead` on is asked for on the
 // way, `pace` bytes with each word.
 template <class Element, class Out, int Rows, int Vectors>
-static void micro_kernel(const Element* A, int64_t a_stride, const void* B, int64_t words, uintptr_t ahead, uintptr_t pace,
-                         Out* out, int64_t out_stride, const Epilogue<Element>& end) {
+static void micro_kernel(const Factor<Element>* A, int64_t a_stride, const Word* weights, int64_t words, uintptr_t ahead,
+                         uintptr_t pace, Out* out, int64_t out_stride, const Epilogue<Element>& end) {
   // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
   const Element* residual = end.residual;
   const int64_t residual_stride = end.residual_stride;
   const ts_act clamp = clamp_of(end.activation);
   const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
   const Word* pixels = reinterpret_cast<const Word*>(A);
-  const int64_t pixel_stride = a_stride / kInWord<Element>;
-  const Word* weights = static_cast<const Word*>(B);
+  const int64_t pixel_stride = a_stride / kInWord<Factor<Element>>;
   Vector sum[Rows][Vectors];
   TS_UNROLL for (int i = 0; i < Rows; i++) {
     // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are.
@@ -44,13 +43,13 @@ static void micro_kernel(const Element* A, int64_t a_stride, const void* B, int6
   }
   for (int64_t k = 0; k < words; k++, ahead += pace) {
     __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
-    Vector weight[Vectors];
-    TS_UNROLL for (int j = 0; j < Vectors; j++) {
-      weight[j] = *reinterpret_cast<const UnalignedWords*>(weights + k * kPanel + j * kLanes);
-    }
-    TS_UNROLL for (int i = 0; i < Rows; i++) {
-      const Vector pixel = broadcast(pixels[i * pixel_stride + k]);
-      TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = accumulate<Element>(sum[i][j], pixel, weight[j]);
+    TS_UNROLL for (int step = 0; step < kSteps<Element>; step++) {
+      Vector weight[Vectors];
+      TS_UNROLL for (int j = 0; j < Vectors; j++) weight[j] = weights_of<Element>(weights + k * kPanel + j * kLanes, step);
+      TS_UNROLL for (int i = 0; i < Rows; i++) {
+        const Vector pixel = broadcast(pixels[i * pixel_stride + k * kSteps<Element> + step]);
+        TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = accumulate<Element>(sum[i][j], pixel, weight[j]);
+      }
     }
   }
   if (residual) {
@@ -72,7 +71,7 @@ static void micro_kernel(const Element* A, int64_t a_stride, const void* B, int6
 }
 
 template <class Element, class Out>
-using MicroKernel = void (*)(const Element*, int64_t, const void*, int64_t, uintptr_t, uintptr_t, Out*, int64_t,
+using MicroKernel = void (*)(const Factor<Element>*, int64_t, const Word*, int64_t, uintptr_t, uintptr_t, Out*, int64_t,
                              const Epilogue<Element>&);
 
 template <class Element, class Out, int Vectors, int... Rows>
@@ -88,10 +87,18 @@ static MicroKernel<Element, Out> kernel_for(int rows, int vectors) {
                              : choose_kernel<Element, Out, 1>(rows, all);
 }
 
+// Values as floats.
+template <class Element>
+static void widen(float* to, const Element* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  for (; i < count; i++) to[i] = value_of(from[i]);
+}
+
 // Panels [first, last) of one tile; `next` is what will be read after them. Weight panels are outermost: each is read
 // once and stays in L1 while the tile's pixels, which stay in L2 or nearer, pass by.
 template <class Element, class Out>
-static void multiply_tile(const ts_operation& op, const Element* A, int64_t a_stride, int64_t pixels, Out* out,
+static void multiply_tile(const ts_operation& op, const Factor<Element>* A, int64_t a_stride, int64_t pixels, Out* out,
                           const Element* residual, int64_t first, int64_t last, const void* next) {
   const int64_t vectors = op.out_vectors, words = op.depth / kInWord<Element>;
   // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.

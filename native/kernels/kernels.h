@@ -14,6 +14,7 @@ struct Kernels {
     int64_t rows;      // pixels of a micro-kernel
     int64_t channels;  // are padded to multiples of it
     int64_t depth;     // so are the rows of packed weights
+    int64_t factor;    // bytes of a pixel's value when it is multiplied
   } shapes[kPrecisions];
   int64_t (*tasks)(const ts_operation& op);
   // Executes tasks [begin, end) of an operation. `external` is the tensor that TS_IMPORT reads.

@@ -10,7 +10,7 @@ constexpr int kChains = 12;
 
 // Floating-point operations of a round, two for a multiply-add.
 template <class Element>
-constexpr int64_t kRound = 2 * kChains * kLanes * kInWord<Element>;
+constexpr int64_t kRound = 2 * kChains * kLanes * kInWord<Factor<Element>>;
 
 // Does `rounds` rounds of multiply-adds in registers; the result keeps the compiler from leaving them out.
 template <class Element>

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef TS_DOT
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -42,8 +42,27 @@ typedef uint32_t Words __attribute__((vector_size(TS_LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(TS_LANES * 2)));
 typedef uint16_t UnalignedHalves __attribute__((vector_size(TS_LANES * 2), aligned(2), may_alias));
 
+// Between 16 and 32 bits: one instruction, where GCC makes five of __builtin_convertvector. (All lanes are asked for by
+// name: of the plain form, GCC 12 warns about its own header.)
+TS_INLINE Words longer(Halves h) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h);
+#elif defined(__AVX2__) && TS_LANES == 8
+  return (Words)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, Words);
+#endif
+}
+TS_INLINE Halves shorter(Words w) {
+#if defined(__AVX512F__)
+  return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)w);
+#else
+  return __builtin_convertvector(w, Halves);
+#endif
+}
+
 TS_INLINE Vector load(const Bfloat16* p) {
-  return (Vector)(__builtin_convertvector(*reinterpret_cast<const UnalignedHalves*>(p), Words) << 16);
+  return (Vector)(longer(*reinterpret_cast<const UnalignedHalves*>(p)) << 16);
 }
 // Rounds to the nearest, ties to even; NaN stays NaN.
 TS_INLINE void put(Bfloat16* p, float x) {
@@ -52,6 +71,12 @@ TS_INLINE void put(Bfloat16* p, float x) {
   p->bits = static_cast<uint16_t>(x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0);
 }
 TS_INLINE void put(float* p, float x) { *p = x; }
+TS_INLINE float value_of(Bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
 TS_INLINE void store(Bfloat16* p, Vector v) {
 #ifdef TS_DOT
   const auto rounded = _mm512_cvtneps_pbh((__m512)v);
@@ -60,7 +85,7 @@ TS_INLINE void store(Bfloat16* p, Vector v) {
   const Words bits = (Words)v;
   const Words nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const Words nan = Words{} + 0x7fc0;
-  *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector(v == v ? nearest : nan, Halves);
+  *reinterpret_cast<UnalignedHalves*>(p) = shorter(v == v ? nearest : nan);
 #endif
 }
 
@@ -70,25 +95,43 @@ TS_INLINE Vector splat(float x, std::integer_sequence<int, Lane...>) {
 }
 TS_INLINE Vector broadcast(float x) { return splat(x, std::make_integer_sequence<int, kLanes>()); }
 
-// A matrix product takes four bytes of a pixel and of each weight at a time, whatever they hold: one float, or two
-// neighbouring Bfloat16 that are multiplied each with its own.
+// Packed weights are read four bytes at a time, whatever they hold: one float, or two neighbouring Bfloat16.
 template <class Element>
 constexpr int64_t kInWord = static_cast<int64_t>(sizeof(float) / sizeof(Element));
 typedef float Word __attribute__((aligned(2), may_alias));
 typedef float UnalignedWords __attribute__((vector_size(TS_LANES * 4), aligned(2), may_alias));
+TS_INLINE Vector load_words(const Word* p) { return *reinterpret_cast<const UnalignedWords*>(p); }
+
+// What the pixels of a matrix product are of. Where there is an instruction for it, two Bfloat16 are multiplied with a
+// word's at once. Elsewhere they are made floats before, once for all channels, and a word is multiplied in two steps.
+#ifdef TS_DOT
+template <class Element>
+using Factor = Element;
+#else
+template <class Element>
+using Factor = float;
+#endif
+
+// Bytes that a step takes of a pixel: one float, or a word.
+template <class Element>
+constexpr int64_t kSteps = kInWord<Element> / kInWord<Factor<Element>>;
+
+// The floats that a step of a word multiplies with, or the word itself.
+template <class Element>
+TS_INLINE Vector weights_of(const Word* p, int64_t step) {
+  if constexpr (kSteps<Element> == 1) return load_words(p);
+  const Words both = (Words)load_words(p);
+  return (Vector)(step == 0 ? both << 16 : both & 0xffff0000u);
+}
 
 template <class Element>
 TS_INLINE Vector accumulate(Vector sum, Vector pixel, Vector weight) {
-  if constexpr (std::is_same_v<Element, float>) {
-    return sum + pixel * weight;
-  } else {
 #ifdef TS_DOT
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
     return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pixel, (__m512bh)weight);
-#else
-    sum += (Vector)((Words)pixel << 16) * (Vector)((Words)weight << 16);
-    return sum + (Vector)((Words)pixel & 0xffff0000u) * (Vector)((Words)weight & 0xffff0000u);
-#endif
   }
+#endif
+  return sum + pixel * weight;
 }
 
 // Comparisons with NaN are false, so NaN passes through both, as it does through torch.clamp.

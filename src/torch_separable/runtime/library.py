@@ -89,6 +89,8 @@ class InstructionSet:
         rows: pixels that a micro-kernel computes at once.
         lanes: channels are padded to multiples of it.
         depth: so are the rows of packed weights.
+        factor: bytes of a pixel's value when it is multiplied: a float's where bfloat16 has no instructions of its own.
+        pays: whether it is faster here than the sets after it.
     """
 
     number: int
@@ -99,6 +101,8 @@ class InstructionSet:
     rows: int
     lanes: int
     depth: int
+    factor: int
+    pays: bool = True
 
     @property
     def precision(self) -> str:
@@ -140,11 +144,12 @@ def _library() -> ctypes.CDLL:
     except OSError as error:
         raise SeparableError(f"the kernel library {path} cannot be loaded: {error}") from error
     library.ts_operation_size.restype = ctypes.c_int64
-    if library.ts_operation_size() != ctypes.sizeof(Operation) or not hasattr(library, "ts_tasks"):
+    if library.ts_operation_size() != ctypes.sizeof(Operation) or not hasattr(library, "ts_set_pays_here"):
         raise SeparableError(f"{path} is of another version of torch-separable: reinstall the package")
     library.ts_set_count.restype = ctypes.c_int64
     library.ts_set_name.restype = ctypes.c_char_p
     library.ts_set_runs_here.restype = ctypes.c_int64
+    library.ts_set_pays_here.restype = ctypes.c_int64
     library.ts_measure.restype = ctypes.c_int64
     library.ts_measure.argtypes = (
         ctypes.c_int64,
@@ -178,15 +183,17 @@ def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, Instructio
     library, found = _library(), {}
     for number in range(library.ts_set_count()):
         if library.ts_set_runs_here(ctypes.c_int64(number)):
-            shape = (ctypes.c_int64 * 5)()
+            shape = (ctypes.c_int64 * 6)()
             library.ts_set_shape(ctypes.c_int64(number), ctypes.c_int64(PRECISIONS.index(dtype)), shape)
             name = library.ts_set_name(ctypes.c_int64(number)).decode()
-            found[name] = InstructionSet(number, name, dtype, *shape)
+            pays = bool(library.ts_set_pays_here(ctypes.c_int64(number)))
+            vector, panel, rows, lanes, depth, factor = shape
+            found[name] = InstructionSet(number, name, dtype, vector, panel, rows, lanes, depth, factor, pays)
     return found
 
 
 def chosen_set(dtype: torch.dtype = torch.float32) -> InstructionSet:
-    """The best set, or the one that ``TORCH_SEPARABLE_ISA`` names.
+    """The fastest set, or the one that ``TORCH_SEPARABLE_ISA`` names.
 
     Raises:
         SeparableError: this processor cannot run the named one.
@@ -194,7 +201,7 @@ def chosen_set(dtype: torch.dtype = torch.float32) -> InstructionSet:
     sets = instruction_sets(dtype)
     wanted = os.environ.get("TORCH_SEPARABLE_ISA")
     if wanted is None:
-        return next(iter(sets.values()))
+        return next(kernels for kernels in sets.values() if kernels.pays)
     if wanted not in sets:
         raise SeparableError(f"TORCH_SEPARABLE_ISA={wanted}: this processor can run {', '.join(sets)}")
     return sets[wanted]

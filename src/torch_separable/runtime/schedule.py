@@ -343,8 +343,8 @@ class _Builder:
         so tiles are as large as L2 allows. With several threads there is at least a tile for each, or else the channels
         of a tile are shared out.
         """
-        panels, pixel = self._panels(operation), self.kernels.dtype.itemsize * operation.depth
-        weights = pixel * panels * self.kernels.panel
+        panels, pixel = self._panels(operation), self.kernels.factor * operation.depth
+        weights = self.kernels.dtype.itemsize * operation.depth * panels * self.kernels.panel
         room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
         direct = operation.patches == Patches.DIRECT
         width = 1 if direct else operation.out_width
