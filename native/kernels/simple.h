@@ -9,6 +9,14 @@ namespace ts::TS_ISA {
 
 constexpr int64_t kFewChannels = 4;
 
+// Pixels of a row from as many planes as they have channels; their number is known, so that the compiler permutes vectors.
+template <int Channels, class Element>
+static void interleave(Element* __restrict to, const float* __restrict from, int64_t plane, int64_t width) {
+  for (int64_t x = 0; x < width; x++) {
+    TS_UNROLL for (int c = 0; c < Channels; c++) put(to + x * Channels + c, from[c * plane + x]);
+  }
+}
+
 // A task is an input row: (N, C, H, W) of any strides becomes pixels of `out_stride` channels.
 template <class Element>
 static void import_row(const ts_operation& op, Element* workspace, const float* external, int64_t task) {
@@ -18,6 +26,11 @@ static void import_row(const ts_operation& op, Element* workspace, const float* 
   Element* to = workspace + op.output + task * op.in_width * op.out_stride;
   // Channels inside where there are many, so that what is written to lies together; the few of an image outside.
   const int64_t width = op.in_width, channels = op.in_channels, stride = op.out_stride, step = strides[3];
+  if (channels == stride && step == 1 && channels <= kFewChannels) {
+    constexpr void (*interleave_planes[])(Element*, const float*, int64_t, int64_t) = {
+        interleave<1, Element>, interleave<2, Element>, interleave<3, Element>, interleave<4, Element>};
+    return interleave_planes[channels - 1](to, from, strides[1], width);
+  }
   if (channels <= kFewChannels) {
     for (int64_t c = 0; c < stride; c++) {
       const float* plane = from + c * strides[1];

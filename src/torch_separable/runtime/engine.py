@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -211,32 +209,38 @@ class Prepared:
 
     def run(self, x: Tensor) -> Any:
         """Return what the network returns."""
-        with self._outputs(x) as found:
-            results = [_own(value) if is_view else value for value, is_view in found]
-            return tree_unflatten(results, self.plan.program.structure)
+        room = self._room()
+        try:
+            results = [_own(value) if is_view else value for value, is_view in self._outputs(room, x)]
+        finally:
+            self.idle.append(room)
+        structure = self.plan.program.structure
+        return results[0] if structure.is_leaf() else tree_unflatten(results, structure)
 
     def run_into(self, out: Tensor, x: Tensor) -> None:
         """Write the only output to ``out``."""
-        with self._outputs(x) as ((value, _),):
+        room = self._room()
+        try:
+            ((value, _),) = self._outputs(room, x)
             out.copy_(value)
-
-    @contextmanager
-    def _outputs(self, x: Tensor) -> Iterator[list[tuple[Any, bool]]]:
-        """Run, and yield each output, and whether it is a view of memory that others use after the block."""
-        try:
-            room = self.idle.pop()
-        except IndexError:
-            room = _Workspace(self.plan, self.kernels.dtype)
-        try:
-            values: dict[str, Any] = {}
-            for step in self.plan.steps:
-                self._step(room, step, x, values)
-            yield [
-                (values[name], False) if name in values else (room.outputs[name], True)
-                for name in self.plan.program.outputs
-            ]
         finally:
             self.idle.append(room)
+
+    def _room(self) -> _Workspace:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return _Workspace(self.plan, self.kernels.dtype)
+
+    def _outputs(self, room: _Workspace, x: Tensor) -> list[tuple[Any, bool]]:
+        """Run, and return each output, and whether it is a view of ``room``."""
+        values: dict[str, Any] = {}
+        for step in self.plan.steps:
+            self._step(room, step, x, values)
+        return [
+            (values[name], False) if name in values else (room.outputs[name], True)
+            for name in self.plan.program.outputs
+        ]
 
     def _step(self, room: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
         if step.call is None:
