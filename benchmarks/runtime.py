@@ -7,7 +7,8 @@
     python benchmarks/runtime.py show
 
 Each engine runs in a process of its own and at its fastest settings; the processes take turns. A network is written to
-``benchmarks/results/runtime.json`` as soon as it is measured, and a second run measures only what is missing.
+``benchmarks/results/runtime.json``, under its name, the processor and the instruction set, as soon as it is measured; a
+second run measures only what is missing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch_separable.bench.lifelike import lifelike
 from torch_separable.convert import Budget
 from torch_separable.files import load_weights, read_json, write_json
 from torch_separable.runs import machine
+from torch_separable.runtime.library import chosen_set
 
 RESULTS = Path(__file__).resolve().parent / "results" / "runtime.json"
 CHECKPOINT = "resnet20-12fca82f.th"
@@ -136,7 +138,7 @@ def measure(
             print(done, flush=True)
             return done.to_dict()
 
-        once(f"{name} ({isa} only)" if isa else name, run)
+        once(f"{name}, {machine()['processor']}, {chosen_set().name}", run)
     show()
 
 
@@ -172,7 +174,7 @@ def show(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     console = Console()
     for key, entry in results.items():
         table = Table(*HEADS, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        table.title, table.title_justify = f"{key} ({entry['machine']['processor']})", "left"
+        table.title, table.title_justify = key, "left"
         most = max(case["threads"] for case in entry["cases"])
         for case in entry["cases"]:
             for precision in ("float32", "bfloat16"):
@@ -190,7 +192,7 @@ def _row(key: str, entry: dict[str, Any], case: dict[str, Any], precision: str, 
     goals = (
         GOALS.get((entry["network"], precision, case["batch"], n)) for n in (threads, 0 if threads == most else -1)
     )
-    goal = AVX2_GOAL if "avx2" in key else next((goal for goal in goals if goal is not None), None)
+    goal = AVX2_GOAL if key.endswith("avx2") else next((goal for goal in goals if goal is not None), None)
     promise = case["promise_kept"] if precision == "float32" else None
     return (
         str(case["batch"]),
