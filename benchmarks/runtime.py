@@ -99,11 +99,12 @@ def examples(size: int) -> Tensor:
 def ready(make: Callable[[], nn.Module], size: int, checkpoints: Path | None) -> nn.Module:
     """Build a network, with its trained weights where the folder has them."""
     network = make()
+    if make is converted:
+        return network.eval()  # it keeps the weights that it was given
     if isinstance(network, ts.models.CifarResNet) and checkpoints is not None and (checkpoints / CHECKPOINT).exists():
         load_weights(network, checkpoints / CHECKPOINT)
         return network.eval()
-    # A converted network keeps the weights that it was given.
-    return network.eval() if make is converted else lifelike(network, examples(size))
+    return lifelike(network, examples(size))
 
 
 @app.command()
