@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(TS_EMULATE)
 #include <immintrin.h>
 #endif
 

@@ -272,7 +272,9 @@ def test_dead_channels_and_constant_inputs_leave_factors_finite(order: Order, ra
         factors = fitted(weight, moments, order, rank)
         assert torch.isfinite(factors.depthwise).all()
         assert torch.isfinite(factors.pointwise).all()
-        assert output_error(factors.kernel(), moments) <= output_error(decouple(weight, order, rank).kernel(), moments)
+        # Of all nine filters a channel both are exact, up to rounding.
+        least = output_error(decouple(weight, order, rank).kernel(), moments)
+        assert output_error(factors.kernel(), moments) <= least + 1e-14
 
 
 @order_of_each
