@@ -23,8 +23,8 @@ struct Epilogue {
 };
 
 // out[i][j] = act(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels and Vectors vectors of channels, where
-// k counts words, and the activation is a clamp wherever others are applied later. Memory from `ahead` on is asked for on the
-// way, `pace` bytes with each word.
+// k counts words, and the activation is a clamp wherever others are applied later. Memory from `ahead` on is asked for on
+// the way, `pace` bytes with each word.
 template <class Element, class Out, int Rows, int Vectors>
 static void micro_kernel(const Factor<Element>* A, int64_t a_stride, const Word* weights, int64_t words, uintptr_t ahead,
                          uintptr_t pace, Out* out, int64_t out_stride, const Epilogue<Element>& end) {

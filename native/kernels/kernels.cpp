@@ -56,7 +56,7 @@ static void run(const ts_operation& op, void* workspace, const float* external, 
 }
 
 #ifdef TS_TILES
-constexpr Kernels::Shape kNarrow{kLanes, kPanel, kTilePixels, kTileDepth, kTileDepth, kBytes<Bfloat16>};
+constexpr Kernels::Shape kNarrow{kLanes, kPanel, kTilePixels, kTileDepth, kTileDepth, kBytes<Factor<Bfloat16>>};
 #else
 constexpr Kernels::Shape kNarrow{kLanes, kPanel, kRows, kLanes, kInWord<Bfloat16>, kBytes<Factor<Bfloat16>>};
 #endif

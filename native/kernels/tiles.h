@@ -130,18 +130,19 @@ static void multiply_by_tiles(const ts_operation& op, const Bfloat16* A, int64_t
 
 #endif
 
-// A tile of pixels times panels [first, last) of the weights. `room` is for `pixels` * depth floats, where `kWidened`.
+// Whether a tile's pixels are made floats before they are multiplied.
 template <class Element>
 constexpr bool kWidened = !std::is_same_v<Element, Factor<Element>>;
 
+// A tile of pixels times panels [first, last) of the weights. Where kWidened, `room` is for `pixels` * depth floats.
 template <class Element, class Out>
 static void multiply(const ts_operation& op, const Element* A, int64_t a_stride, int64_t pixels, Out* out,
                      const Element* residual, int64_t first, int64_t last, const void* next, float* room) {
   static_cast<void>(room);
 #ifdef TS_TILES
   if constexpr (std::is_same_v<Element, Bfloat16>) {
-    return multiply_by_tiles(op, A, a_stride, pixels, out, residual, first, last, next);
-  }
+    multiply_by_tiles(op, A, a_stride, pixels, out, residual, first, last, next);
+  } else
 #endif
   if constexpr (kWidened<Element>) {
     for (int64_t p = 0; p < pixels; p++) widen(room + p * op.depth, A + p * a_stride, op.depth);

@@ -102,9 +102,10 @@ typedef float Word __attribute__((aligned(2), may_alias));
 typedef float UnalignedWords __attribute__((vector_size(TS_LANES * 4), aligned(2), may_alias));
 TS_INLINE Vector load_words(const Word* p) { return *reinterpret_cast<const UnalignedWords*>(p); }
 
-// What the pixels of a matrix product are of. Where there is an instruction for it, two Bfloat16 are multiplied with a
-// word's at once. Elsewhere they are made floats before, once for all channels, and a word is multiplied in two steps.
-#ifdef TS_DOT
+// What the pixels of a matrix product are of. Where there are instructions for it, Bfloat16 are multiplied as they are,
+// two with a word's at once. Elsewhere they are made floats before, once for all channels, and a word is multiplied in
+// two steps.
+#if defined(TS_DOT) || defined(TS_TILES)
 template <class Element>
 using Factor = Element;
 #else
@@ -112,7 +113,7 @@ template <class Element>
 using Factor = float;
 #endif
 
-// Bytes that a step takes of a pixel: one float, or a word.
+// Steps in which a word is multiplied: two where each of its values is made a float.
 template <class Element>
 constexpr int64_t kSteps = kInWord<Element> / kInWord<Factor<Element>>;
 

@@ -14,10 +14,10 @@ ON_THE_STACK = re.compile(r"\(%r[sb]p\)")
 
 @pytest.mark.parametrize("register", ["ymm", "zmm"])
 def test_kernels_multiply_from_registers(register: str) -> None:
-    objdump = shutil.which("objdump")
-    if objdump is None:
-        pytest.skip("objdump is not installed")
-    command = [objdump, "--disassemble", "--no-show-raw-insn", str(library_path())]
+    objdump, library = shutil.which("objdump"), library_path()
+    if objdump is None or library is None:
+        pytest.skip("there is no objdump, or no library")
+    command = [objdump, "--disassemble", "--no-show-raw-insn", str(library)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "x86-64" not in text[:500]:
         pytest.skip("not built for x86-64")
