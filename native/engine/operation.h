@@ -23,8 +23,10 @@ enum ts_kind : int32_t {
 
 enum ts_patches : int32_t {
   TS_DIRECT = 0,     // 1x1, stride 1: the input is the matrix
-  TS_GATHERED = 1,   // the patches of a dense kernel are copied together (im2col), a tile at a time
+  TS_GATHERED = 1,   // the patches of a dense kernel are copied together (im2col), a tile at a time: where TS_LINES
+                     // cannot be
   TS_FILTERED = 2,   // a depthwise convolution makes the matrix, a tile at a time (depthwise separable)
+  TS_LINES = 3,      // a tile's input lines are the matrix: each row of a dense kernel reads a run of values in them
 };
 
 enum ts_activation : int32_t {

@@ -1,4 +1,4 @@
-// Convolutions as tiles: the patches of some output rows are put together in a scratch that stays in cache, then
+// Convolutions as tiles: what some output rows are computed from is put together in a scratch that stays in cache, then
 // multiplied with the packed weights. A depthwise separable convolution is the tile whose patches a depthwise stage makes.
 #pragma once
 
@@ -10,15 +10,24 @@
 namespace ts::TS_ISA {
 
 template <class Element>
-static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix) {
+static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix,
+                        int64_t pitch) {
   const int64_t taps = op.kernel_height * op.kernel_width;
   for (int64_t row = 0; row < rows; row++) {
     for (int64_t m = 0; m < op.multiplier; m++) {
       const Filter<Element> filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
                                    op.in_stride, 1, nullptr, 0, op.between};
-      filter_row(op, filter, first_row + row, matrix + row * op.out_width * op.depth + m * op.in_stride, op.depth);
+      filter_row(op, filter, first_row + row, matrix + row * op.out_width * pitch + m * op.in_stride, pitch);
     }
   }
+}
+
+// Values from a pixel to the next in a matrix that is made here. Lines of a page's distance share a set of L1, which has
+// fewer places than a micro-kernel has pixels: they would push each other out.
+template <class Element>
+static int64_t pitch_of(int64_t depth) {
+  constexpr int64_t kPage = 4096 / static_cast<int64_t>(sizeof(Element));
+  return depth + (depth % kPage == 0 ? 64 / static_cast<int64_t>(sizeof(Element)) : 0);
 }
 
 template <class Element>
@@ -51,8 +60,9 @@ TS_INLINE void copy_run(Element* to_values, const Element* from_values, int64_t 
 // The patches of a tile, one kernel row of all pixels of an output row after the other; zeros up to the depth that the
 // product takes at a time.
 template <class Element>
-static void gather_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix) {
-  const int64_t channels = op.in_channels, depth = op.depth, in_stride = op.in_stride, in_width = op.in_width;
+static void gather_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix,
+                        int64_t pitch) {
+  const int64_t channels = op.in_channels, in_stride = op.in_stride, in_width = op.in_width;
   const int64_t width = op.kernel_width, step = op.stride_width, dilation = op.dilation_width, pad = op.pad_width;
   const int64_t out_width = op.out_width, run = width * channels;
   // Columns whose kernels see no padding, from the first to the last.
@@ -60,21 +70,21 @@ static void gather_tile(const ts_operation& op, const Element* image, int64_t fi
   const int64_t room = in_width - 1 - (width - 1) * dilation + pad;
   const int64_t end = std::max(begin, std::min(out_width, room < 0 ? 0 : room / step + 1));
   for (int64_t row = first_row; row < first_row + rows; row++) {
-    Element* pixels = matrix + (row - first_row) * out_width * depth;
-    if (const int64_t used = op.kernel_height * run; used < depth) {
+    Element* pixels = matrix + (row - first_row) * out_width * pitch;
+    if (const int64_t used = op.kernel_height * run; used < op.depth) {
       for (int64_t column = 0; column < out_width; column++) {
-        std::fill_n(pixels + column * depth + used, depth - used, Element{});
+        std::fill_n(pixels + column * pitch + used, op.depth - used, Element{});
       }
     }
     for (int64_t kh = 0; kh < op.kernel_height; kh++, pixels += run) {
       const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
       if (y < 0 || y >= op.in_height) {
-        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * depth, run, Element{});
+        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * pitch, run, Element{});
         continue;
       }
       const Element* line = image + y * in_width * in_stride;
       auto tap_by_tap = [&](int64_t column) {
-        Element* to = pixels + column * depth;
+        Element* to = pixels + column * pitch;
         for (int64_t kw = 0; kw < width; kw++, to += channels) {
           const int64_t x = column * step - pad + kw * dilation;
           if (x < 0 || x >= in_width) {
@@ -90,10 +100,35 @@ static void gather_tile(const ts_operation& op, const Element* image, int64_t fi
       if (!runs) continue;
       const Element* from = line + (begin * step - pad) * in_stride;
       for (int64_t column = begin; column < end; column++, from += step * in_stride) {
-        copy_run(pixels + column * depth, from, run);
+        copy_run(pixels + column * pitch, from, run);
       }
       for (int64_t column = end; column < out_width; column++) tap_by_tap(column);
     }
+  }
+}
+
+// The input lines that a tile reads, with their padding: one kernel row of a pixel's patch is a run of values in them, and
+// neighbouring patches share what they overlap in.
+template <class Element>
+static void lay_out_lines(const ts_operation& op, const Element* image, int64_t first_row, int64_t lines, int64_t width,
+                          Factor<Element>* to) {
+  const int64_t channels = op.in_channels, in_stride = op.in_stride;
+  const int64_t left = std::min(op.pad_width, width), inside = std::min(op.in_width, width - left);
+  for (int64_t line = 0; line < lines; line++, to += width * channels) {
+    const int64_t y = first_row * op.stride_height - op.pad_height + line;
+    if (y < 0 || y >= op.in_height) {
+      std::fill_n(to, width * channels, Factor<Element>{});
+      continue;
+    }
+    const Element* from = image + y * op.in_width * in_stride;
+    Factor<Element>* pixels = to + left * channels;
+    std::fill_n(to, left * channels, Factor<Element>{});
+    if (in_stride == channels) {
+      convert(pixels, from, inside * channels);
+    } else {
+      for (int64_t x = 0; x < inside; x++) convert(pixels + x * channels, from + x * in_stride, channels);
+    }
+    std::fill_n(pixels + inside * channels, (width - left - inside) * channels, Factor<Element>{});
   }
 }
 
@@ -119,27 +154,48 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     const int64_t total = op.batch * op.out_height * op.out_width;
     const int64_t begin = tile * op.tile_rows, pixels = std::min(op.tile_rows, total - begin);
     const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-    float* room = kWidened<Element> ? static_cast<float*>(scratch(pixels * op.depth * kFloat)) : nullptr;
-    multiply(op, workspace + op.input + begin * op.in_stride, op.in_stride, pixels, output + begin * op.out_stride,
-             residual, first, last, begin + pixels < total ? again : op.next_weights, room);
-    return;
+    Matrix<Factor<Element>> matrix{nullptr, op.in_stride, pixels};
+    const Element* from = workspace + op.input + begin * op.in_stride;
+    if constexpr (kWidened<Element>) {
+      float* room = static_cast<float*>(scratch(pixels * op.depth * kFloat));
+      for (int64_t p = 0; p < pixels; p++) convert(room + p * op.depth, from + p * op.in_stride, op.depth);
+      matrix.values = room;
+      matrix.stride = op.depth;
+    } else {
+      matrix.values = from;
+    }
+    return multiply(op, matrix, output + begin * op.out_stride, residual, first, last,
+                    begin + pixels < total ? again : op.next_weights);
   }
   const int64_t tiles = (op.out_height + op.tile_rows - 1) / op.tile_rows;
   const int64_t image = tile / tiles, row = tile % tiles * op.tile_rows;
   const int64_t rows = std::min(op.tile_rows, op.out_height - row), pixels = rows * op.out_width;
   const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
-  const int64_t values = pixels * op.depth;
-  float* room = static_cast<float*>(scratch(values * (kWidened<Element> ? kFloat + kBytes<Element> : kBytes<Element>)));
-  Element* matrix = reinterpret_cast<Element*>(kWidened<Element> ? room + values : room);
-  if (op.patches == TS_FILTERED) {
-    filter_tile(op, from, row, rows, matrix);
-  } else {
-    gather_tile(op, from, row, rows, matrix);
-  }
   const int64_t begin = (image * op.out_height + row) * op.out_width;
   const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-  multiply(op, matrix, op.depth, pixels, output + begin * op.out_stride, residual, first, last,
-           row + rows < op.out_height ? again : op.next_weights, room);
+  const int64_t pitch = pitch_of<Factor<Element>>(op.depth);
+  Matrix<Factor<Element>> matrix{nullptr, pitch, pixels};
+  if (op.patches == TS_LINES) {
+    const int64_t lines = (rows - 1) * op.stride_height + (op.kernel_height - 1) * op.dilation_height + 1;
+    const int64_t width = (op.out_width - 1) * op.stride_width + op.kernel_width, line = width * op.in_channels;
+    auto* room = static_cast<Factor<Element>*>(scratch(lines * line * kBytes<Factor<Element>>));
+    lay_out_lines(op, from, row, lines, width, room);
+    matrix = {room, op.stride_width * op.in_channels, op.out_width, rows, op.stride_height * line,
+              op.kernel_height, op.dilation_height * line};
+  } else {
+    const int64_t values = pixels * pitch;
+    char* room = static_cast<char*>(scratch(values * (kWidened<Element> ? kFloat + kBytes<Element> : kBytes<Element>)));
+    Element* patches = reinterpret_cast<Element*>(room + (kWidened<Element> ? values * kFloat : 0));
+    if (op.patches == TS_FILTERED) {
+      filter_tile(op, from, row, rows, patches, pitch);
+    } else {
+      gather_tile(op, from, row, rows, patches, pitch);
+    }
+    if constexpr (kWidened<Element>) convert(reinterpret_cast<float*>(room), patches, values);
+    matrix.values = reinterpret_cast<Factor<Element>*>(room);
+  }
+  multiply(op, matrix, output + begin * op.out_stride, residual, first, last,
+           row + rows < op.out_height ? again : op.next_weights);
 }
 
 template <class Element>

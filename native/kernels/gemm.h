@@ -14,6 +14,17 @@ constexpr int kVectors = 2;
 constexpr int kPanel = kVectors * kLanes;
 constexpr int kRows = TS_ROWS;
 
+// The left side of a product, a row of it for each output pixel: `lines` runs of neighbouring values, one after the other
+// or further apart.
+template <class Value>
+struct Matrix {
+  const Value* values;
+  int64_t stride;                       // from a pixel to the next of its output row
+  int64_t pixels;                       // of an output row
+  int64_t rows = 1, row_stride = 0;     // output rows
+  int64_t lines = 1, line_stride = 0;
+};
+
 template <class Element>
 struct Epilogue {
   const float* bias;        // of the panel
@@ -22,33 +33,38 @@ struct Epilogue {
   ts_act activation;
 };
 
-// out[i][j] = act(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels and Vectors vectors of channels, where
-// k counts words, and the activation is a clamp wherever others are applied later. Memory from `ahead` on is asked for on
-// the way, `pace` bytes with each word.
+// out[i][j] = act(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels from `A` on and Vectors vectors of
+// channels, where k counts the words of all lines, `words` in each, and the activation is a clamp wherever others are
+// applied later. Memory from `ahead` on is asked for on the way, `pace` bytes with each word.
 template <class Element, class Out, int Rows, int Vectors>
-static void micro_kernel(const Factor<Element>* A, int64_t a_stride, const Word* weights, int64_t words, uintptr_t ahead,
-                         uintptr_t pace, Out* out, int64_t out_stride, const Epilogue<Element>& end) {
+static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>& matrix, const Word* weights,
+                         int64_t words, uintptr_t ahead, uintptr_t pace, Out* out, int64_t out_stride,
+                         const Epilogue<Element>& end) {
   // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
   const Element* residual = end.residual;
   const int64_t residual_stride = end.residual_stride;
   const ts_act clamp = clamp_of(end.activation);
   const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
-  const Word* pixels = reinterpret_cast<const Word*>(A);
-  const int64_t pixel_stride = a_stride / kInWord<Factor<Element>>;
+  const int64_t pixel_stride = matrix.stride / kInWord<Factor<Element>>, line_stride = matrix.line_stride;
   Vector sum[Rows][Vectors];
   TS_UNROLL for (int i = 0; i < Rows; i++) {
     // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are.
     __builtin_prefetch(out + i * out_stride, 1, 3);
     TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = load(end.bias + j * kLanes);
   }
-  for (int64_t k = 0; k < words; k++, ahead += pace) {
-    __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
-    TS_UNROLL for (int step = 0; step < kSteps<Element>; step++) {
-      Vector weight[Vectors];
-      TS_UNROLL for (int j = 0; j < Vectors; j++) weight[j] = weights_of<Element>(weights + k * kPanel + j * kLanes, step);
-      TS_UNROLL for (int i = 0; i < Rows; i++) {
-        const Vector pixel = broadcast(pixels[i * pixel_stride + k * kSteps<Element> + step]);
-        TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = accumulate<Element>(sum[i][j], pixel, weight[j]);
+  for (int64_t line = matrix.lines; line > 0; line--, A += line_stride, weights += words * kPanel) {
+    const Word* pixels = reinterpret_cast<const Word*>(A);
+    for (int64_t k = 0; k < words; k++, ahead += pace) {
+      __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+      TS_UNROLL for (int step = 0; step < kSteps<Element>; step++) {
+        Vector weight[Vectors];
+        TS_UNROLL for (int j = 0; j < Vectors; j++) {
+          weight[j] = weights_of<Element>(weights + k * kPanel + j * kLanes, step);
+        }
+        TS_UNROLL for (int i = 0; i < Rows; i++) {
+          const Vector pixel = broadcast(pixels[i * pixel_stride + k * kSteps<Element> + step]);
+          TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = accumulate<Element>(sum[i][j], pixel, weight[j]);
+        }
       }
     }
   }
@@ -71,8 +87,8 @@ static void micro_kernel(const Factor<Element>* A, int64_t a_stride, const Word*
 }
 
 template <class Element, class Out>
-using MicroKernel = void (*)(const Factor<Element>*, int64_t, const Word*, int64_t, uintptr_t, uintptr_t, Out*, int64_t,
-                             const Epilogue<Element>&);
+using MicroKernel = void (*)(const Factor<Element>*, const Matrix<Factor<Element>>&, const Word*, int64_t, uintptr_t,
+                             uintptr_t, Out*, int64_t, const Epilogue<Element>&);
 
 template <class Element, class Out, int Vectors, int... Rows>
 static MicroKernel<Element, Out> choose_kernel(int rows, std::integer_sequence<int, Rows...>) {
@@ -87,25 +103,30 @@ static MicroKernel<Element, Out> kernel_for(int rows, int vectors) {
                              : choose_kernel<Element, Out, 1>(rows, all);
 }
 
-// Values as floats.
+// Values as they are multiplied.
 template <class Element>
-static void widen(float* to, const Element* from, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
-  for (; i < count; i++) to[i] = value_of(from[i]);
+static void convert(Factor<Element>* to, const Element* from, int64_t count) {
+  if constexpr (std::is_same_v<Element, Factor<Element>>) {
+    memcpy(to, from, static_cast<size_t>(count) * sizeof(Element));
+  } else {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+    for (; i < count; i++) to[i] = value_of(from[i]);
+  }
 }
 
 // Panels [first, last) of one tile; `next` is what will be read after them. Weight panels are outermost: each is read
 // once and stays in L1 while the tile's pixels, which stay in L2 or nearer, pass by.
 template <class Element, class Out>
-static void multiply_tile(const ts_operation& op, const Factor<Element>* A, int64_t a_stride, int64_t pixels, Out* out,
+static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>& matrix, Out* out,
                           const Element* residual, int64_t first, int64_t last, const void* next) {
   const int64_t vectors = op.out_vectors, words = op.depth / kInWord<Element>;
   // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
-  const int64_t blocks = (pixels + kRows - 1) / kRows;
-  const int64_t least = pixels / blocks, larger = pixels % blocks;  // so many blocks have a pixel more
+  const int64_t blocks = (matrix.pixels + kRows - 1) / kRows;
+  const int64_t least = matrix.pixels / blocks, larger = matrix.pixels % blocks;  // so many blocks have a pixel more
   // All blocks together ask for the next panel, so that its lines arrive one by one while this one is multiplied.
-  const uintptr_t pace = (kPanel * sizeof(Word) + static_cast<uintptr_t>(blocks) - 1) / static_cast<uintptr_t>(blocks);
+  const uintptr_t all_blocks = static_cast<uintptr_t>(blocks * matrix.rows);
+  const uintptr_t pace = (kPanel * sizeof(Word) + all_blocks - 1) / all_blocks;
   for (int64_t panel = first; panel < last; panel++) {
     const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
     // An address and no pointer: it may run beyond what there is to read.
@@ -113,24 +134,26 @@ static void multiply_tile(const ts_operation& op, const Factor<Element>* A, int6
     const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
     const auto multiply_least = kernel_for<Element, Out>(static_cast<int>(least), width);
     const auto multiply_larger = larger ? kernel_for<Element, Out>(static_cast<int>(least) + 1, width) : nullptr;
-    int64_t begin = 0;
-    for (int64_t block = 0; block < blocks; block++) {
-      const int64_t end = begin + least + (block < larger);
-      const Epilogue<Element> epilogue{op.bias + panel * kPanel,
-                                       residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
-                                       op.residual_stride, op.activation};
-      Out* to = out + begin * op.out_stride + panel * kPanel;
-      (block < larger ? multiply_larger : multiply_least)(A + begin * a_stride, a_stride, B, words, ahead, pace, to,
-                                                          op.out_stride, epilogue);
-      ahead += static_cast<uintptr_t>(words) * pace;
-      if constexpr (kActivatesLater<Element>) {
-        if (op.activation.kind != TS_CLAMP) {
-          for (int64_t p = 0; p < end - begin; p++) {
-            activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
+    for (int64_t row = 0; row < matrix.rows; row++) {
+      const Factor<Element>* A = matrix.values + row * matrix.row_stride;
+      int64_t begin = row * matrix.pixels;
+      for (int64_t block = 0; block < blocks; block++) {
+        const int64_t count = least + (block < larger);
+        const Epilogue<Element> epilogue{op.bias + panel * kPanel,
+                                         residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
+                                         op.residual_stride, op.activation};
+        Out* to = out + begin * op.out_stride + panel * kPanel;
+        (block < larger ? multiply_larger : multiply_least)(A, matrix, B, words / matrix.lines, ahead, pace, to,
+                                                            op.out_stride, epilogue);
+        ahead += static_cast<uintptr_t>(words) * pace;
+        if constexpr (kActivatesLater<Element>) {
+          if (op.activation.kind != TS_CLAMP) {
+            for (int64_t p = 0; p < count; p++) activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
           }
         }
+        A += count * matrix.stride;
+        begin += count;
       }
-      begin = end;
     }
   }
 }

@@ -48,12 +48,13 @@ static TileShapes shapes_for(int64_t pixels) {
   return shapes;
 }
 
-// sums[i][j] = sum_k A[i][k] B[k][j] for the pixels of a block and the channels of a panel.
-static void tile_kernel(const Bfloat16* A, int64_t a_stride, int64_t pixels, const Word* B, int64_t words,
-                        uintptr_t ahead, uintptr_t lines, float* sums) {
+// sums[i][j] = sum_k A[i][k] B[k][j] for the pixels of a block and the channels of a panel, where k counts the words of all
+// lines of the matrix, `words` in each.
+static void tile_kernel(const Bfloat16* A, const Matrix<Bfloat16>& matrix, int64_t pixels, const Word* weights,
+                        int64_t words, uintptr_t ahead, uintptr_t lines, float* sums) {
   constexpr int64_t weight_stride = kPanel * static_cast<int64_t>(sizeof(float));
-  const Bfloat16* second = A + (pixels + 1) / 2 * a_stride;
-  const int64_t stride = a_stride * static_cast<int64_t>(sizeof(Bfloat16));
+  const int64_t below_them = (pixels + 1) / 2 * matrix.stride;
+  const int64_t stride = matrix.stride * static_cast<int64_t>(sizeof(Bfloat16));
   const bool two = pixels > 1;
   written(A);
   _tile_zero(0);
@@ -62,20 +63,21 @@ static void tile_kernel(const Bfloat16* A, int64_t a_stride, int64_t pixels, con
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t word = 0; word < words; word += kStep) {
-    const Word* weights = B + word * kPanel;
-    for (uintptr_t line = 0; line < lines; line++, ahead += kLine) {
-      __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+  for (int64_t line = 0; line < matrix.lines; line++, A += matrix.line_stride) {
+    for (int64_t word = 0; word < words; word += kStep, weights += kStep * kPanel) {
+      for (uintptr_t asked = 0; asked < lines; asked++, ahead += kLine) {
+        __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+      }
+      _tile_loadd(6, weights, weight_stride);
+      _tile_loadd(7, weights + kTile, weight_stride);
+      _tile_loadd(4, A + word * kInWord<Bfloat16>, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (!two) continue;
+      _tile_loadd(5, A + below_them + word * kInWord<Bfloat16>, stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_loadd(6, weights, weight_stride);
-    _tile_loadd(7, weights + kTile, weight_stride);
-    _tile_loadd(4, A + word * kInWord<Bfloat16>, stride);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if (!two) continue;
-    _tile_loadd(5, second + word * kInWord<Bfloat16>, stride);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
   }
   float* below = sums + (pixels + 1) / 2 * kPanel;
   _tile_stored(0, sums, weight_stride);
@@ -88,15 +90,16 @@ static void tile_kernel(const Bfloat16* A, int64_t a_stride, int64_t pixels, con
 
 // As `multiply_tile`.
 template <class Out>
-static void multiply_by_tiles(const ts_operation& op, const Bfloat16* A, int64_t a_stride, int64_t pixels, Out* out,
+static void multiply_by_tiles(const ts_operation& op, const Matrix<Bfloat16>& matrix, Out* out,
                               const Bfloat16* residual, int64_t first, int64_t last, const void* next) {
-  const int64_t words = op.depth / kInWord<Bfloat16>;
+  const int64_t words = op.depth / kInWord<Bfloat16>, pixels = matrix.pixels;
   const int64_t blocks = (pixels + kTilePixels - 1) / kTilePixels;
   const int64_t least = pixels / blocks, larger = pixels % blocks;  // so many blocks, the first, have a pixel more
   const TileShapes shapes = shapes_for(least), larger_shapes = shapes_for(least + 1);
   // All blocks together ask for the lines of the next panel.
   const uintptr_t panel_lines = static_cast<uintptr_t>(kStep * kPanel) * sizeof(float) / kLine;
-  const uintptr_t lines = (panel_lines + static_cast<uintptr_t>(blocks) - 1) / static_cast<uintptr_t>(blocks);
+  const uintptr_t all_blocks = static_cast<uintptr_t>(blocks * matrix.rows);
+  const uintptr_t lines = (panel_lines + all_blocks - 1) / all_blocks;
   const ts_act act = op.activation, clamp = clamp_of(act);
   const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
   alignas(64) float sums[kTilePixels * kPanel];
@@ -107,22 +110,26 @@ static void multiply_by_tiles(const ts_operation& op, const Bfloat16* A, int64_t
     uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
     const int64_t vectors = std::min<int64_t>(kVectors, op.out_vectors - panel * kVectors);
     const float* bias = op.bias + panel * kPanel;
-    int64_t begin = 0;
-    for (int64_t block = 0; block < blocks; block++) {
-      const int64_t count = least + (block < larger);
-      if (block == 0 || block == larger) _tile_loadconfig(block < larger ? &larger_shapes : &shapes);
-      tile_kernel(A + begin * a_stride, a_stride, count, B, words, ahead, lines, sums);
-      ahead += static_cast<uintptr_t>(words / kStep) * lines * kLine;
-      for (int64_t p = 0; p < count; p++) {
-        Out* to = out + (begin + p) * op.out_stride + panel * kPanel;
-        const Bfloat16* branch = residual ? residual + (begin + p) * op.residual_stride + panel * kPanel : nullptr;
-        for (int64_t j = 0; j < vectors; j++) {
-          Vector sum = load(sums + p * kPanel + j * kLanes) + load(bias + j * kLanes);
-          if (branch) sum += load(branch + j * kLanes);
-          store(to + j * kLanes, act.kind == TS_CLAMP ? at_most(at_least(sum, low), high) : activated(sum, act));
+    for (int64_t row = 0; row < matrix.rows; row++) {
+      const Bfloat16* A = matrix.values + row * matrix.row_stride;
+      int64_t begin = row * pixels;
+      for (int64_t block = 0; block < blocks; block++) {
+        const int64_t count = least + (block < larger);
+        if (block == 0 || block == larger) _tile_loadconfig(block < larger ? &larger_shapes : &shapes);
+        tile_kernel(A, matrix, count, B, words / matrix.lines, ahead, lines, sums);
+        ahead += static_cast<uintptr_t>(words / kStep) * lines * kLine;
+        for (int64_t p = 0; p < count; p++) {
+          Out* to = out + (begin + p) * op.out_stride + panel * kPanel;
+          const Bfloat16* branch = residual ? residual + (begin + p) * op.residual_stride + panel * kPanel : nullptr;
+          for (int64_t j = 0; j < vectors; j++) {
+            Vector sum = load(sums + p * kPanel + j * kLanes) + load(bias + j * kLanes);
+            if (branch) sum += load(branch + j * kLanes);
+            store(to + j * kLanes, act.kind == TS_CLAMP ? at_most(at_least(sum, low), high) : activated(sum, act));
+          }
         }
+        A += count * matrix.stride;
+        begin += count;
       }
-      begin += count;
     }
   }
   _tile_release();
@@ -134,22 +141,16 @@ static void multiply_by_tiles(const ts_operation& op, const Bfloat16* A, int64_t
 template <class Element>
 constexpr bool kWidened = !std::is_same_v<Element, Factor<Element>>;
 
-// A tile of pixels times panels [first, last) of the weights. Where kWidened, `room` is for `pixels` * depth floats.
+// A tile of pixels times panels [first, last) of the weights.
 template <class Element, class Out>
-static void multiply(const ts_operation& op, const Element* A, int64_t a_stride, int64_t pixels, Out* out,
-                     const Element* residual, int64_t first, int64_t last, const void* next, float* room) {
-  static_cast<void>(room);
+static void multiply(const ts_operation& op, const Matrix<Factor<Element>>& matrix, Out* out, const Element* residual,
+                     int64_t first, int64_t last, const void* next) {
 #ifdef TS_TILES
   if constexpr (std::is_same_v<Element, Bfloat16>) {
-    multiply_by_tiles(op, A, a_stride, pixels, out, residual, first, last, next);
+    return multiply_by_tiles(op, matrix, out, residual, first, last, next);
   } else
 #endif
-  if constexpr (kWidened<Element>) {
-    for (int64_t p = 0; p < pixels; p++) widen(room + p * op.depth, A + p * a_stride, op.depth);
-    multiply_tile<Element>(op, room, op.depth, pixels, out, residual, first, last, next);
-  } else {
-    multiply_tile<Element>(op, A, a_stride, pixels, out, residual, first, last, next);
-  }
+  multiply_tile<Element>(op, matrix, out, residual, first, last, next);
 }
 
 }  // namespace ts::TS_ISA

@@ -47,6 +47,29 @@ def test_feature_distance_is_relative_to_the_teacher() -> None:
     )
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradient_of_the_feature_distance_is_that_of_its_definition(layout: torch.memory_format) -> None:
+    teacher = torch.randn(3, 4, 5, 6).contiguous(memory_format=layout)
+    weight = torch.rand(3)
+    ours = torch.randn(3, 4, 5, 6).contiguous(memory_format=layout).requires_grad_()
+    plain = ours.detach().clone().requires_grad_()
+    (feature_distance([ours, ours[:, 0]], [teacher, teacher[:, 0]]) * weight).sum().backward()
+    parts = [
+        (plain - teacher).square().sum((1, 2, 3)) / teacher.square().sum((1, 2, 3)),
+        (plain - teacher)[:, 0].square().sum((1, 2)) / teacher[:, 0].square().sum((1, 2)),
+    ]
+    (torch.stack(parts).mean(0) * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_features_that_are_learnt_already_have_no_gradient() -> None:
+    teacher = torch.randn(2, 3, 4, 4)
+    ours = teacher.clone().requires_grad_()
+    feature_distance([ours], [teacher]).sum().backward()
+    assert ours.grad is not None
+    assert ours.grad.eq(0).all()
+
+
 def dense() -> nn.Module:
     inner = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
     return nn.Sequential(nn.Conv2d(3, 4, 3), inner, nn.Flatten(), nn.Linear(64, 2))

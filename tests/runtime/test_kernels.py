@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_separable.runtime import available, instruction_sets
-from torch_separable.runtime.library import run
+from torch_separable.runtime.library import Patches, run
 from torch_separable.runtime.program import (
     Activate,
     Activation,
@@ -196,6 +196,39 @@ def test_dense_convolution(
     nodes.append(Convolution("y", "x", "y", weight, bias, window, activation, residual="r" if residual else None))
     got = execute(nodes, shapes, x, data.draw(instruction_set), data.draw(threads), dtype=dtype)  # type: ignore[arg-type]
     assert_close(got, ACTIVATIONS[activation](expected))
+
+
+BY_LINES = Window((3, 3), padding=(1, 1))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("window", "size", "channels", "patches"),
+    [
+        (BY_LINES, (9, 37), 32, Patches.LINES),
+        (Window((3, 3), (2, 2), (1, 1)), (35, 70), 32, Patches.LINES),
+        (Window((3, 3), (2, 3), (0, 0), (2, 1)), (19, 100), 64, Patches.LINES),
+        (Window((5, 2), (1, 1), (4, 3)), (6, 40), 32, Patches.LINES),  # padding wider than the kernel
+        (Window((4, 4), (4, 4)), (8, 130), 8, Patches.LINES),  # patches that do not overlap, and two columns left over
+        (Window((1, 3), padding=(0, 70)), (3, 1), 32, Patches.LINES),  # lines of padding almost alone
+        (Window((3, 3), padding=(1, 1), dilation=(1, 2)), (9, 37), 32, Patches.GATHERED),  # its runs have gaps
+        (Window((1, 1), (2, 2)), (9, 37), 32, Patches.GATHERED),  # nothing to share
+        (BY_LINES, (9, 2), 32, Patches.GATHERED),  # rows too short for a micro-kernel
+    ],
+)  # fmt: skip
+def test_dense_convolution_reads_lines_where_it_can(
+    window: Window, size: tuple[int, int], channels: int, patches: Patches, workers: int
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, outputs = values(dtype, 2, channels, *size), 40
+        weight, bias = values(dtype, outputs, channels, *window.kernel, fan_in=channels), values(dtype, outputs)
+        node = Convolution("y", "x", "y", weight, bias, window)
+        shapes = {"x": (2, channels, *size), "y": (2, outputs, *output_size(window, size))}
+        for isa in SETS:
+            program = Program("x", (node,), shapes, {}, frozenset(), ("y",), None)
+            (step,) = schedule(program, instruction_sets(dtype)[isa], workers).steps
+            assert step.operations[-1].patches == patches, isa
+            assert_close(execute([node], shapes, x, isa, workers, dtype=dtype), convolved(x, weight, bias, window))
 
 
 @settings(max_examples=100)

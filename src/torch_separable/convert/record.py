@@ -149,11 +149,17 @@ def run(model: nn.Module, batch: Batch) -> Any:
 
 
 def placed(model: nn.Module, batch: Batch) -> Batch:
-    """Return a batch on the device and, where it is floating point, in the dtype of the model's parameters."""
+    """Return a batch on the device and, where it is floating point, in the dtype of the model's parameters.
+
+    Images come channels-last: convolutions keep that up, and are up to a third faster so.
+    """
     reference = next(model.parameters(), torch.zeros(()))
 
     def one(value: Tensor) -> Tensor:
-        return value.to(reference.device, reference.dtype if value.is_floating_point() else None)
+        images = value.dim() == 4 and value.is_floating_point()
+        layout = torch.channels_last if images else torch.preserve_format
+        dtype = reference.dtype if value.is_floating_point() else value.dtype
+        return value.to(reference.device, dtype, memory_format=layout)
 
     return {name: one(value) for name, value in batch.items()} if isinstance(batch, Mapping) else one(batch)
 

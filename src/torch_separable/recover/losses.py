@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +52,34 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
     """
     parts = []
     for ours, theirs in zip(student, teacher, strict=True):
-        squared = theirs.float().square().flatten(1).sum(1).clamp_min(1e-12)
-        parts.append((ours.float() - theirs.float()).square().flatten(1).sum(1) / squared)
+        squared = _squared_length(theirs.float()).clamp_min(1e-12)
+        parts.append(_squared_length(ours.float() - theirs.float()) / squared)
     return torch.stack(parts).mean(0)
+
+
+class _SquaredLength(torch.autograd.Function):
+    """Sum of the squares of each image's values, (n, ...) to (n,): in one pass each way, whatever the memory format.
+
+    Features are large, and operators put together read and write them three times as often (flattening copies
+    channels-last tensors, the norm's own gradient looks for zeros): a sixth of the time of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        length: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)))
+        return length.square()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        values: Tensor = ctx.saved_tensors[0]
+        scaled: Tensor = values * (2 * gradients[0]).view(-1, *[1] * (values.ndim - 1))
+        return scaled
+
+
+def _squared_length(values: Tensor) -> Tensor:
+    length: Tensor = _SquaredLength.apply(values)  # type: ignore[no-untyped-call]
+    return length
 
 
 def matched_features(student: nn.Module, teacher: nn.Module, names: Sequence[str] | None) -> tuple[str, ...]:

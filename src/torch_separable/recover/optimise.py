@@ -54,7 +54,7 @@ def make_optimizer(model: nn.Module, config: RecoverConfig) -> Optimizer:
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True)
-    return AdamW(groups, lr=lr)
+    return AdamW(groups, lr=lr, fused=True)
 
 
 def make_scheduler(optimizer: Optimizer, config: RecoverConfig, steps: int, done: int = 0) -> LambdaLR:

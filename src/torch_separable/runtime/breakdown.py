@@ -16,7 +16,7 @@ from torch_separable.runtime.peak import Peak
 from torch_separable.runtime.program import Convolution, Node, TorchCall
 
 _KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy".split()
-_CONVOLUTIONS = ("pointwise", "dense", "separable")
+_CONVOLUTIONS = ("pointwise", "dense", "separable", "dense")  # by ``Patches``
 _WIDTH = 80
 _HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak", "roof")
 

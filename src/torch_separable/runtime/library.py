@@ -26,7 +26,7 @@ class Kind(IntEnum):
 class Patches(IntEnum):
     """``ts_patches``."""
 
-    DIRECT, GATHERED, FILTERED = range(3)
+    DIRECT, GATHERED, FILTERED, LINES = range(4)
 
 
 # In the order of ``ts_precision``.

@@ -307,7 +307,7 @@ class _Builder:
             if blocks_in > 1:
                 matrix = pad_blocks(matrix, blocks_in, lanes, 1)
         else:
-            operation.patches = Patches.GATHERED
+            operation.patches = Patches.LINES if self._by_lines(node) else Patches.GATHERED
             matrix = pack_dense(node.weight)
         operation.depth = padded(matrix.shape[1], self.kernels.depth)
         bias = node.bias
@@ -326,6 +326,18 @@ class _Builder:
         channels = node.weight.shape[1]
         return channels % self.kernels.depth == 0 or channels == self.program.shapes[node.input][1]
 
+    def _by_lines(self, node: Convolution) -> bool:
+        """Whether a dense convolution is to read its input's lines, and not copies of its patches.
+
+        A row of its kernel must be one run of values, a whole number of what a product takes at a time. Of a kernel
+        that is one pixel there is nothing to share. And as a micro-kernel's pixels are of one row there, rows too short
+        to fill half of it are better gathered.
+        """
+        width, window = self.program.shapes[node.output][3], node.window
+        run = window.kernel[1] * node.weight.shape[1]
+        shares = window.kernel != (1, 1) and window.dilation[1] == 1
+        return shares and run % self.kernels.depth == 0 and 2 * width >= self.kernels.rows
+
     def _tile(self, operation: Operation) -> Tile:
         shape = shape_key(operation)
         known = self.tiles.get(shape) if shape is not None else None
@@ -343,15 +355,13 @@ class _Builder:
         so tiles are as large as L2 allows. With several threads there is at least a tile for each, or else the channels
         of a tile are shared out.
         """
-        panels, pixel = self._panels(operation), self.kernels.factor * operation.depth
+        panels = self._panels(operation)
         weights = self.kernels.dtype.itemsize * operation.depth * panels * self.kernels.panel
         room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
         direct = operation.patches == Patches.DIRECT
-        width = 1 if direct else operation.out_width
         rows = rows_of(operation)
         images = 1 if direct else operation.batch
-        least = self.kernels.rows if direct else -(-self.kernels.rows // width)
-        tile = max(room // (pixel * width), least, 1)
+        tile = self._rows_within(operation, room)
         if self.threads > 1 and images * rows >= self.threads:
             few = rows < self.threads * _FEW_PIXELS
             splits_pay = direct and few and weights > cache_bytes(2) // 2 and panels >= self.threads
@@ -364,6 +374,16 @@ class _Builder:
         elif self.threads > 1 and panels >= self.threads:
             return min(tile, rows), self.threads
         return min(tile, rows), 1
+
+    def _rows_within(self, operation: Operation, room: int) -> int:
+        """Rows of a tile whose matrix takes ``room`` bytes; more where they would not fill a micro-kernel."""
+        o, value = operation, self.kernels.factor
+        if o.patches == Patches.LINES:
+            line = value * o.in_channels * ((o.out_width - 1) * o.stride_width + o.kernel_width)
+            beyond = (o.kernel_height - 1) * o.dilation_height + 1 - o.stride_height  # of the last row's lines
+            return int(max(1, (room // line - beyond) // o.stride_height))
+        width = 1 if o.patches == Patches.DIRECT else o.out_width
+        return int(max(1, room // (value * o.depth * width), -(-self.kernels.rows // width)))
 
     def _grouped(self, node: Convolution) -> list[Operation]:
         """A convolution for each group, or for as many neighbouring ones together as fill whole vectors of outputs.
@@ -420,8 +440,9 @@ def shape_key(operation: Operation) -> str | None:
     kernel = f"{o.kernel_height}x{o.kernel_width}/{o.stride_height}x{o.stride_width}"
     where = f"pad {o.pad_height}x{o.pad_width} dilation {o.dilation_height}x{o.dilation_width}"
     act = f"activations {o.between.kind},{o.activation.kind}{'' if o.residual < 0 else ' + residual'}"
+    patches = ("pointwise", "dense", "separable", "dense")[o.patches]
     return (
-        f"{('pointwise', 'dense', 'separable')[o.patches]} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
+        f"{patches} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
         f"{o.out_height}x{o.out_width}x{o.out_channels} {kernel} {where} multiplier {o.multiplier} {act}"
     )
 
