@@ -58,6 +58,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "labels": {
         "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 64, "label_weight": 0.5, "feature_weight": 1.0,
     },
+    # The labels' schedule with batch norms that adapt to each batch, which bear larger steps.
+    "adapting": {
+        "optimizer": "adamw", "learning_rate": 3e-3, "batch_size": 64, "label_weight": 0.5, "feature_weight": 1.0,
+        "frozen_norms": False,
+    },
     "mixtures": {
         "optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 64, "feature_weight": 4.0,
         "augment": ("crop", "flip", "mixup"),

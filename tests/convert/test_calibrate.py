@@ -184,7 +184,7 @@ def test_memory_is_bounded() -> None:
     model = nn.Sequential(*(nn.Conv2d(24, 24, 3, padding=1) for _ in range(5)))
     given = images(12, 24, 24)
     with torch.no_grad(), LiveBytes() as running:
-        model(given)
+        model(given.contiguous(memory_format=torch.channels_last))
     memory = 6 * 2**20
     for bound in (memory, 8 * memory):
         with LiveBytes() as live:

@@ -218,7 +218,7 @@ def moments_of(model: nn.Module, statistics: Statistics, name: str) -> tuple[Mom
 
 
 def sample_moments(
-    patches: Tensor, target: Tensor, groups: int, known: tuple[Moments, ...] | None = None
+    patches: Tensor, target: Tensor, groups: int, known: tuple[Moments, ...] | None = None, *, single: bool = False
 ) -> tuple[Moments, ...]:
     """Compute centred second moments of samples, in float64, one entry a group.
 
@@ -227,6 +227,8 @@ def sample_moments(
         target: (P, M).
         groups: of the convolution.
         known: moments of the same patches with another target, whose share of the work is taken over.
+        single: whether the products of ``cross`` may be taken in the samples' own precision, for fits that lose more
+            than `SINGLE`.
     """
     result = []
     for g, (x, t) in enumerate(zip(patches.chunk(groups, dim=1), target.chunk(groups, dim=1), strict=True)):
@@ -238,13 +240,14 @@ def sample_moments(
         mean_x, mean_t = sum_x / count, sum_t / count
         entries, outputs = x.shape[1], t.shape[1]
         S, T, v = (sum_x.new_zeros(shape) for shape in ((entries, entries), (outputs, entries), (outputs,)))
+        # In double precision: rounded to single, S need not be positive definite by as much as the ridge.
+        precision = x.dtype if single and known is not None else torch.float64
         for xb, tb in zip(x.split(_BLOCK), t.split(_BLOCK), strict=True):
-            # In double precision: rounded to single, the product need not be positive definite by as much as the ridge.
-            xc, tc = xb - mean_x, tb - mean_t
+            xc, tc = xb - mean_x.to(precision), tb - mean_t.to(precision)
             if known is None:
                 _add_gram(S, xc)
             T += tc.T @ xc
-            v += tc.square().sum(0)
+            v += tc.square().sum(0, dtype=v.dtype)
         S, T, v = over_processes(S, T, v)
         S = (S.triu() + S.triu(1).T) / count if known is None else known[g].patches
         result.append(Moments(S, T / count, mean_x, mean_t, v / count, int(count)))
@@ -276,7 +279,9 @@ def _dense_moments(conv: Conv, recording: Recording) -> tuple[Moments, ...]:
 
 
 def batches_of(images: Images) -> tuple[Batch, ...]:
-    """Check images and cut them into batches.
+    """Check images and cut them into batches; images of two dimensions are laid out channels-last.
+
+    Convolutions keep that layout up, and a pass through a network is up to a third faster in it.
 
     Raises:
         SeparableError: none, too few, or NaN or infinity among them.
@@ -321,7 +326,15 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
         raise SeparableError(
             f"{count} calibration images: at least {_FEWEST_IMAGES} are needed, and 256 to 1,024 recommended"
         )
-    return batches
+    return tuple(map(_channels_last, batches))
+
+
+def _channels_last(batch: Batch) -> Batch:
+    def one(value: Tensor) -> Tensor:
+        images = value.dim() == 4 and value.is_floating_point()
+        return value.contiguous(memory_format=torch.channels_last) if images else value
+
+    return {name: one(value) for name, value in batch.items()} if isinstance(batch, Mapping) else one(batch)
 
 
 def check_weights(model: nn.Module) -> None:

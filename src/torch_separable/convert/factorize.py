@@ -36,7 +36,7 @@ _EXACT = 1e-10
 
 # Share of the target's variance from which on products with the moments are taken in single precision: their rounding
 # errors are a thousandth of that.
-_SINGLE = 1e-4
+SINGLE = 1e-4
 
 # Conjugate gradient steps towards one factor before it is the other's turn.
 _STEPS = 3
@@ -230,12 +230,12 @@ def fit(
     kernel = start.kernel()
     best = current = _Fitted(start, problem.left_by(kernel))
     lost = best_lost = problem.lost_by(kernel, best.left)
-    if lost > _SINGLE:
+    if lost > SINGLE:
         problem = replace(problem, single=S.float())
     for _ in range(sweeps):
         if best_lost <= _EXACT:
             break
-        if problem.single is not None and lost <= _SINGLE:
+        if problem.single is not None and lost <= SINGLE:
             problem = replace(problem, single=None)
             current = _Fitted(current.factors, problem.left_by(current.factors.kernel()))
         current, lost = step(current, problem)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torch_separable.convert.calibrate import LayerStatistics, sample_moments
-from torch_separable.convert.factorize import Factors, Moments, Order, best_bias, decouple_weighted, fit
+from torch_separable.convert.factorize import SINGLE, Factors, Moments, Order, best_bias, decouple_weighted, fit
 from torch_separable.convert.record import Recording
 
 # λ of each alternation: small at first, so that the target may move, then 1 (section 3.2.2 of the paper).
@@ -115,7 +115,7 @@ def reconstruct(
 
     groups, importance = layer.spec.groups, importance_of(layer)
     moments = sample_moments(converted.patches, target, groups)
-    factors, _ = fit_groups(moments, weight, order, rank, importance)
+    factors, lost = fit_groups(moments, weight, order, rank, importance)
     if not (rectifier and layer.flow.rectified):
         return factors, biases(factors, moments)
 
@@ -125,7 +125,8 @@ def reconstruct(
         fitted = _apply(factors, converted.patches) + biases(factors, moments).to(target)
         before = scale * fitted + shift + theirs
         z = _rectified_target(wanted, before, strength)
-        moments = sample_moments(converted.patches, (z - shift - theirs) / divisor, groups, moments)
+        target = (z - shift - theirs) / divisor
+        moments = sample_moments(converted.patches, target, groups, moments, single=lost > SINGLE)
         factors, _ = fit_groups(moments, weight, order, rank, importance, start=factors, sweeps=2)
     return factors, biases(factors, moments)
 

@@ -188,7 +188,8 @@ class _Rows:
             self.held = torch.cat([self.held, torch.empty_like(self.held)])
         for block in zip(*(i.split(_BLOCK) for i in index), strict=True):
             to = slice(self.used, self.used + len(block[0]))
-            self.held[to] = patches[block].flatten(1)
+            found = patches[block]  # in any layout: to flatten it could copy it
+            self.held[to].view(found.shape).copy_(found)
             self.used = to.stop
 
     def all(self) -> Tensor:
