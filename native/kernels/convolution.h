@@ -22,17 +22,18 @@ static void filter_tile(const ts_operation& op, const Element* image, int64_t fi
   }
 }
 
-// Values from a pixel to the next in a matrix that is made here. Lines of a page's distance share a set of L1, which has
-// fewer places than a micro-kernel has pixels: they would push each other out.
-template <class Element>
-static int64_t pitch_of(int64_t depth) {
-  constexpr int64_t kPage = 4096 / static_cast<int64_t>(sizeof(Element));
-  return depth + (depth % kPage == 0 ? 64 / static_cast<int64_t>(sizeof(Element)) : 0);
-}
-
 template <class Element>
 constexpr int64_t kBytes = static_cast<int64_t>(sizeof(Element));
 constexpr int64_t kFloat = kBytes<float>;
+
+// Lines of a page's distance share a set of L1, which has 8 to 12 places: the pixels of a micro-kernel would push each
+// other out.
+template <class Value>
+static bool collide(int64_t stride) { return stride * kBytes<Value> % 4096 == 0; }
+
+// Values from a pixel to the next in a matrix of `depth` values each that is made here.
+template <class Value>
+static int64_t pitch_of(int64_t depth) { return depth + (collide<Value>(depth) ? 64 / kBytes<Value> : 0); }
 
 // The first and the last Bytes of a run that is shorter than two of them; they may overlap.
 template <int64_t Bytes>
@@ -154,14 +155,14 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     const int64_t total = op.batch * op.out_height * op.out_width;
     const int64_t begin = tile * op.tile_rows, pixels = std::min(op.tile_rows, total - begin);
     const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-    Matrix<Factor<Element>> matrix{nullptr, op.in_stride, pixels};
     const Element* from = workspace + op.input + begin * op.in_stride;
-    if constexpr (kWidened<Element>) {
-      float* room = static_cast<float*>(scratch(pixels * op.depth * kFloat));
-      for (int64_t p = 0; p < pixels; p++) convert(room + p * op.depth, from + p * op.in_stride, op.depth);
+    Matrix<Factor<Element>> matrix{nullptr, op.in_stride, pixels};
+    if (kWidened<Element> || (pixels > 8 && collide<Element>(op.in_stride))) {
+      matrix.stride = pitch_of<Factor<Element>>(op.depth);
+      auto* room = static_cast<Factor<Element>*>(scratch(pixels * matrix.stride * kBytes<Factor<Element>>));
+      for (int64_t p = 0; p < pixels; p++) convert(room + p * matrix.stride, from + p * op.in_stride, op.depth);
       matrix.values = room;
-      matrix.stride = op.depth;
-    } else {
+    } else if constexpr (!kWidened<Element>) {
       matrix.values = from;
     }
     return multiply(op, matrix, output + begin * op.out_stride, residual, first, last,
