@@ -83,12 +83,15 @@ def channel_values(name: str, text: str | None) -> tuple[float, ...] | None:
         raise SeparableValueError(f"{name} {text}: expected numbers separated by commas, or imagenet") from None
 
 
+_JSON = {"true": True, "false": False, "null": None}
+
+
 def keyword_arguments(option: str, texts: Iterable[str] | None) -> dict[str, Any]:
-    """Read ``k=v`` pairs; values are Python literals where they look like one, else text.
+    """Read ``k=v`` pairs; values are literals of Python or JSON where they look like one, else text.
 
     Example:
-        >>> keyword_arguments("--model-arg", ["width_multiplier=0.5", "order=depthwise_first"])
-        {'width_multiplier': 0.5, 'order': 'depthwise_first'}
+        >>> keyword_arguments("--model-arg", ["width_multiplier=0.5", "order=depthwise_first", "bias=false"])
+        {'width_multiplier': 0.5, 'order': 'depthwise_first', 'bias': False}
     """
     arguments: dict[str, Any] = {}
     for text in texts or ():
@@ -96,7 +99,7 @@ def keyword_arguments(option: str, texts: Iterable[str] | None) -> dict[str, Any
         if not equals or not key.isidentifier():
             raise SeparableValueError(f"{option} {text}: expected name=value")
         try:
-            arguments[key] = ast.literal_eval(value)
+            arguments[key] = _JSON[value] if value in _JSON else ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             arguments[key] = value
     return arguments
