@@ -10,14 +10,13 @@
 namespace ts::TS_ISA {
 
 template <class Element>
-static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix,
-                        int64_t pitch) {
+static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix) {
   const int64_t taps = op.kernel_height * op.kernel_width;
   for (int64_t row = 0; row < rows; row++) {
     for (int64_t m = 0; m < op.multiplier; m++) {
       const Filter<Element> filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
                                    op.in_stride, 1, nullptr, 0, op.between};
-      filter_row(op, filter, first_row + row, matrix + row * op.out_width * pitch + m * op.in_stride, pitch);
+      filter_row(op, filter, first_row + row, matrix + row * op.out_width * op.depth + m * op.in_stride, op.depth);
     }
   }
 }
@@ -25,15 +24,6 @@ static void filter_tile(const ts_operation& op, const Element* image, int64_t fi
 template <class Element>
 constexpr int64_t kBytes = static_cast<int64_t>(sizeof(Element));
 constexpr int64_t kFloat = kBytes<float>;
-
-// Lines of a page's distance share a set of L1, which has 8 to 12 places: the pixels of a micro-kernel would push each
-// other out.
-template <class Value>
-static bool collide(int64_t stride) { return stride * kBytes<Value> % 4096 == 0; }
-
-// Values from a pixel to the next in a matrix of `depth` values each that is made here.
-template <class Value>
-static int64_t pitch_of(int64_t depth) { return depth + (collide<Value>(depth) ? 64 / kBytes<Value> : 0); }
 
 // The first and the last Bytes of a run that is shorter than two of them; they may overlap.
 template <int64_t Bytes>
@@ -61,9 +51,8 @@ TS_INLINE void copy_run(Element* to_values, const Element* from_values, int64_t 
 // The patches of a tile, one kernel row of all pixels of an output row after the other; zeros up to the depth that the
 // product takes at a time.
 template <class Element>
-static void gather_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix,
-                        int64_t pitch) {
-  const int64_t channels = op.in_channels, in_stride = op.in_stride, in_width = op.in_width;
+static void gather_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix) {
+  const int64_t channels = op.in_channels, depth = op.depth, in_stride = op.in_stride, in_width = op.in_width;
   const int64_t width = op.kernel_width, step = op.stride_width, dilation = op.dilation_width, pad = op.pad_width;
   const int64_t out_width = op.out_width, run = width * channels;
   // Columns whose kernels see no padding, from the first to the last.
@@ -71,21 +60,21 @@ static void gather_tile(const ts_operation& op, const Element* image, int64_t fi
   const int64_t room = in_width - 1 - (width - 1) * dilation + pad;
   const int64_t end = std::max(begin, std::min(out_width, room < 0 ? 0 : room / step + 1));
   for (int64_t row = first_row; row < first_row + rows; row++) {
-    Element* pixels = matrix + (row - first_row) * out_width * pitch;
-    if (const int64_t used = op.kernel_height * run; used < op.depth) {
+    Element* pixels = matrix + (row - first_row) * out_width * depth;
+    if (const int64_t used = op.kernel_height * run; used < depth) {
       for (int64_t column = 0; column < out_width; column++) {
-        std::fill_n(pixels + column * pitch + used, op.depth - used, Element{});
+        std::fill_n(pixels + column * depth + used, depth - used, Element{});
       }
     }
     for (int64_t kh = 0; kh < op.kernel_height; kh++, pixels += run) {
       const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
       if (y < 0 || y >= op.in_height) {
-        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * pitch, run, Element{});
+        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * depth, run, Element{});
         continue;
       }
       const Element* line = image + y * in_width * in_stride;
       auto tap_by_tap = [&](int64_t column) {
-        Element* to = pixels + column * pitch;
+        Element* to = pixels + column * depth;
         for (int64_t kw = 0; kw < width; kw++, to += channels) {
           const int64_t x = column * step - pad + kw * dilation;
           if (x < 0 || x >= in_width) {
@@ -101,7 +90,7 @@ static void gather_tile(const ts_operation& op, const Element* image, int64_t fi
       if (!runs) continue;
       const Element* from = line + (begin * step - pad) * in_stride;
       for (int64_t column = begin; column < end; column++, from += step * in_stride) {
-        copy_run(pixels + column * pitch, from, run);
+        copy_run(pixels + column * depth, from, run);
       }
       for (int64_t column = end; column < out_width; column++) tap_by_tap(column);
     }
@@ -157,12 +146,11 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
     const Element* from = workspace + op.input + begin * op.in_stride;
     Matrix<Factor<Element>> matrix{nullptr, op.in_stride, pixels};
-    if (kWidened<Element> || (pixels > 8 && collide<Element>(op.in_stride))) {
-      matrix.stride = pitch_of<Factor<Element>>(op.depth);
-      auto* room = static_cast<Factor<Element>*>(scratch(pixels * matrix.stride * kBytes<Factor<Element>>));
-      for (int64_t p = 0; p < pixels; p++) convert(room + p * matrix.stride, from + p * op.in_stride, op.depth);
-      matrix.values = room;
-    } else if constexpr (!kWidened<Element>) {
+    if constexpr (kWidened<Element>) {
+      float* room = static_cast<float*>(scratch(pixels * op.depth * kFloat));
+      for (int64_t p = 0; p < pixels; p++) convert(room + p * op.depth, from + p * op.in_stride, op.depth);
+      matrix = {room, op.depth, pixels};
+    } else {
       matrix.values = from;
     }
     return multiply(op, matrix, output + begin * op.out_stride, residual, first, last,
@@ -174,8 +162,7 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
   const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
   const int64_t begin = (image * op.out_height + row) * op.out_width;
   const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-  const int64_t pitch = pitch_of<Factor<Element>>(op.depth);
-  Matrix<Factor<Element>> matrix{nullptr, pitch, pixels};
+  Matrix<Factor<Element>> matrix{nullptr, op.depth, pixels};
   if (op.patches == TS_LINES) {
     const int64_t lines = (rows - 1) * op.stride_height + (op.kernel_height - 1) * op.dilation_height + 1;
     const int64_t width = (op.out_width - 1) * op.stride_width + op.kernel_width, line = width * op.in_channels;
@@ -184,13 +171,13 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     matrix = {room, op.stride_width * op.in_channels, op.out_width, rows, op.stride_height * line,
               op.kernel_height, op.dilation_height * line};
   } else {
-    const int64_t values = pixels * pitch;
+    const int64_t values = pixels * op.depth;
     char* room = static_cast<char*>(scratch(values * (kWidened<Element> ? kFloat + kBytes<Element> : kBytes<Element>)));
     Element* patches = reinterpret_cast<Element*>(room + (kWidened<Element> ? values * kFloat : 0));
     if (op.patches == TS_FILTERED) {
-      filter_tile(op, from, row, rows, patches, pitch);
+      filter_tile(op, from, row, rows, patches);
     } else {
-      gather_tile(op, from, row, rows, patches, pitch);
+      gather_tile(op, from, row, rows, patches);
     }
     if constexpr (kWidened<Element>) convert(reinterpret_cast<float*>(room), patches, values);
     matrix.values = reinterpret_cast<Factor<Element>*>(room);

@@ -198,23 +198,6 @@ def test_dense_convolution(
     assert_close(got, ACTIVATIONS[activation](expected))
 
 
-@pytest.mark.parametrize("size", [(1, 8), (3, 7)])  # up to 8 pixels fit into a set of the cache
-@pytest.mark.parametrize(("channels", "dtype"), [(1024, torch.float32), (1024, torch.bfloat16), (2048, torch.bfloat16)])
-def test_pixels_a_page_apart(channels: int, dtype: torch.dtype, size: tuple[int, int]) -> None:
-    """Such matrices are laid out with gaps, so that pixels do not push each other out of the cache."""
-    x, outputs = values(dtype, 1, channels, *size), 40
-    weight, bias = values(dtype, outputs, channels, 1, 1, fan_in=channels), values(dtype, outputs)
-    filters = values(dtype, channels, 1, 3, 3)
-    stage = Depthwise(filters.flatten(1).T[None], torch.zeros(1, channels), Window((3, 3), padding=(1, 1)))
-    filtered = F.conv2d(x, filters, padding=1, groups=channels)
-    shapes = {"x": tuple(x.shape), "y": (1, outputs, *size)}
-    for isa in SETS:
-        for depthwise, read in ((None, x), (stage, stored(filtered, dtype))):
-            node = Convolution("y", "x", "y", weight, bias, Window(), depthwise=depthwise)
-            got = execute([node], shapes, x, isa, 1, dtype=dtype)  # type: ignore[arg-type]
-            assert_close(got, convolved(read, weight, bias, Window()))
-
-
 BY_LINES = Window((3, 3), padding=(1, 1))
 
 
