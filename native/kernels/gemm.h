@@ -96,11 +96,14 @@ static MicroKernel<Element, Out> choose_kernel(int rows, std::integer_sequence<i
   return kernels[rows - 1];
 }
 
+// Pixels of a block, at most: of a panel's last vector alone, twice as many sums find room.
+static int64_t rows_for(int vectors) { return vectors == kVectors ? kRows : kRows * kVectors; }
+
 template <class Element, class Out>
 static MicroKernel<Element, Out> kernel_for(int rows, int vectors) {
-  std::make_integer_sequence<int, kRows> all;
-  return vectors == kVectors ? choose_kernel<Element, Out, kVectors>(rows, all)
-                             : choose_kernel<Element, Out, 1>(rows, all);
+  return vectors == kVectors
+             ? choose_kernel<Element, Out, kVectors>(rows, std::make_integer_sequence<int, kRows>())
+             : choose_kernel<Element, Out, 1>(rows, std::make_integer_sequence<int, kRows * kVectors>());
 }
 
 // Values as they are multiplied.
@@ -121,19 +124,19 @@ template <class Element, class Out>
 static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>& matrix, Out* out,
                           const Element* residual, int64_t first, int64_t last, const void* next) {
   const int64_t vectors = op.out_vectors, words = op.depth / kInWord<Element>;
-  // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
-  const int64_t blocks = (matrix.pixels + kRows - 1) / kRows;
-  const int64_t least = matrix.pixels / blocks, larger = matrix.pixels % blocks;  // so many blocks have a pixel more
-  // All blocks together ask for the next panel, so that its lines arrive one by one while this one is multiplied.
-  const uintptr_t all_blocks = static_cast<uintptr_t>(blocks * matrix.rows);
-  const uintptr_t pace = (kPanel * sizeof(Word) + all_blocks - 1) / all_blocks;
   for (int64_t panel = first; panel < last; panel++) {
     const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
-    // An address and no pointer: it may run beyond what there is to read.
-    uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
     const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
+    // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
+    const int64_t blocks = (matrix.pixels + rows_for(width) - 1) / rows_for(width);
+    const int64_t least = matrix.pixels / blocks, larger = matrix.pixels % blocks;  // so many blocks have a pixel more
     const auto multiply_least = kernel_for<Element, Out>(static_cast<int>(least), width);
     const auto multiply_larger = larger ? kernel_for<Element, Out>(static_cast<int>(least) + 1, width) : nullptr;
+    // An address and no pointer: it may run beyond what there is to read. All blocks together ask for the next panel, so
+    // that its lines arrive one by one while this one is multiplied.
+    uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
+    const uintptr_t all_blocks = static_cast<uintptr_t>(blocks * matrix.rows);
+    const uintptr_t pace = (kPanel * sizeof(Word) + all_blocks - 1) / all_blocks;
     for (int64_t row = 0; row < matrix.rows; row++) {
       const Factor<Element>* A = matrix.values + row * matrix.row_stride;
       int64_t begin = row * matrix.pixels;
