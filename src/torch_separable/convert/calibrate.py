@@ -75,7 +75,7 @@ class Statistics:
     Attributes:
         layers: the convertible convolutions that ran, in the order in which they run.
         kept: why other convolutions stay, by module name.
-        batches: the calibration images.
+        batches: the calibration images, channels-last where they are images.
         outputs: the dense network's outputs for them, flat for each image, shape (N, ...).
         macs: multiply-accumulates of the whole dense network for each image.
         parameters: of the whole dense network.

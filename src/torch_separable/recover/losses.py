@@ -60,8 +60,8 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
 class _SquaredLength(torch.autograd.Function):
     """Sum of the squares of each image's values, (n, ...) to (n,): in one pass each way, whatever the memory format.
 
-    Features are large, and operators put together read and write them three times as often (flattening copies
-    channels-last tensors, the norm's own gradient looks for zeros): a sixth of the time of a training step.
+    Features are large, and operators put together read and write them three times as often: flattening copies
+    channels-last tensors, the norm's own gradient looks for zeros.
     """
 
     @staticmethod

@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_separable import notebook
-from torch_separable.runtime.library import PRECISIONS, Operation
+from torch_separable.runtime.library import PRECISIONS, Operation, Patches
 from torch_separable.runtime.peak import Peak
 from torch_separable.runtime.program import Convolution, Node, TorchCall
 
 _KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy".split()
-_CONVOLUTIONS = ("pointwise", "dense", "separable", "dense")  # by ``Patches``
 _WIDTH = 80
 _HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak", "roof")
 
@@ -156,7 +155,7 @@ def kind_of(node: Node, operation: Operation | None) -> str:
         assert isinstance(node, TorchCall)
         return f"PyTorch: {node.function} ({node.reason})"
     if operation.kind == _KINDS.index("convolution"):
-        return _CONVOLUTIONS[int(operation.patches)]
+        return Patches(operation.patches).convolution
     return _KINDS[int(operation.kind)]
 
 
@@ -170,13 +169,13 @@ def flops_of(operation: Operation | None, node: Node) -> int:
     taps = operation.kernel_height * operation.kernel_width * operation.multiplier
     if operation.kind == _KINDS.index("depthwise"):
         return int(2 * pixels * taps * operation.out_channels)
-    filtered = taps * operation.in_channels if operation.patches == _CONVOLUTIONS.index("separable") else 0
+    filtered = taps * operation.in_channels if operation.patches == Patches.FILTERED else 0
     return int(2 * pixels * (_mixed(operation) * operation.out_channels + filtered))
 
 
 def _mixed(operation: Operation) -> int:
     """Values that each output channel of a convolution mixes; its ``depth`` counts the zeros of padding as well."""
-    separable = _CONVOLUTIONS[operation.patches] == "separable"
+    separable = operation.patches == Patches.FILTERED
     taps = operation.kernel_height * operation.kernel_width
     return int((operation.multiplier if separable else taps) * operation.in_channels)
 

@@ -28,6 +28,11 @@ class Patches(IntEnum):
 
     DIRECT, GATHERED, FILTERED, LINES = range(4)
 
+    @property
+    def convolution(self) -> str:
+        """What a convolution with such patches is called."""
+        return ("pointwise", "dense", "separable", "dense")[self]
+
 
 # In the order of ``ts_precision``.
 PRECISIONS = (torch.float32, torch.bfloat16)

@@ -440,9 +440,8 @@ def shape_key(operation: Operation) -> str | None:
     kernel = f"{o.kernel_height}x{o.kernel_width}/{o.stride_height}x{o.stride_width}"
     where = f"pad {o.pad_height}x{o.pad_width} dilation {o.dilation_height}x{o.dilation_width}"
     act = f"activations {o.between.kind},{o.activation.kind}{'' if o.residual < 0 else ' + residual'}"
-    patches = ("pointwise", "dense", "separable", "dense")[o.patches]
     return (
-        f"{patches} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
+        f"{Patches(o.patches).convolution} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
         f"{o.out_height}x{o.out_width}x{o.out_channels} {kernel} {where} multiplier {o.multiplier} {act}"
     )
 
