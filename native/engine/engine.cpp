@@ -143,6 +143,7 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
   shape[3] = from.channels;
   shape[4] = from.depth;
   shape[5] = from.factor;
+  shape[6] = from.in_turns;
 }
 
 TS_API int64_t ts_tasks(int64_t set, const ts_operation* operation) { return ts::kSets[set]->tasks(*operation); }

@@ -76,8 +76,8 @@ struct ts_operation {
   const void* weights;        // [panel][K][channels of a panel]; of bfloat16 [panel][K / 2][channels of a panel][2]
   const void* next_weights;   // those that are read after them: fetched ahead, never looked into
   const float* bias;          // padded to whole panels
-  const float* filters;       // depthwise weights, [multiplier][kernel_height * kernel_width][channels]
-  const float* filter_bias;   // [multiplier][channels]
+  const float* filters;       // depthwise weights, [multiplier][kernel_height * kernel_width][channels]; see in_turns
+  const float* filter_bias;   // [multiplier][channels], likewise
   int64_t external_strides[4];  // of TS_IMPORT, in float32 values: N, C, H, W
   int64_t count_padding;        // of TS_POOL_AVERAGE
 };

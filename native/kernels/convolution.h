@@ -10,13 +10,14 @@
 namespace ts::TS_ISA {
 
 template <class Element>
-static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix) {
+static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows,
+                        Factor<Element>* matrix) {
   const int64_t taps = op.kernel_height * op.kernel_width;
   for (int64_t row = 0; row < rows; row++) {
     for (int64_t m = 0; m < op.multiplier; m++) {
       const Filter<Element> filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
                                    op.in_stride, 1, nullptr, 0, op.between};
-      filter_row(op, filter, first_row + row, matrix + row * op.out_width * op.depth + m * op.in_stride, op.depth);
+      filter_row<true>(op, filter, first_row + row, matrix + row * op.out_width * op.depth + m * op.in_stride, op.depth);
     }
   }
 }
@@ -172,15 +173,18 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
               op.kernel_height, op.dilation_height * line};
   } else {
     const int64_t values = pixels * op.depth;
-    char* room = static_cast<char*>(scratch(values * (kWidened<Element> ? kFloat + kBytes<Element> : kBytes<Element>)));
-    Element* patches = reinterpret_cast<Element*>(room + (kWidened<Element> ? values * kFloat : 0));
+    // Gathered pixels that are to be widened lie behind the room for floats.
+    const bool widened = kWidened<Element> && op.patches == TS_GATHERED;
+    char* room = static_cast<char*>(scratch(values * (kBytes<Factor<Element>> + (widened ? kBytes<Element> : 0))));
+    auto* factors = reinterpret_cast<Factor<Element>*>(room);
     if (op.patches == TS_FILTERED) {
-      filter_tile(op, from, row, rows, patches);
+      filter_tile(op, from, row, rows, factors);
     } else {
+      auto* patches = reinterpret_cast<Element*>(room + (widened ? values * kBytes<Factor<Element>> : 0));
       gather_tile(op, from, row, rows, patches);
+      if constexpr (kWidened<Element>) convert(factors, patches, values);
     }
-    if constexpr (kWidened<Element>) convert(reinterpret_cast<float*>(room), patches, values);
-    matrix.values = reinterpret_cast<Factor<Element>*>(room);
+    matrix.values = factors;
   }
   multiply(op, matrix, output + begin * op.out_stride, residual, first, last,
            row + rows < op.out_height ? again : op.next_weights);
@@ -204,7 +208,7 @@ static void filter(const ts_operation& op, Element* workspace, int64_t task) {
   const Filter<Element> filter{workspace + op.input + image * op.in_height * op.in_width * op.in_stride,
                                op.filters, op.filter_bias, op.out_stride, op.multiplier, residual, op.residual_stride,
                                op.activation};
-  filter_row(op, filter, row, workspace + op.output + begin * op.out_stride, op.out_stride);
+  filter_row<false>(op, filter, row, workspace + op.output + begin * op.out_stride, op.out_stride);
 }
 
 }  // namespace ts::TS_ISA

@@ -24,16 +24,20 @@ struct Filter {
   ts_act activation;
 };
 
-// What the pixels of an output row share. It is handed on by value: stores of vectors may write anywhere, so that the
-// compiler would read from memory again, after each of them, whatever it does not hold in variables of its own.
-template <class Element>
+// What the pixels of an output row share; `Multiplied` where the row is of a matrix that is multiplied next, and no tensor.
+// It is handed on by value: stores of vectors may write anywhere, so that the compiler would read from memory again, after
+// each of them, whatever it does not hold in variables of its own.
+template <class Value, bool Multiplied>
 struct Row {
+  using Element = Value;
+  using Out = std::conditional_t<Multiplied, Factor<Element>, Element>;
+  static constexpr bool kMultiplied = Multiplied;
   const Element* input;  // first kernel row on the image, where the first column's kernel begins (perhaps on padding)
   const float* weights;  // of that kernel row
   const float* bias;
   const Element* residual;
   int64_t residual_stride;
-  Element* out;
+  Out* out;
   int64_t out_stride;
   int64_t kernel_rows;   // on the image
   int64_t channels, summed;
@@ -43,40 +47,49 @@ struct Row {
   ts_act activation;
 };
 
-// `Pixels` neighbouring pixels, one vector of channels. Width and Step are the kernel's width and stride, or 0 for the
-// operation's own. Input columns from `left` to `right`, counted from the first that the block sees, are on the image;
+// `Pixels` neighbouring pixels, `Vectors` vectors of channels. Width and Step are the kernel's width and stride, or 0 for
+// the operation's own. Input columns from `left` to `right`, counted from the first that the block sees, are on the image;
 // where Inside, all are.
-template <int Pixels, int Width, int Step, bool Inside, class Element>
-TS_INLINE void filter_block(const Row<Element> row, int64_t column, int64_t channel, int64_t left, int64_t right) {
+template <int Pixels, int Width, int Step, bool Inside, int Vectors, class Row>
+TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int64_t left, int64_t right) {
+  using Element = typename Row::Element;
   const int64_t width = Width ? Width : row.width, step = Step ? Step : row.step;
   const Element* from = row.input + column * step * row.in_stride + channel;
   const float* weights = row.weights + channel;
-  Vector sum[Pixels];
-  TS_UNROLL for (int p = 0; p < Pixels; p++) sum[p] = load(row.bias + channel);
+  Vector sum[Pixels][Vectors];
+  TS_UNROLL for (int p = 0; p < Pixels; p++) {
+    TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] = load(row.bias + channel + v * kLanes);
+  }
   for (int64_t group = 0; group < row.summed; group++) {
     const Element* at = from;
     const float* tap = weights;
     for (int64_t kh = 0; kh < row.kernel_rows; kh++) {
       if constexpr (Width > 0) {
-        Vector weight[Width];
-        TS_UNROLL for (int kw = 0; kw < Width; kw++) weight[kw] = load(tap + kw * row.channels);
+        Vector weight[Width][Vectors];
+        TS_UNROLL for (int kw = 0; kw < Width; kw++) {
+          TS_UNROLL for (int v = 0; v < Vectors; v++) weight[kw][v] = load(tap + kw * row.channels + v * kLanes);
+        }
         // Each column is loaded once and serves all pixels that see it.
         TS_UNROLL for (int x = 0; x < (Pixels - 1) * Step + Width; x++) {
           if (!Inside && (x < left || x >= right)) continue;
-          Vector value = load(at + x * row.in_stride);
+          Vector value[Vectors];
+          load_channels(at + x * row.in_stride, value);
           TS_UNROLL for (int kw = 0; kw < Width; kw++) {
             if (x >= kw && (x - kw) % Step == 0 && (x - kw) / Step < Pixels) {
-              sum[(x - kw) / Step] += value * weight[kw];
+              TS_UNROLL for (int v = 0; v < Vectors; v++) sum[(x - kw) / Step][v] += value[v] * weight[kw][v];
             }
           }
         }
       } else {
         for (int64_t kw = 0; kw < width; kw++) {
-          Vector weight = load(tap + kw * row.channels);
+          Vector weight[Vectors];
+          TS_UNROLL for (int v = 0; v < Vectors; v++) weight[v] = load(tap + kw * row.channels + v * kLanes);
           TS_UNROLL for (int p = 0; p < Pixels; p++) {
             const int64_t x = p * step + kw * row.dilation;
             if (!Inside && (x < left || x >= right)) continue;
-            sum[p] += load(at + x * row.in_stride) * weight;
+            Vector value[Vectors];
+            load_channels(at + x * row.in_stride, value);
+            TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] += value[v] * weight[v];
           }
         }
       }
@@ -88,23 +101,52 @@ TS_INLINE void filter_block(const Row<Element> row, int64_t column, int64_t chan
   }
   if (row.residual) {
     const Element* residual = row.residual + column * row.residual_stride + channel;
-    TS_UNROLL for (int p = 0; p < Pixels; p++) sum[p] += load(residual + p * row.residual_stride);
+    TS_UNROLL for (int p = 0; p < Pixels; p++) {
+      Vector value[Vectors];
+      load_channels(residual + p * row.residual_stride, value);
+      TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] += value[v];
+    }
   }
-  Element* out = row.out + column * row.out_stride + channel;
+  typename Row::Out* out = row.out + column * row.out_stride + channel;
+  auto keep = [&](int p) {
+    if constexpr (Row::kMultiplied) {
+      store_factors<Element>(out + p * row.out_stride, sum[p]);
+    } else {
+      store_channels(out + p * row.out_stride, sum[p]);
+    }
+  };
   if (!kActivatesLater<Element> && row.activation.kind != TS_CLAMP) {
-    for (int p = 0; p < Pixels; p++) store(out + p * row.out_stride, activated(sum[p], row.activation));
+    for (int p = 0; p < Pixels; p++) {
+      for (int v = 0; v < Vectors; v++) sum[p][v] = activated(sum[p][v], row.activation);
+      keep(p);
+    }
     return;
   }
   TS_UNROLL for (int p = 0; p < Pixels; p++) {
-    store(out + p * row.out_stride, at_most(at_least(sum[p], row.low), row.high));
+    TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] = at_most(at_least(sum[p][v], row.low), row.high);
+    keep(p);
+  }
+}
+
+// All channels of a block: two vectors at a time where they come in turns, and what is left by itself.
+template <int Pixels, int Width, int Step, bool Inside, class Row>
+TS_INLINE void filter_channels(const Row& row, int64_t column, int64_t left, int64_t right) {
+  int64_t channel = 0;
+  if constexpr (kInTurns<typename Row::Element>) {
+    for (; channel + 2 * kLanes <= row.channels; channel += 2 * kLanes) {
+      filter_block<Pixels, Width, Step, Inside, 2>(row, column, channel, left, right);
+    }
+  }
+  for (; channel < row.channels; channel += kLanes) {
+    filter_block<Pixels, Width, Step, Inside, 1>(row, column, channel, left, right);
   }
 }
 
 // A row in blocks of equal size, the last of which begins early enough to end with the row: what it computes a second
 // time costs less than pixels one by one, which run at the latency of their additions.
-template <int Pixels, int Width, int Step, class Element>
-static void filter_blocks(const ts_operation& op, const Row<Element>& shared) {
-  const Row<Element> row = shared;
+template <int Pixels, int Width, int Step, class Row>
+static void filter_blocks(const ts_operation& op, const Row& shared) {
+  const Row row = shared;
   const int64_t in_width = op.in_width, out_width = op.out_width, pad = op.pad_width;
   const int64_t seen = (Pixels - 1) * row.step + (row.width - 1) * row.dilation + 1;
   // Blocks outermost, channels inside: the rows of a block stay in L1 for all of their channels.
@@ -112,39 +154,35 @@ static void filter_blocks(const ts_operation& op, const Row<Element>& shared) {
     const int64_t column = std::min(next, out_width - Pixels);
     const int64_t left = pad - column * row.step, right = left + in_width;
     if (left <= 0 && right >= seen) {
-      for (int64_t channel = 0; channel < row.channels; channel += kLanes) {
-        filter_block<Pixels, Width, Step, true>(row, column, channel, left, right);
-      }
+      filter_channels<Pixels, Width, Step, true>(row, column, left, right);
     } else {
-      for (int64_t channel = 0; channel < row.channels; channel += kLanes) {
-        filter_block<Pixels, Width, Step, false>(row, column, channel, left, right);
-      }
+      filter_channels<Pixels, Width, Step, false>(row, column, left, right);
     }
   }
 }
 
-template <int Width, int Step, class Element>
-static void filter_columns(const ts_operation& op, const Row<Element>& row) {
+template <int Width, int Step, class Row>
+static void filter_columns(const ts_operation& op, const Row& row) {
   const int64_t blocks = (op.out_width + kPixels - 1) / kPixels;
   const int64_t pixels = (op.out_width + blocks - 1) / blocks;  // of a block, if all were as large
-  auto filter_with = pixels > 4 && op.out_width >= kPixels ? filter_blocks<kPixels, Width, Step, Element>
-                     : op.out_width >= 4                   ? filter_blocks<4, Width, Step, Element>
-                     : op.out_width >= 2                   ? filter_blocks<2, Width, Step, Element>
-                                                           : filter_blocks<1, Width, Step, Element>;
+  auto filter_with = pixels > 4 && op.out_width >= kPixels ? filter_blocks<kPixels, Width, Step, Row>
+                     : op.out_width >= 4                   ? filter_blocks<4, Width, Step, Row>
+                     : op.out_width >= 2                   ? filter_blocks<2, Width, Step, Row>
+                                                           : filter_blocks<1, Width, Step, Row>;
   filter_with(op, row);
 }
 
-// One output row, all channels: out[column * out_stride + channel].
-template <class Element>
-static void filter_row(const ts_operation& op, const Filter<Element>& filter, int64_t row, Element* out,
-                       int64_t out_stride) {
+// One output row, all channels: out[column * out_stride + channel], or the row of a matrix.
+template <bool Multiplied, class Element>
+static void filter_row(const ts_operation& op, const Filter<Element>& filter, int64_t row,
+                       typename Row<Element, Multiplied>::Out* out, int64_t out_stride) {
   const ts_act clamp = clamp_of(filter.activation);
   // Kernel rows that fall on the image.
   const int64_t top = row * op.stride_height - op.pad_height, dh = op.dilation_height;
   const int64_t first_tap = top < 0 ? std::min((-top + dh - 1) / dh, op.kernel_height) : 0;
   const int64_t below = op.in_height - top;  // kernel rows kh with kh * dh < below
   const int64_t last_tap = std::max(first_tap, std::min(op.kernel_height, below <= 0 ? 0 : (below + dh - 1) / dh));
-  const Row<Element> shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
+  const Row<Element, Multiplied> shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
                             filter.weights + first_tap * op.kernel_width * filter.channels,
                             filter.bias,
                             filter.residual,

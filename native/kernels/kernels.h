@@ -15,6 +15,8 @@ struct Kernels {
     int64_t channels;  // are padded to multiples of it
     int64_t depth;     // so are the rows of packed weights
     int64_t factor;    // bytes of a pixel's value when it is multiplied
+    int64_t in_turns;  // whether of each two vectors' channels the even ones come first, then the odd ones: in depthwise
+                       // filters, and in what they make for a product, so also in the rows of its weights
   } shapes[kPrecisions];
   int64_t (*tasks)(const ts_operation& op);
   // Executes tasks [begin, end) of an operation. `external` is the tensor that TS_IMPORT reads.

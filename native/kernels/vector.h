@@ -89,6 +89,69 @@ TS_INLINE void store(Bfloat16* p, Vector v) {
 #endif
 }
 
+// A vector of channels of a pixel, or two, for what is done to each channel by itself. Two vectors of Bfloat16 are the even
+// channels and the odd ones: the halves of words, which become floats by one instruction each.
+template <class Element>
+constexpr bool kInTurns = std::is_same_v<Element, Bfloat16> && kLanes == 16;  // there must be registers for both
+
+template <int Vectors, class Element>
+TS_INLINE void load_channels(const Element* p, Vector (&to)[Vectors]) {
+  if constexpr (Vectors == 2) {
+    Words both;
+    memcpy(&both, p, sizeof both);
+    to[0] = (Vector)(both << 16);
+    to[1] = (Vector)(both & 0xffff0000u);
+  } else {
+    to[0] = load(p);
+  }
+}
+
+// The nearest Bfloat16, ties to even, in the upper half of each word; NaN stays NaN.
+TS_INLINE Words nearest_half(Vector v) {
+  const Words bits = (Words)v;
+  const Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
+  const Words nan = Words{} + 0x7fc00000;
+  return (v == v ? nearest : nan) & 0xffff0000u;
+}
+
+// Channels as they were loaded, to a tensor of theirs.
+template <int Vectors, class Element>
+TS_INLINE void store_channels(Element* p, const Vector (&from)[Vectors]) {
+  if constexpr (Vectors == 2) {
+#ifdef TS_DOT
+    const auto apart = _mm512_cvtne2ps_pbh((__m512)from[1], (__m512)from[0]);
+    const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                            23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i both = _mm512_maskz_permutexvar_epi16(0xffffffff, places, (__m512i)apart);
+#else
+    const Words both = (nearest_half(from[0]) >> 16) | nearest_half(from[1]);
+#endif
+    memcpy(p, &both, sizeof both);
+  } else {
+    store(p, from[0]);
+  }
+}
+
+// To be multiplied: as `Factor`, rounded as Element, and two vectors one after the other, even channels and odd ones, in
+// the order of the rows of the weights that they meet.
+template <class Element, int Vectors, class Value>
+TS_INLINE void store_factors(Value* p, const Vector (&from)[Vectors]) {
+#ifdef TS_DOT
+  if constexpr (Vectors == 2) {
+    const auto both = _mm512_cvtne2ps_pbh((__m512)from[1], (__m512)from[0]);
+    memcpy(p, &both, sizeof both);
+    return;
+  }
+#endif
+  TS_UNROLL for (int v = 0; v < Vectors; v++) {
+    if constexpr (std::is_same_v<Element, Value>) {
+      store(p + v * kLanes, from[v]);
+    } else {
+      store(p + v * kLanes, (Vector)nearest_half(from[v]));
+    }
+  }
+}
+
 template <int... Lane>
 TS_INLINE Vector splat(float x, std::integer_sequence<int, Lane...>) {
   return Vector{(static_cast<void>(Lane), x)...};  // `Vector{} + x` would be an addition: it turns -0 to 0

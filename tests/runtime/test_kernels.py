@@ -267,7 +267,7 @@ def test_pointwise_convolution_of_any_channel_count(
 
 
 @settings(max_examples=150)
-@given(st.data(), windows(), st.integers(1, 40), st.integers(1, 3), st.integers(1, 2), activations)
+@given(st.data(), windows(), st.integers(1, 72), st.integers(1, 3), st.integers(1, 2), activations)
 def test_depthwise_and_separable_convolution(
     data: st.DataObject, where: tuple[Window, tuple[int, int]], channels: int, multiplier: int, batch: int,
     between: Activation,
@@ -430,6 +430,27 @@ def test_values_are_rounded_as_pytorch_rounds_them(isa: str) -> None:
     finite = x[:, :, :, :: len(near)].nan_to_num(7.0, 7.0, -7.0)
     shapes = {"x": tuple(finite.shape), "y": tuple(finite.shape)}
     assert torch.equal(execute([one], shapes, finite, isa, 1, dtype=torch.bfloat16), finite.bfloat16().float())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_what_a_depthwise_stage_makes_is_rounded_as_pytorch_rounds_it(isa: str) -> None:
+    # Channels 0..31 go two vectors at a time where vectors are widest, the others one. Its products are exact in
+    # float32, and every 128th lies in the middle of two bfloat16.
+    channels, factor = 48, 1 + 2.0**-8
+    bits = torch.arange(2**16, dtype=torch.int32) << 16
+    every = bits.view(torch.float32)
+    x = every[(every.abs() > 2.0**-120) & (every.abs() < 2.0**120) | every.isnan()]
+    x = x[: len(x) // channels * channels].view(1, channels, 1, -1)
+    filters = Depthwise(torch.full((1, 1, channels), factor), torch.zeros(1, channels), Window())
+    shapes = {"x": tuple(x.shape), "y": tuple(x.shape)}
+    expected = (x * factor).bfloat16().float()
+    alone = execute([Filtering("y", "x", "y", filters)], shapes, x, isa, 1, dtype=torch.bfloat16)  # type: ignore[arg-type]
+    torch.testing.assert_close(alone, expected, rtol=0, atol=0, equal_nan=True)
+    x = x.nan_to_num(3.0)  # of NaN, a product has the sum's every channel
+    same = torch.eye(channels).view(channels, channels, 1, 1)
+    node = Convolution("y", "x", "y", same, torch.zeros(channels), Window(), depthwise=filters)
+    multiplied = execute([node], shapes, x, isa, 1, dtype=torch.bfloat16)  # type: ignore[arg-type]
+    assert torch.equal(multiplied, (x * factor).bfloat16().float())
 
 
 def test_a_bfloat16_has_room_for_as_much_as_a_float_of_another_program() -> None:

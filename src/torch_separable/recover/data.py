@@ -47,6 +47,8 @@ class ImageData:
     Example:
         >>> import torch
         >>> data = ImageData("noise", "train", torch.rand(10, 3, 8, 8), torch.arange(10) % 2, ("cat", "dog"))
+        >>> data
+        ImageData('noise', 'train': 10 x 3x8x8 float32, 2 classes)
         >>> len(data), data.image_shape, data.sample(4).shape
         (10, (3, 8, 8), torch.Size([4, 3, 8, 8]))
         >>> image, label = data.dataset[3]
@@ -80,6 +82,12 @@ class ImageData:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        channels, height, width = self.image_shape
+        kind = str(self.images.dtype).removeprefix("torch.")
+        known = f"{len(self.classes)} classes" if self.labelled else "no labels"
+        return f"ImageData({self.name!r}, {self.split!r}: {len(self):,} x {channels}x{height}x{width} {kind}, {known})"
 
     @property
     def labelled(self) -> bool:

@@ -95,6 +95,7 @@ class InstructionSet:
         lanes: channels are padded to multiples of it.
         depth: so are the rows of packed weights.
         factor: bytes of a pixel's value when it is multiplied: a float's where bfloat16 has no instructions of its own.
+        in_turns: whether depthwise filters are packed in turns, see `pack_filters`.
         pays: whether it is faster here than the sets after it.
     """
 
@@ -107,6 +108,7 @@ class InstructionSet:
     lanes: int
     depth: int
     factor: int
+    in_turns: bool
     pays: bool = True
 
     @property
@@ -188,12 +190,14 @@ def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, Instructio
     library, found = _library(), {}
     for number in range(library.ts_set_count()):
         if library.ts_set_runs_here(ctypes.c_int64(number)):
-            shape = (ctypes.c_int64 * 6)()
+            shape = (ctypes.c_int64 * 7)()
             library.ts_set_shape(ctypes.c_int64(number), ctypes.c_int64(PRECISIONS.index(dtype)), shape)
             name = library.ts_set_name(ctypes.c_int64(number)).decode()
             pays = bool(library.ts_set_pays_here(ctypes.c_int64(number)))
-            vector, panel, rows, lanes, depth, factor = shape
-            found[name] = InstructionSet(number, name, dtype, vector, panel, rows, lanes, depth, factor, pays)
+            vector, panel, rows, lanes, depth, factor, in_turns = shape
+            found[name] = InstructionSet(
+                number, name, dtype, vector, panel, rows, lanes, depth, factor, bool(in_turns), pays
+            )
     return found
 
 

@@ -47,6 +47,20 @@ def pack_dense(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 
-def pack_filters(weight: Tensor, lanes: int) -> Tensor:
-    """Pad depthwise kernels (multiplier, taps, C) to whole vectors of channels."""
-    return torch.constant_pad_nd(weight, (0, padded(weight.shape[2], lanes) - weight.shape[2])).contiguous()
+def pack_filters(weight: Tensor, kernels: InstructionSet) -> Tensor:
+    """Pad depthwise kernels (multiplier, taps, C) to whole vectors of channels, in the order that `in_turns` gives."""
+    full = torch.constant_pad_nd(weight, (0, padded(weight.shape[2], kernels.lanes) - weight.shape[2]))
+    return in_turns(full, kernels).contiguous()
+
+
+def in_turns(tensor: Tensor, kernels: InstructionSet) -> Tensor:
+    """Order the last dimension's channels as the depthwise stage of the kernels takes them and hands them on.
+
+    Of each two vectors of bfloat16, wide sets take the even channels first, then the odd ones; whatever is not two
+    vectors stays as it is.
+    """
+    both = tensor.shape[-1] // (2 * kernels.vector) * 2 * kernels.vector
+    if not kernels.in_turns or not both:
+        return tensor
+    turns = tensor[..., :both].unflatten(-1, (-1, kernels.vector, 2)).transpose(-1, -2).flatten(-3)
+    return torch.cat([turns, tensor[..., both:]], -1)

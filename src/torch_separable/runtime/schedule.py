@@ -15,7 +15,7 @@ from torch_separable.runtime.interleave import Part, depth_first, early_layers
 from torch_separable.runtime.library import PRECISIONS, InstructionSet, Kind, Operation, Patches
 from torch_separable.runtime.library import Activate as NativeActivation
 from torch_separable.runtime.library import Part as NativePart
-from torch_separable.runtime.pack import pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
+from torch_separable.runtime.pack import in_turns, pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
 from torch_separable.runtime.program import (
     Activate,
     Activation,
@@ -298,9 +298,10 @@ class _Builder:
             operation.patches = Patches.FILTERED
             operation.multiplier = depthwise.weight.shape[0]
             operation.between = _native(depthwise.activation)
-            operation.filters = self._keep(pack_filters(depthwise.weight, lanes))
-            operation.filter_bias = self._keep(pack_filters(depthwise.bias[:, None], lanes))
+            operation.filters = self._keep(pack_filters(depthwise.weight, self.kernels))
+            operation.filter_bias = self._keep(pack_filters(depthwise.bias[:, None], self.kernels))
             matrix = pad_blocks(node.weight.flatten(1), operation.multiplier, lanes, 1)
+            matrix = in_turns(matrix.unflatten(1, (operation.multiplier, -1)), self.kernels).flatten(1)
         elif node.window.is_pointwise and self._fits(node):
             operation.patches = Patches.DIRECT
             matrix = node.weight.flatten(1)
@@ -413,7 +414,10 @@ class _Builder:
     def _filtering(self, node: Filtering) -> list[Operation]:
         lanes, depthwise = self.kernels.lanes, node.depthwise
         multiplier, _, channels = depthwise.weight.shape
-        filters, bias = pack_filters(depthwise.weight, lanes), pack_filters(depthwise.bias[:, None], lanes)
+        filters, bias = (
+            pack_filters(depthwise.weight, self.kernels),
+            pack_filters(depthwise.bias[:, None], self.kernels),
+        )
         operations = []
         for block in range(1 if node.summed else multiplier):
             operation = self._base(Kind.DEPTHWISE, node, depthwise.window)
