@@ -108,23 +108,28 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
     }
   }
   typename Row::Out* out = row.out + column * row.out_stride + channel;
-  auto keep = [&](int p) {
+  auto keep = [&](int p, const Vector(&values)[Vectors]) {
     if constexpr (Row::kMultiplied) {
-      store_factors<Element>(out + p * row.out_stride, sum[p]);
+      store_factors<Element>(out + p * row.out_stride, values);
     } else {
-      store_channels(out + p * row.out_stride, sum[p]);
+      store_channels(out + p * row.out_stride, values);
     }
   };
   if (!kActivatesLater<Element> && row.activation.kind != TS_CLAMP) {
+    // A copy: sums that are named by a number in a loop would have to be in memory from the beginning.
+    Vector sums[Pixels][Vectors];
+    TS_UNROLL for (int p = 0; p < Pixels; p++) {
+      TS_UNROLL for (int v = 0; v < Vectors; v++) sums[p][v] = sum[p][v];
+    }
     for (int p = 0; p < Pixels; p++) {
-      for (int v = 0; v < Vectors; v++) sum[p][v] = activated(sum[p][v], row.activation);
-      keep(p);
+      for (int v = 0; v < Vectors; v++) sums[p][v] = activated(sums[p][v], row.activation);
+      keep(p, sums[p]);
     }
     return;
   }
   TS_UNROLL for (int p = 0; p < Pixels; p++) {
     TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] = at_most(at_least(sum[p][v], row.low), row.high);
-    keep(p);
+    keep(p, sum[p]);
   }
 }
 

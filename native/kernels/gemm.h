@@ -74,8 +74,13 @@ static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>
     }
   }
   if (!kActivatesLater<Element> && end.activation.kind != TS_CLAMP) {
+    // A copy: sums that are named by a number in a loop would have to be in memory from the beginning.
+    Vector sums[Rows][Vectors];
+    TS_UNROLL for (int i = 0; i < Rows; i++) {
+      TS_UNROLL for (int j = 0; j < Vectors; j++) sums[i][j] = sum[i][j];
+    }
     for (int i = 0; i < Rows; i++) {
-      for (int j = 0; j < Vectors; j++) store(out + i * out_stride + j * kLanes, activated(sum[i][j], end.activation));
+      for (int j = 0; j < Vectors; j++) store(out + i * out_stride + j * kLanes, activated(sums[i][j], end.activation));
     }
     return;
   }
