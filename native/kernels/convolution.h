@@ -107,10 +107,7 @@ static void lay_out_lines(const ts_operation& op, const Element* image, int64_t 
   const int64_t left = std::min(op.pad_width, width), inside = std::min(op.in_width, width - left);
   for (int64_t line = 0; line < lines; line++, to += width * channels) {
     const int64_t y = first_row * op.stride_height - op.pad_height + line;
-    if (y < 0 || y >= op.in_height) {
-      std::fill_n(to, width * channels, Factor<Element>{});
-      continue;
-    }
+    if (y < 0 || y >= op.in_height) continue;  // nothing reads it
     const Element* from = image + y * op.in_width * in_stride;
     Factor<Element>* pixels = to + left * channels;
     std::fill_n(to, left * channels, Factor<Element>{});
@@ -170,7 +167,7 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     auto* room = static_cast<Factor<Element>*>(scratch(lines * line * kBytes<Factor<Element>>));
     lay_out_lines(op, from, row, lines, width, room);
     matrix = {room, op.stride_width * op.in_channels, op.out_width, rows, op.stride_height * line,
-              op.kernel_height, op.dilation_height * line};
+              op.kernel_height, op.dilation_height * line, row};
   } else {
     const int64_t values = pixels * op.depth;
     // Gathered pixels that are to be widened lie behind the room for floats.

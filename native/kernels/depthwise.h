@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "vector.h"
+#include "window.h"
 
 namespace ts::TS_ISA {
 
@@ -182,11 +183,8 @@ template <bool Multiplied, class Element>
 static void filter_row(const ts_operation& op, const Filter<Element>& filter, int64_t row,
                        typename Row<Element, Multiplied>::Out* out, int64_t out_stride) {
   const ts_act clamp = clamp_of(filter.activation);
-  // Kernel rows that fall on the image.
+  const auto [first_tap, last_tap] = rows_inside(op, row);
   const int64_t top = row * op.stride_height - op.pad_height, dh = op.dilation_height;
-  const int64_t first_tap = top < 0 ? std::min((-top + dh - 1) / dh, op.kernel_height) : 0;
-  const int64_t below = op.in_height - top;  // kernel rows kh with kh * dh < below
-  const int64_t last_tap = std::max(first_tap, std::min(op.kernel_height, below <= 0 ? 0 : (below + dh - 1) / dh));
   const Row<Element, Multiplied> shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
                             filter.weights + first_tap * op.kernel_width * filter.channels,
                             filter.bias,

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "vector.h"
+#include "window.h"
 
 namespace ts::TS_ISA {
 
@@ -23,7 +24,14 @@ struct Matrix {
   int64_t pixels;                       // of an output row
   int64_t rows = 1, row_stride = 0;     // output rows
   int64_t lines = 1, line_stride = 0;
+  int64_t first_row = 0;                // the first output row
 };
+
+// Of a row of the matrix, the lines that are on the image: the others would multiply weights by zeros.
+template <class Value>
+static KernelRows lines_inside(const ts_operation& op, const Matrix<Value>& matrix, int64_t row) {
+  return op.patches == TS_LINES ? rows_inside(op, matrix.first_row + row) : KernelRows{0, matrix.lines};
+}
 
 template <class Element>
 struct Epilogue {
@@ -34,11 +42,11 @@ struct Epilogue {
 };
 
 // out[i][j] = act(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels from `A` on and Vectors vectors of
-// channels, where k counts the words of all lines, `words` in each, and the activation is a clamp wherever others are
+// channels, where k counts the words of `lines` lines, `words` in each, and the activation is a clamp wherever others are
 // applied later. Memory from `ahead` on is asked for on the way, `pace` bytes with each word.
 template <class Element, class Out, int Rows, int Vectors>
 static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>& matrix, const Word* weights,
-                         int64_t words, uintptr_t ahead, uintptr_t pace, Out* out, int64_t out_stride,
+                         int64_t lines, int64_t words, uintptr_t ahead, uintptr_t pace, Out* out, int64_t out_stride,
                          const Epilogue<Element>& end) {
   // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
   const Element* residual = end.residual;
@@ -48,11 +56,12 @@ static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>
   const int64_t pixel_stride = matrix.stride / kInWord<Factor<Element>>, line_stride = matrix.line_stride;
   Vector sum[Rows][Vectors];
   TS_UNROLL for (int i = 0; i < Rows; i++) {
-    // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are.
-    __builtin_prefetch(out + i * out_stride, 1, 3);
+    // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are. (Of half as
+    // many bytes, the addresses cost more than the wait.)
+    if constexpr (std::is_same_v<Out, float>) __builtin_prefetch(out + i * out_stride, 1, 3);
     TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = load(end.bias + j * kLanes);
   }
-  for (int64_t line = matrix.lines; line > 0; line--, A += line_stride, weights += words * kPanel) {
+  for (; lines > 0; lines--, A += line_stride, weights += words * kPanel) {
     const Word* pixels = reinterpret_cast<const Word*>(A);
     for (int64_t k = 0; k < words; k++, ahead += pace) {
       __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
@@ -92,7 +101,7 @@ static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>
 }
 
 template <class Element, class Out>
-using MicroKernel = void (*)(const Factor<Element>*, const Matrix<Factor<Element>>&, const Word*, int64_t, uintptr_t,
+using MicroKernel = void (*)(const Factor<Element>*, const Matrix<Factor<Element>>&, const Word*, int64_t, int64_t, uintptr_t,
                              uintptr_t, Out*, int64_t, const Epilogue<Element>&);
 
 template <class Element, class Out, int Vectors, int... Rows>
@@ -128,7 +137,7 @@ static void convert(Factor<Element>* to, const Element* from, int64_t count) {
 template <class Element, class Out>
 static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>& matrix, Out* out,
                           const Element* residual, int64_t first, int64_t last, const void* next) {
-  const int64_t vectors = op.out_vectors, words = op.depth / kInWord<Element>;
+  const int64_t vectors = op.out_vectors, words = op.depth / kInWord<Element>, line_words = words / matrix.lines;
   for (int64_t panel = first; panel < last; panel++) {
     const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
     const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
@@ -143,7 +152,9 @@ static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>&
     const uintptr_t all_blocks = static_cast<uintptr_t>(blocks * matrix.rows);
     const uintptr_t pace = (kPanel * sizeof(Word) + all_blocks - 1) / all_blocks;
     for (int64_t row = 0; row < matrix.rows; row++) {
-      const Factor<Element>* A = matrix.values + row * matrix.row_stride;
+      const auto [first_line, last_line] = lines_inside(op, matrix, row);
+      const Factor<Element>* A = matrix.values + row * matrix.row_stride + first_line * matrix.line_stride;
+      const Word* weights = B + first_line * line_words * kPanel;
       int64_t begin = row * matrix.pixels;
       for (int64_t block = 0; block < blocks; block++) {
         const int64_t count = least + (block < larger);
@@ -151,8 +162,8 @@ static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>&
                                          residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
                                          op.residual_stride, op.activation};
         Out* to = out + begin * op.out_stride + panel * kPanel;
-        (block < larger ? multiply_larger : multiply_least)(A, matrix, B, words / matrix.lines, ahead, pace, to,
-                                                            op.out_stride, epilogue);
+        (block < larger ? multiply_larger : multiply_least)(
+            A, matrix, weights, last_line - first_line, line_words, ahead, pace, to, op.out_stride, epilogue);
         ahead += static_cast<uintptr_t>(words) * pace;
         if constexpr (kActivatesLater<Element>) {
           if (op.activation.kind != TS_CLAMP) {

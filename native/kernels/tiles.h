@@ -48,10 +48,10 @@ static TileShapes shapes_for(int64_t pixels) {
   return shapes;
 }
 
-// sums[i][j] = sum_k A[i][k] B[k][j] for the pixels of a block and the channels of a panel, where k counts the words of all
-// lines of the matrix, `words` in each.
+// sums[i][j] = sum_k A[i][k] B[k][j] for the pixels of a block and the channels of a panel, where k counts the words of
+// `line_count` lines of the matrix, `words` in each.
 static void tile_kernel(const Bfloat16* A, const Matrix<Bfloat16>& matrix, int64_t pixels, const Word* weights,
-                        int64_t words, uintptr_t ahead, uintptr_t lines, float* sums) {
+                        int64_t line_count, int64_t words, uintptr_t ahead, uintptr_t lines, float* sums) {
   constexpr int64_t weight_stride = kPanel * static_cast<int64_t>(sizeof(float));
   const int64_t below_them = (pixels + 1) / 2 * matrix.stride;
   const int64_t stride = matrix.stride * static_cast<int64_t>(sizeof(Bfloat16));
@@ -63,7 +63,7 @@ static void tile_kernel(const Bfloat16* A, const Matrix<Bfloat16>& matrix, int64
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t line = 0; line < matrix.lines; line++, A += matrix.line_stride) {
+  for (int64_t line = 0; line < line_count; line++, A += matrix.line_stride) {
     for (int64_t word = 0; word < words; word += kStep, weights += kStep * kPanel) {
       for (uintptr_t asked = 0; asked < lines; asked++, ahead += kLine) {
         __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
@@ -93,6 +93,7 @@ template <class Out>
 static void multiply_by_tiles(const ts_operation& op, const Matrix<Bfloat16>& matrix, Out* out,
                               const Bfloat16* residual, int64_t first, int64_t last, const void* next) {
   const int64_t words = op.depth / kInWord<Bfloat16>, pixels = matrix.pixels;
+  const int64_t line_words = words / matrix.lines;
   const int64_t blocks = (pixels + kTilePixels - 1) / kTilePixels;
   const int64_t least = pixels / blocks, larger = pixels % blocks;  // so many blocks, the first, have a pixel more
   const TileShapes shapes = shapes_for(least), larger_shapes = shapes_for(least + 1);
@@ -111,12 +112,14 @@ static void multiply_by_tiles(const ts_operation& op, const Matrix<Bfloat16>& ma
     const int64_t vectors = std::min<int64_t>(kVectors, op.out_vectors - panel * kVectors);
     const float* bias = op.bias + panel * kPanel;
     for (int64_t row = 0; row < matrix.rows; row++) {
-      const Bfloat16* A = matrix.values + row * matrix.row_stride;
+      const auto [first_line, last_line] = lines_inside(op, matrix, row);
+      const Bfloat16* A = matrix.values + row * matrix.row_stride + first_line * matrix.line_stride;
+      const Word* weights = B + first_line * line_words * kPanel;
       int64_t begin = row * pixels;
       for (int64_t block = 0; block < blocks; block++) {
         const int64_t count = least + (block < larger);
         if (block == 0 || block == larger) _tile_loadconfig(block < larger ? &larger_shapes : &shapes);
-        tile_kernel(A, matrix, count, B, words / matrix.lines, ahead, lines, sums);
+        tile_kernel(A, matrix, count, weights, last_line - first_line, line_words, ahead, lines, sums);
         ahead += static_cast<uintptr_t>(words / kStep) * lines * kLine;
         for (int64_t p = 0; p < count; p++) {
           Out* to = out + (begin + p) * op.out_stride + panel * kPanel;
