@@ -12,12 +12,14 @@ namespace ts::TS_ISA {
 template <class Element>
 static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows,
                         Factor<Element>* matrix) {
+  // Whether a row of the matrix differs from one of a tensor.
+  constexpr bool kApart = kInTurns<Element> || !std::is_same_v<Element, Factor<Element>>;
   const int64_t taps = op.kernel_height * op.kernel_width;
   for (int64_t row = 0; row < rows; row++) {
     for (int64_t m = 0; m < op.multiplier; m++) {
       const Filter<Element> filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
                                    op.in_stride, 1, nullptr, 0, op.between};
-      filter_row<true>(op, filter, first_row + row, matrix + row * op.out_width * op.depth + m * op.in_stride, op.depth);
+      filter_row<kApart>(op, filter, first_row + row, matrix + row * op.out_width * op.depth + m * op.in_stride, op.depth);
     }
   }
 }
