@@ -108,7 +108,7 @@ class InstructionSet:
     lanes: int
     depth: int
     factor: int
-    in_turns: bool
+    in_turns: bool = False
     pays: bool = True
 
     @property
