@@ -101,8 +101,8 @@ static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>
 }
 
 template <class Element, class Out>
-using MicroKernel = void (*)(const Factor<Element>*, const Matrix<Factor<Element>>&, const Word*, int64_t, int64_t, uintptr_t,
-                             uintptr_t, Out*, int64_t, const Epilogue<Element>&);
+using MicroKernel = void (*)(const Factor<Element>*, const Matrix<Factor<Element>>&, const Word*, int64_t, int64_t,
+                             uintptr_t, uintptr_t, Out*, int64_t, const Epilogue<Element>&);
 
 template <class Element, class Out, int Vectors, int... Rows>
 static MicroKernel<Element, Out> choose_kernel(int rows, std::integer_sequence<int, Rows...>) {

@@ -77,15 +77,21 @@ TS_INLINE float value_of(Bfloat16 x) {
   memcpy(&value, &bits, sizeof value);
   return value;
 }
+
+// The nearest Bfloat16, ties to even, in the upper half of each word; NaN stays NaN.
+TS_INLINE Words nearest_half(Vector v) {
+  const Words bits = (Words)v;
+  const Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
+  const Words nan = Words{} + 0x7fc00000;
+  return (v == v ? nearest : nan) & 0xffff0000u;
+}
+
 TS_INLINE void store(Bfloat16* p, Vector v) {
 #ifdef TS_DOT
   const auto rounded = _mm512_cvtneps_pbh((__m512)v);
   memcpy(p, &rounded, sizeof rounded);
 #else
-  const Words bits = (Words)v;
-  const Words nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words nan = Words{} + 0x7fc0;
-  *reinterpret_cast<UnalignedHalves*>(p) = shorter(v == v ? nearest : nan);
+  *reinterpret_cast<UnalignedHalves*>(p) = shorter(nearest_half(v) >> 16);
 #endif
 }
 
@@ -106,21 +112,13 @@ TS_INLINE void load_channels(const Element* p, Vector (&to)[Vectors]) {
   }
 }
 
-// The nearest Bfloat16, ties to even, in the upper half of each word; NaN stays NaN.
-TS_INLINE Words nearest_half(Vector v) {
-  const Words bits = (Words)v;
-  const Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
-  const Words nan = Words{} + 0x7fc00000;
-  return (v == v ? nearest : nan) & 0xffff0000u;
-}
-
 // Channels as they were loaded, to a tensor of theirs.
 template <int Vectors, class Element>
 TS_INLINE void store_channels(Element* p, const Vector (&from)[Vectors]) {
   if constexpr (Vectors == 2) {
 #ifdef TS_DOT
     const auto apart = _mm512_cvtne2ps_pbh((__m512)from[1], (__m512)from[0]);
-    const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+    const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
                                             23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i both = _mm512_maskz_permutexvar_epi16(0xffffffff, places, (__m512i)apart);
 #else

@@ -434,8 +434,8 @@ def test_values_are_rounded_as_pytorch_rounds_them(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", SETS)
 def test_what_a_depthwise_stage_makes_is_rounded_as_pytorch_rounds_it(isa: str) -> None:
-    # Channels 0..31 go two vectors at a time where vectors are widest, the others one. Its products are exact in
-    # float32, and every 128th lies in the middle of two bfloat16.
+    # Where vectors are widest, channels 0..31 go two vectors at a time, the others one. Products with the factor are
+    # exact in float32, and some lie in the middle of two bfloat16.
     channels, factor = 48, 1 + 2.0**-8
     bits = torch.arange(2**16, dtype=torch.int32) << 16
     every = bits.view(torch.float32)
@@ -446,7 +446,7 @@ def test_what_a_depthwise_stage_makes_is_rounded_as_pytorch_rounds_it(isa: str) 
     expected = (x * factor).bfloat16().float()
     alone = execute([Filtering("y", "x", "y", filters)], shapes, x, isa, 1, dtype=torch.bfloat16)  # type: ignore[arg-type]
     torch.testing.assert_close(alone, expected, rtol=0, atol=0, equal_nan=True)
-    x = x.nan_to_num(3.0)  # of NaN, a product has the sum's every channel
+    x = x.nan_to_num(3.0)  # the product would spread a NaN over all channels
     same = torch.eye(channels).view(channels, channels, 1, 1)
     node = Convolution("y", "x", "y", same, torch.zeros(channels), Window(), depthwise=filters)
     multiplied = execute([node], shapes, x, isa, 1, dtype=torch.bfloat16)  # type: ignore[arg-type]

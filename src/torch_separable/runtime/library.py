@@ -95,7 +95,7 @@ class InstructionSet:
         lanes: channels are padded to multiples of it.
         depth: so are the rows of packed weights.
         factor: bytes of a pixel's value when it is multiplied: a float's where bfloat16 has no instructions of its own.
-        in_turns: whether depthwise filters are packed in turns, see `pack_filters`.
+        in_turns: whether depthwise stages take even and odd channels in turns, see `in_turns` of pack.py.
         pays: whether it is faster here than the sets after it.
     """
 

@@ -414,10 +414,8 @@ class _Builder:
     def _filtering(self, node: Filtering) -> list[Operation]:
         lanes, depthwise = self.kernels.lanes, node.depthwise
         multiplier, _, channels = depthwise.weight.shape
-        filters, bias = (
-            pack_filters(depthwise.weight, self.kernels),
-            pack_filters(depthwise.bias[:, None], self.kernels),
-        )
+        filters = pack_filters(depthwise.weight, self.kernels)
+        bias = pack_filters(depthwise.bias[:, None], self.kernels)
         operations = []
         for block in range(1 if node.summed else multiplier):
             operation = self._base(Kind.DEPTHWISE, node, depthwise.window)
