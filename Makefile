@@ -50,7 +50,8 @@ sanitize: $(VENV)/.installed-test
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(SANITIZED)/libtorch_separable.so \
-		$(BIN)/python -m pytest --numprocesses $(JOBS) tests/runtime/test_kernels.py tests/runtime/test_sanitizers.py
+		$(BIN)/python -m pytest --numprocesses $(JOBS) \
+		tests/runtime/test_kernels.py tests/runtime/test_interleave.py tests/runtime/test_sanitizers.py
 
 CIFAR10 ?= npz:cifar10
 CHECKPOINTS ?= ../shared/data

@@ -83,16 +83,28 @@ static bool pays_here(const Kernels* set) {
   return true;
 }
 
-struct Part {
+// What all threads of a run share.
+struct Run {
   const Kernels* set;
-  const ts_operation* op;
+  const ts_operation* operations;
+  const ts_part* parts;
+  const int64_t* ends;  // of each course, among the parts
   void* workspace;
   const float* external;
+
+  void run(const ts_part& part) const {
+    set->run(operations[part.operation], workspace, external, part.begin, part.end);
+  }
 };
 
-static void run_part(int64_t begin, int64_t end, void* context) {
-  const Part& part = *static_cast<const Part*>(context);
-  part.set->run(*part.op, part.workspace, part.external, begin, end);
+// Tasks [begin, end) of the first of the operations.
+static void run_tasks(int64_t begin, int64_t end, void* context) {
+  static_cast<const Run*>(context)->run({0, begin, end});
+}
+
+static void run_courses(int64_t begin, int64_t end, void* context) {
+  const Run& all = *static_cast<const Run*>(context);
+  for (int64_t part = begin ? all.ends[begin - 1] : 0; part < all.ends[end - 1]; part++) all.run(all.parts[part]);
 }
 
 // A thread's share of a measurement of the machine.
@@ -123,6 +135,10 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 
 #define TS_API extern "C" __attribute__((visibility("default")))
 
+// Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
+constexpr int32_t kInterface = 2;
+TS_API int32_t ts_interface() { return kInterface; }
+
 // Bytes of ts_operation: the Python side checks that it describes the same layout.
 TS_API int64_t ts_operation_size() { return sizeof(ts_operation); }
 
@@ -148,25 +164,25 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
 
 TS_API int64_t ts_tasks(int64_t set, const ts_operation* operation) { return ts::kSets[set]->tasks(*operation); }
 
-// Executes operations in order, or, on one thread, their tasks in the order of `parts` where there are any. `external` is
-// what TS_IMPORT reads. With more than one thread the tasks of an operation are shared out by `parallel`.
-TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, const ts_part* parts, int64_t part_count,
-                   void* workspace, const float* external, int64_t threads, ts_parallel_for parallel) {
-  const ts::Kernels* kernels = ts::kSets[set];
-  if (parts) {
-    for (int64_t i = 0; i < part_count; i++) {
-      kernels->run(operations[parts[i].operation], workspace, external, parts[i].begin, parts[i].end);
-    }
-    return;
+// Executes operations [0, count). The first `covered` of them in courses, which may run side by side, a thread each: a
+// course is a sequence of `parts`, up to `ends` of it. Then the others, in order, whose tasks are shared out by `parallel`
+// where there is more than one thread. `external` is what TS_IMPORT reads.
+TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, const ts_part* parts, const int64_t* ends,
+                   int64_t courses, int64_t covered, void* workspace, const float* external, int64_t threads,
+                   ts_parallel_for parallel) {
+  ts::Run all{ts::kSets[set], operations, parts, ends, workspace, external};
+  if (threads == 1 || !parallel) {
+    if (courses) ts::run_courses(0, courses, &all);
+  } else if (courses) {
+    parallel(0, courses, 1, ts::run_courses, &all);
   }
-  for (int64_t i = 0; i < count; i++) {
-    const ts_operation& op = operations[i];
-    const int64_t tasks = kernels->tasks(op);
+  for (int64_t i = covered; i < count; i++) {
+    all.operations = operations + i;
+    const int64_t tasks = all.set->tasks(*all.operations);
     if (threads == 1 || tasks == 1 || !parallel) {
-      kernels->run(op, workspace, external, 0, tasks);
+      ts::run_tasks(0, tasks, &all);
     } else {
-      ts::Part part{kernels, &op, workspace, external};
-      parallel(0, tasks, (tasks + threads - 1) / threads, ts::run_part, &part);
+      parallel(0, tasks, (tasks + threads - 1) / threads, ts::run_tasks, &all);
     }
   }
 }

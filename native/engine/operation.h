@@ -57,7 +57,7 @@ struct ts_operation {
   int32_t patches;
   ts_act activation;          // of the result
   ts_act between;             // of the depthwise stage of a separable convolution
-  int64_t input, output;      // offsets in the workspace
+  int64_t input, output;      // offsets in the workspace; the input of TS_IMPORT is its first image
   int64_t residual;           // offset of a tensor that is added before the activation, or -1; the other operand of
                               // TS_ADD and TS_SCALE
   int64_t batch;

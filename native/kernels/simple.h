@@ -22,7 +22,7 @@ template <class Element>
 static void import_row(const ts_operation& op, Element* workspace, const float* external, int64_t task) {
   const int64_t image = task / op.in_height, row = task % op.in_height;
   const int64_t* strides = op.external_strides;
-  const float* from = external + image * strides[0] + row * strides[2];
+  const float* from = external + (op.input + image) * strides[0] + row * strides[2];
   Element* to = workspace + op.output + task * op.in_width * op.out_stride;
   // Channels inside where there are many, so that what is written to lies together; the few of an image outside.
   const int64_t width = op.in_width, channels = op.in_channels, stride = op.out_stride, step = strides[3];

@@ -12,7 +12,7 @@ import torch_separable as ts
 from torch_separable.runtime import available
 from torch_separable.runtime.engine import Prepared
 from torch_separable.runtime.fuse import fuse
-from torch_separable.runtime.interleave import Part, depth_first, early_layers
+from torch_separable.runtime.interleave import depth_first, early_layers
 from torch_separable.runtime.library import Operation, chosen_set
 from torch_separable.runtime.lower import lower
 from torch_separable.runtime.schedule import schedule
@@ -46,43 +46,85 @@ class Branching(nn.Module):
         return self.last(self.pointwise(x).relu())
 
 
-def plans(network: nn.Module, images: Tensor, early: int, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+def plans(
+    network: nn.Module, images: Tensor, early: int, monkeypatch: pytest.MonkeyPatch, threads: int = 1
+) -> Prepared:
     kernels = chosen_set()
     with torch.no_grad():
         program = fuse(lower(network.eval(), images))
     monkeypatch.setattr("torch_separable.runtime.schedule.early_layers", lambda *_: min(early, len(program.nodes)))
-    return Prepared(schedule(program, kernels, 1), kernels, 1)
+    return Prepared(schedule(program, kernels, threads), kernels, threads)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     channels=st.integers(1, 20), kernel=st.sampled_from([3, 5]), stride=st.integers(1, 2), dilation=st.integers(1, 2),
-    height=st.integers(16, 40), width=st.integers(16, 40), batch=st.integers(1, 3), early=st.integers(1, 9),
+    height=st.integers(16, 40), width=st.integers(16, 40), share=st.integers(1, 3), early=st.integers(1, 9),
+    threads=st.integers(1, 3),
 )  # fmt: skip
 def test_results_are_the_same_to_the_last_bit(
-    channels: int, kernel: int, stride: int, dilation: int, height: int, width: int, batch: int, early: int
+    channels: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    height: int,
+    width: int,
+    share: int,
+    early: int,
+    threads: int,
 ) -> None:
     torch.manual_seed(0)
-    network, images = Branching(channels, kernel, stride, dilation), torch.randn(batch, 3, height, width)
+    network = Branching(channels, kernel, stride, dilation)
+    images = torch.randn(width, share * threads, 3, height).permute(1, 2, 3, 0)  # strides that no image has
     with pytest.MonkeyPatch.context() as monkeypatch:
-        plain, interleaved = (plans(network, images, count, monkeypatch) for count in (0, early))
-    assert plain.plan.steps[0].parts is None
-    assert interleaved.plan.steps[0].parts is not None
+        plain, interleaved = (plans(network, images, count, monkeypatch, threads) for count in (0, early))
+    assert plain.plan.steps[0].courses is None
+    assert interleaved.plan.steps[0].courses is not None
+    assert len(interleaved.plan.steps[0].courses.ends) == threads
     assert torch.equal(interleaved.run(images), plain.run(images))
+
+
+def test_outputs_that_are_wider_than_what_is_between_lie_where_each_share_ends() -> None:
+    network, images = nn.Conv2d(3, 20, 3, padding=1), torch.randn(6, 3, 20, 20)
+    kernels = chosen_set(torch.bfloat16)
+    with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
+        program = fuse(lower(network.eval(), images))
+        results = []
+        for early in (0, 1):
+            monkeypatch.setattr("torch_separable.runtime.schedule.early_layers", lambda *_, early=early: early)
+            results.append(Prepared(schedule(program, kernels, 3), kernels, 3).run(images))
+    assert torch.equal(*results)
+
+
+def test_a_share_that_is_no_whole_number_of_images_leaves_layers_one_after_the_other() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        prepared = plans(Branching(8, 3, 1, 1), torch.randn(3, 3, 20, 20), 4, monkeypatch, threads=2)
+    assert prepared.plan.steps[0].courses is None
+
+
+def test_each_operation_is_told_once_whoever_computes_it() -> None:
+    network, images = ts.models.mobilenet_v1().eval(), torch.zeros(2, 3, 224, 224)
+    one, two = (ts.compile(network, images, threads=threads) for threads in (1, 2))
+    courses = two._prepared(images).plan.steps[0].courses
+    assert courses is not None
+    early = courses.covered // 2
+    told = [[(node.name, node.kind, node.flops) for node in c.explain(images, rounds=1).nodes] for c in (one, two)]
+    assert told[0][:early] == told[1][:early]
+    assert sum(flops for _, _, flops in told[0]) == sum(flops for _, _, flops in told[1])
 
 
 def test_every_task_runs_once_and_layers_take_turns() -> None:
     network = ts.models.mobilenet_v1().eval()
     compiled = ts.compile(network, torch.zeros(1, 3, 224, 224), threads=1)
     (step,) = compiled._prepared(torch.zeros(1, 3, 224, 224)).plan.steps
-    assert step.parts is not None
+    assert step.courses is not None
     ran: dict[int, list[int]] = {}
-    for part in step.parts:
+    for part in step.courses.parts:
         ran.setdefault(part.operation, []).extend(range(part.begin, part.end))
-    kernels = chosen_set()
-    assert ran == {i: list(range(kernels.tasks(operation))) for i, operation in enumerate(step.operations)}
+    early = step.operations[: step.courses.covered]
+    assert ran == {i: list(range(chosen_set().tasks(operation))) for i, operation in enumerate(early)}
     # The first row of the third layer comes long before the last of the first.
-    order = [part.operation for part in step.parts]
+    order = [part.operation for part in step.courses.parts]
     assert order.index(3) < len(order) - 1 - order[::-1].index(1)
 
 
@@ -91,9 +133,8 @@ def test_a_row_waits_for_the_rows_below_it_that_its_window_sees() -> None:
     make = Operation(kind=0, **rows)
     read = Operation(kind=2, kernel_height=3, pad_height=1, **rows)
     order = depth_first([make, read], [((), "a"), (("a",), "b")], lambda _: 6)
-    assert order == [
-        Part(0, 0, 2), Part(1, 0, 1), Part(0, 2, 3), Part(1, 1, 2), Part(0, 3, 4), Part(1, 2, 3),
-        Part(0, 4, 5), Part(1, 3, 4), Part(0, 5, 6), Part(1, 4, 6),
+    assert [(part.operation, part.begin, part.end) for part in order] == [
+        (0, 0, 2), (1, 0, 1), (0, 2, 3), (1, 1, 2), (0, 3, 4), (1, 2, 3), (0, 4, 5), (1, 3, 4), (0, 5, 6), (1, 4, 6),
     ]  # fmt: skip
 
 

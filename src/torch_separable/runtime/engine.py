@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -18,10 +20,19 @@ from torch_separable.notebook import table
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.runtime.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.fuse import fuse
-from torch_separable.runtime.library import PRECISIONS, InstructionSet, Kind, chosen_set, run
+from torch_separable.runtime.library import (
+    PRECISIONS,
+    Courses,
+    InstructionSet,
+    Kind,
+    Operation,
+    Part,
+    chosen_set,
+    run,
+)
 from torch_separable.runtime.lower import lower
 from torch_separable.runtime.peak import measured_peak
-from torch_separable.runtime.program import Program, Reference, TorchCall
+from torch_separable.runtime.program import Node, Program, Reference, TorchCall
 from torch_separable.runtime.schedule import Schedule, schedule, view_of
 from torch_separable.runtime.tune import known_tiles, tune
 from torch_separable.timing import interleaved
@@ -235,6 +246,7 @@ class Prepared:
     def _outputs(self, room: _Workspace, x: Tensor) -> list[tuple[Any, bool]]:
         """Run, and return each output, and whether it is a view of ``room``."""
         values: dict[str, Any] = {}
+        room.take(x)
         for step in self.plan.steps:
             self._step(room, step, x, values)
         return [
@@ -244,10 +256,7 @@ class Prepared:
 
     def _step(self, room: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
         if step.call is None:
-            operations = room.operations[id(step)]
-            if step.nodes and operations[0].kind == Kind.IMPORT:
-                operations[0].external_strides[:] = x.stride()
-            run(self.kernels, operations, room.memory, x.data_ptr(), self.threads, step.parts)
+            run(self.kernels, room.operations[id(step)], room.memory, x.data_ptr(), self.threads, step.courses)
             return
         call = step.call
 
@@ -269,37 +278,38 @@ class Prepared:
             values[call.output] = result
 
     def profile(self, x: Tensor, rounds: int) -> list[NodeTime]:
-        """Time every operation by itself."""
+        """Time every operation by itself, those of several shares of the images together."""
         room = _Workspace(self.plan, self.kernels.dtype)
+        room.take(x)
         values: dict[str, Any] = {}
-        times: dict[int, list[float]] = {}
-        costs: list[tuple[str, str, str, int, int]] = []
+        calls: list[tuple[Node, list[Operation], Callable[[], None]]] = []
+        for step in self.plan.steps:
+            if step.call is not None:
+                calls.append((step.call, [], partial(self._step, room, step, x, values)))
+            for places in step.together:
+                operations = [room.operations[id(step)][place] for place in places]
+                alone = (Operation * len(operations))(*operations)
+                tasks = [[Part(place, 0, self.kernels.tasks(o))] for place, o in enumerate(operations)]
+                courses = Courses.of(tasks, len(tasks)) if len(tasks) > 1 else None
+                arguments = (self.kernels, alone, room.memory, x.data_ptr(), self.threads, courses)
+                calls.append((step.nodes[places[0]], operations, partial(run, *arguments)))
+        times: list[list[float]] = [[] for _ in calls]
         for turn in range(rounds + 1):
-            at = 0
-            for step in self.plan.steps:
-                operations = room.operations[id(step)]
-                parts = [None] if step.call is not None else list(operations)
-                if step.call is None and operations[0].kind == Kind.IMPORT:
-                    operations[0].external_strides[:] = x.stride()
-                for place, operation in enumerate(parts):
-                    start = time.perf_counter()
-                    if operation is None:
-                        self._step(room, step, x, values)
-                    else:
-                        single = (type(operation) * 1)(operation)
-                        run(self.kernels, single, room.memory, x.data_ptr(), self.threads)
-                    elapsed = 1e3 * (time.perf_counter() - start)
-                    if turn == 0:
-                        node = step.nodes[place]
-                        layer = self.plan.program.layers.get(node.name, "")
-                        kind = kind_of(node, operation)
-                        costs.append((node.name, layer, kind, flops_of(operation, node), bytes_of(operation)))
-                    else:
-                        times.setdefault(at, []).append(elapsed)
-                    at += 1
+            for (_, _, call), spent in zip(calls, times, strict=True):
+                start = time.perf_counter()
+                call()
+                if turn:
+                    spent.append(1e3 * (time.perf_counter() - start))
         return [
-            NodeTime(name, layer, kind, statistics.median(times[at]), flops, size)
-            for at, (name, layer, kind, flops, size) in enumerate(costs)
+            NodeTime(
+                node.name,
+                self.plan.program.layers.get(node.name, ""),
+                kind_of(node, operations[0] if operations else None),
+                statistics.median(spent),
+                sum(flops_of(operation, node) for operation in operations),
+                sum(bytes_of(operation) for operation in operations),
+            )
+            for (node, operations, _), spent in zip(calls, times, strict=True)
         ]
 
 
@@ -314,5 +324,11 @@ class _Workspace:
     def __init__(self, plan: Schedule, dtype: torch.dtype) -> None:
         self.memory = torch.zeros(max(plan.size, 2), dtype=dtype)
         self.operations = {id(step): type(step.operations)(*step.operations) for step in plan.steps}
+        self.imports = [o for step in self.operations.values() for o in step if o.kind == Kind.IMPORT]
         places = [name for name in plan.program.outputs if name in plan.offsets]
         self.outputs = {name: view_of(self.memory, plan, name) for name in places}
+
+    def take(self, x: Tensor) -> None:
+        """Let ``x`` be what is read next."""
+        for operation in self.imports:
+            operation.external_strides[:] = x.stride()

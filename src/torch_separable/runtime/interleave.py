@@ -8,22 +8,12 @@ tasks run, in another order, so nothing is computed twice and results are the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch_separable.hardware import cache_bytes
-from torch_separable.runtime.library import Kind, Operation, Patches
+from torch_separable.runtime.library import Kind, Operation, Part, Patches
 from torch_separable.runtime.program import Activate, Add, Convolution, Copy, Filtering, Node, Pool, Program, inputs_of
 
 _BY_ROWS = (Convolution, Filtering, Pool, Add, Activate, Copy)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tasks ``begin`` to ``end`` of an operation, named by its place among those of its step."""
-
-    operation: int
-    begin: int
-    end: int
 
 
 def early_layers(program: Program, strides: Mapping[str, int], bytes_each: int = 4) -> int:
@@ -80,7 +70,7 @@ def depth_first(
                     if writer < i:
                         advance(writer, needed)
             if parts and parts[-1].operation == i:
-                parts[-1] = Part(i, parts[-1].begin, done[i] + 1)
+                parts[-1].end = done[i] + 1
             else:
                 parts.append(Part(i, done[i], done[i] + 1))
             done[i] += 1
@@ -88,6 +78,18 @@ def depth_first(
     for i in (len(operations) - 1, *range(len(operations))):
         advance(i, 1 + _rows_after(operations[i], counts[i]))
     return parts
+
+
+def of_share(operation: Operation, share: int) -> Operation:
+    """The same operation on the images of another share, of which the given one is the first."""
+    o = Operation.from_buffer_copy(operation)
+    images = share * o.batch
+    o.input += images if o.kind == Kind.IMPORT else images * o.in_height * o.in_width * o.in_stride
+    written = images * o.out_height * o.out_width
+    o.output += written * o.out_stride * (2 if o.wide else 1)  # float32 beside bfloat16
+    if o.residual >= 0:
+        o.residual += written * o.residual_stride
+    return o
 
 
 def _rows_after(operation: Operation, done: int) -> int:

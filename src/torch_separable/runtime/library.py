@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -15,6 +17,9 @@ import torch
 from torch_separable.errors import SeparableError
 
 _FILE = "libtorch_separable.so"
+
+# Of the library's functions and what they take: `kInterface` of native/engine/engine.cpp.
+_INTERFACE = 2
 
 
 class Kind(IntEnum):
@@ -79,6 +84,28 @@ class Part(ctypes.Structure):
     """``ts_part``: tasks of an operation, by its place."""
 
     _fields_ = tuple((name, ctypes.c_int64) for name in ("operation", "begin", "end"))
+
+
+@dataclass(frozen=True)
+class Courses:
+    """Sequences of tasks that may run side by side, a thread each, before the operations that they do not cover.
+
+    Attributes:
+        parts: of all sequences, one after the other.
+        ends: of each sequence, among the parts.
+        covered: how many operations, from the first, they do all tasks of.
+    """
+
+    parts: ctypes.Array[Part]
+    ends: ctypes.Array[ctypes.c_int64]
+    covered: int
+
+    @staticmethod
+    def of(sequences: Sequence[Sequence[Part]], covered: int) -> Courses:
+        """Put sequences in the form that the library takes."""
+        parts = [part for sequence in sequences for part in sequence]
+        ends = list(accumulate(map(len, sequences)))
+        return Courses((Part * len(parts))(*parts), (ctypes.c_int64 * len(ends))(*ends), covered)
 
 
 @dataclass(frozen=True)
@@ -150,8 +177,9 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise SeparableError(f"the kernel library {path} cannot be loaded: {error}") from error
+    same = hasattr(library, "ts_interface") and library.ts_interface() == _INTERFACE
     library.ts_operation_size.restype = ctypes.c_int64
-    if library.ts_operation_size() != ctypes.sizeof(Operation) or not hasattr(library, "ts_set_pays_here"):
+    if not same or library.ts_operation_size() != ctypes.sizeof(Operation):
         raise SeparableError(f"{path} is of another version of torch-separable: reinstall the package")
     library.ts_set_count.restype = ctypes.c_int64
     library.ts_set_name.restype = ctypes.c_char_p
@@ -175,6 +203,8 @@ def _library() -> ctypes.CDLL:
         ctypes.c_void_p,
         ctypes.c_int64,
         ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
         ctypes.c_int64,
         ctypes.c_void_p,
         ctypes.c_void_p,
@@ -234,24 +264,26 @@ def run(
     workspace: torch.Tensor,
     external: int,
     threads: int,
-    parts: ctypes.Array[Part] | None = None,
+    courses: Courses | None = None,
 ) -> None:
     """Execute prepared operations; the interpreter's lock is released meanwhile.
 
     Args:
         kernels: whose layout the operations were prepared for.
-        operations: in order.
+        operations: in order; the first of them in the order of ``courses``, where there are any.
         workspace: of the kernels' type of values, as large as they need.
         external: address of the tensor that an import reads, or 0.
         threads: at most so many, of PyTorch's pool.
-        parts: tasks in the order in which one thread is to run them, instead of one operation after the other.
+        courses: in which the first operations run.
     """
     _library().ts_run(
         kernels.number,
         ctypes.addressof(operations),
         len(operations),
-        None if parts is None else ctypes.addressof(parts),
-        0 if parts is None else len(parts),
+        None if courses is None else ctypes.addressof(courses.parts),
+        None if courses is None else ctypes.addressof(courses.ends),
+        0 if courses is None else len(courses.ends),
+        0 if courses is None else courses.covered,
         workspace.data_ptr(),
         external,
         threads,

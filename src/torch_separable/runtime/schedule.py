@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from torch_separable.hardware import cache_bytes
-from torch_separable.runtime.interleave import Part, depth_first, early_layers
-from torch_separable.runtime.library import PRECISIONS, InstructionSet, Kind, Operation, Patches
+from torch_separable.runtime.interleave import depth_first, early_layers, of_share
+from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches
 from torch_separable.runtime.library import Activate as NativeActivation
-from torch_separable.runtime.library import Part as NativePart
 from torch_separable.runtime.pack import in_turns, pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
 from torch_separable.runtime.program import (
     Activate,
@@ -51,13 +50,21 @@ class Step:
         operations: prepared for the library; empty for a call.
         nodes: what they compute, in order (an operation each).
         call: of PyTorch.
-        parts: tasks of the operations in the order in which they run; ``None`` for one operation after the other.
+        courses: in which the first operations run, depth first, each with operations of its own for its share of the
+            images; ``None`` for one operation after the other.
     """
 
     operations: ctypes.Array[Operation]
     nodes: tuple[Node, ...]
     call: TorchCall | None = None
-    parts: ctypes.Array[NativePart] | None = None
+    courses: Courses | None = None
+
+    @property
+    def together(self) -> list[range]:
+        """Places of the operations that are one for different shares of the images; mostly each by itself."""
+        covered, shares = (0, 1) if self.courses is None else (self.courses.covered, len(self.courses.ends))
+        early = [range(place, covered, covered // shares) for place in range(covered // shares)]
+        return early + [range(place, place + 1) for place in range(covered, len(self.operations))]
 
 
 @dataclass(frozen=True)
@@ -101,13 +108,20 @@ def schedule(
     # Images of few channels are not padded: only gathered patches read them, and a run of pixels is one copy there.
     if _only_gathered(program, program.input):
         strides[program.input] = program.shapes[program.input][1]
-    early = early_layers(program, strides, bytes_each) if threads == 1 else 0
+    # Every thread takes images of its own through the early layers, where there are as many for each.
+    images = program.shapes[program.input][0]
+    shares = threads if images % threads == 0 else 1
+    share = replace(program, shapes={name: (n // shares, c, h, w) for name, (n, c, h, w) in program.shapes.items()})
+    early = early_layers(share, strides, bytes_each) if shares == threads else 0
     wide = _wide(program) if kernels.dtype == torch.bfloat16 else frozenset()
     room = {name: stride * (4 if name in wide else bytes_each) for name, stride in strides.items()}
     offsets, size = _place(program, room, early)
     offsets = {name: offset // bytes_each for name, offset in offsets.items()}
-    builder = _Builder(program, kernels, threads, offsets, strides, tiles, early, wide)
-    return Schedule(program, builder.steps(), offsets, strides, size // bytes_each, wide, tuple(builder.weights))
+    weights: list[Tensor] = []
+    builder = _Builder(program, kernels, threads, offsets, strides, tiles, wide, weights)
+    first = builder if shares == 1 else _Builder(share, kernels, 1, offsets, strides, {}, wide, weights)
+    steps = _steps(program, first, early, shares, builder)
+    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, tuple(weights))
 
 
 def _wide(program: Program) -> frozenset[str]:
@@ -187,6 +201,40 @@ def _place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[d
     return offsets, size
 
 
+def _steps(program: Program, first: _Builder, early: int, shares: int, builder: _Builder) -> tuple[Step, ...]:
+    """Build the ``early`` nodes by ``first``, for one share of the images, to run depth first, then the others."""
+    runs: list[tuple[list[Operation], list[Node], TorchCall | None]] = []
+    operations = [(first if early else builder).input()]
+    nodes: list[Node] = [Copy("input", program.input, program.input)]
+    covered = 0
+    for at, node in enumerate(program.nodes):
+        if isinstance(node, TorchCall):
+            runs += [(operations, nodes, None), ([], [node], node)]
+            operations, nodes = [], []
+            continue
+        built = (first if at < early else builder).operations(node)
+        operations += built
+        nodes += [node] * len(built)
+        covered = len(operations) if at < early else covered
+    runs.append((operations, nodes, None))
+    _look_ahead([operation for some, _, _ in runs for operation in some])
+    steps = [Step(_array(some), tuple(of), call) for some, of, call in runs if some or call is not None]
+    if covered:
+        steps[0] = _in_courses(steps[0], covered, shares, builder.kernels)
+    return tuple(steps)
+
+
+def _in_courses(step: Step, covered: int, shares: int, kernels: InstructionSet) -> Step:
+    """Let the first operations, of one share of the images, run depth first for each of the shares."""
+    first, rest = step.operations[:covered], step.operations[covered:]
+    values = [(() if i == 0 else inputs_of(node), node.output) for i, node in enumerate(step.nodes[:covered])]
+    order = depth_first(first, values, kernels.tasks)
+    sequences = [[Part(part.operation + n * covered, part.begin, part.end) for part in order] for n in range(shares)]
+    operations = [*(of_share(operation, n) for n in range(shares) for operation in first), *rest]
+    nodes = (*step.nodes[:covered] * shares, *step.nodes[covered:])
+    return Step(_array(operations), nodes, courses=Courses.of(sequences, shares * covered))
+
+
 class _Builder:
     def __init__(
         self,
@@ -196,43 +244,16 @@ class _Builder:
         offsets: dict[str, int],
         strides: dict[str, int],
         tiles: Mapping[str, Tile],
-        early: int,
         wide: frozenset[str],
+        weights: list[Tensor],
     ) -> None:
-        self.program, self.kernels, self.threads, self.early, self.wide = program, kernels, threads, early, wide
+        self.program, self.kernels, self.threads, self.wide = program, kernels, threads, wide
         self.precision = PRECISIONS.index(kernels.dtype)
         self.offsets, self.strides, self.tiles = offsets, strides, tiles
-        self.weights: list[Tensor] = []
+        self.weights = weights
 
-    def steps(self) -> tuple[Step, ...]:
-        steps: list[Step] = []
-        operations = [self._import()]
-        nodes: list[Node] = [Copy("input", self.program.input, self.program.input)]
-        for node in self.program.nodes:
-            if isinstance(node, TorchCall):
-                steps += [_step(operations, nodes), Step(_array([]), (node,), node)]
-                operations, nodes = [], []
-                continue
-            built = self._operations(node)
-            operations += built
-            nodes += [node] * len(built)
-        steps.append(_step(operations, nodes))
-        if self.early:
-            steps[0] = self._interleaved(steps[0])
-        _look_ahead([operation for step in steps for operation in step.operations])
-        return tuple(step for step in steps if step.call is not None or len(step.operations))
-
-    def _interleaved(self, step: Step) -> Step:
-        """Let the early layers run depth first, after which the rest follows one after the other."""
-        first = {node.name for node in self.program.nodes[: self.early]}
-        count = 1 + max(i for i, node in enumerate(step.nodes) if node.name in first)
-        values = [((), self.program.input), *((inputs_of(node), node.output) for node in step.nodes[1:count])]
-        order = depth_first(step.operations[:count], values, self.kernels.tasks)
-        order += [Part(i, 0, self.kernels.tasks(step.operations[i])) for i in range(count, len(step.operations))]
-        parts = [NativePart(part.operation, part.begin, part.end) for part in order]
-        return replace(step, parts=(NativePart * len(parts))(*parts))
-
-    def _import(self) -> Operation:
+    def input(self) -> Operation:
+        """The operation that takes the images in."""
         name = self.program.input
         n, c, h, w = self.program.shapes[name]
         return Operation(
@@ -260,7 +281,8 @@ class _Builder:
             tile_rows=1, splits=1, multiplier=1, precision=self.precision, wide=node.output in self.wide,
         )  # fmt: skip
 
-    def _operations(self, node: Native) -> list[Operation]:
+    def operations(self, node: Native) -> list[Operation]:
+        """The operations that compute a node."""
         match node:
             case Convolution() if node.groups > 1:
                 return self._grouped(node)
@@ -461,10 +483,6 @@ def _look_ahead(operations: Sequence[Operation]) -> None:
     convolutions = [operation for operation in operations if operation.kind == Kind.CONVOLUTION]
     for operation, following in zip(convolutions, [*convolutions[1:], *convolutions[:1]], strict=True):
         operation.next_weights = following.weights
-
-
-def _step(operations: Sequence[Operation], nodes: Sequence[Node]) -> Step:
-    return Step(_array(operations), tuple(nodes))
 
 
 def view_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:

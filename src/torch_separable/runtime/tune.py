@@ -89,7 +89,9 @@ def _measured(
     others = torch.zeros(threads * 2 * cache_bytes(2) // 4)  # what else a network reads between two of its layers
     found: dict[str, Tuned] = {}
     for step in plan.steps:
-        for operation in step.operations:
+        # Of several shares of the images, tiles are by rule.
+        shared = 0 if step.courses is None or threads == 1 else step.courses.covered
+        for operation in step.operations[shared:]:
             shape = shape_key(operation)
             if shape is None or shape in known or shape in found:
                 continue
