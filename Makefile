@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests run in one process a core: set JOBS for another number.
 JOBS ?= auto
 
-.PHONY: help demo test wheel-test lint sanitize bench docs clean
+.PHONY: help demo test wheel-test lint sanitize arm64 bench docs clean
 
 help:
 	@echo "make demo   train, convert, recover and measure on handwritten digits; ends with a table and a page"
@@ -13,6 +13,7 @@ help:
 	@echo "make wheel-test   install the built wheel into an empty environment, and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make sanitize  run the kernels' tests under sanitizers, AVX-512 and AMX emulated where there is neither"
+	@echo "make arm64  run the kernels' tests with the library that ARM64 gets, emulated by QEMU"
 	@echo "make bench  measure what benchmarks/results/ lacks, and print it (hours; CIFAR10=npz:FOLDER CHECKPOINTS=FOLDER)"
 	@echo "make docs   draw the figures of docs/ anew, run its code and notebook, build site/index.html"
 	@echo "make clean  remove .venv, caches, runs/ and site/"
@@ -52,6 +53,19 @@ sanitize: $(VENV)/.installed-test
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(SANITIZED)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
 		tests/runtime/test_kernels.py tests/runtime/test_interleave.py tests/runtime/test_sanitizers.py
+
+# The kernels' tests with the library that ARM64 gets, emulated. Threads take turns there.
+ARM64 := build/arm64
+ARM64_CXX ?= aarch64-linux-gnu-g++
+ARM64_EMULATOR ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+arm64: $(VENV)/.installed-test
+	@command -v $(ARM64_CXX) $(firstword $(ARM64_EMULATOR)) >/dev/null || { \
+		echo "$(ARM64_CXX) and $(firstword $(ARM64_EMULATOR)) are needed (Debian: apt install g++-aarch64-linux-gnu qemu-user)"; exit 2; }
+	cmake -S native -B $(ARM64) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM64_CXX) >/dev/null
+	cmake --build $(ARM64) --parallel
+	$(ARM64_CXX) -std=c++17 -O1 -Wall -Wextra -Werror tests/runtime/runner.cpp -o $(ARM64)/runner -ldl
+	TORCH_SEPARABLE_TEST_RUNNER="$(ARM64_EMULATOR) $(CURDIR)/$(ARM64)/runner $(CURDIR)/$(ARM64)/libtorch_separable.so" \
+		$(BIN)/python -m pytest --numprocesses $(JOBS) tests/runtime/test_kernels.py
 
 CIFAR10 ?= npz:cifar10
 CHECKPOINTS ?= ../shared/data

@@ -1,12 +1,30 @@
-"""The runtime's tests need the kernel library; where the package was built without it they skip, and say so."""
+"""The runtime's tests need the kernel library; where the package was built without it they skip, and say so.
+
+With ``TORCH_SEPARABLE_TEST_RUNNER`` operations are run by that command, which is ``runner.cpp`` with a library for another
+kind of processor, emulated: ``make arm64``.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
+import torch
+from torch import Tensor
 
-from torch_separable.runtime import available
+import torch_separable.runtime
+from torch_separable.runtime import available, library
+from torch_separable.runtime.library import PRECISIONS, InstructionSet, Operation
+
+_POINTERS = ("weights", "next_weights", "bias", "filters", "filter_bias")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,3 +35,86 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(
                 pytest.mark.skip(reason="this installation has no kernel library: no C++ compiler built it")
             )
+
+
+class Elsewhere:
+    """A process with the kernels of another processor, which takes the library's place."""
+
+    def __init__(self, command: str) -> None:
+        self.process = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.constants: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+    def ask(
+        self, precision: int, operations: bytes, *others: bytes, at: int = 0, threads: int = 1, answer: int
+    ) -> bytes:
+        constants, memory, external = others or (b"", b"", b"")
+        count = len(operations) // ctypes.sizeof(Operation)
+        request = (precision, count, len(constants), len(memory), at, len(external) // 4, threads)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        for part in (bytes((ctypes.c_int64 * 7)(*request)), operations, constants, memory, external):
+            self.process.stdin.write(part)
+        self.process.stdin.flush()
+        got = self.process.stdout.read(answer)
+        assert len(got) == answer, "the runner has stopped"
+        return got
+
+    @cache  # noqa: B019 - it lives as long as the tests
+    def instruction_sets(self, dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
+        answer = self.ask(PRECISIONS.index(dtype), b"", answer=56)
+        vector, panel, rows, lanes, depth, factor, in_turns = (ctypes.c_int64 * 7).from_buffer_copy(answer)
+        shape = (vector, panel, rows, lanes, depth, factor, bool(in_turns))
+        return {"baseline": InstructionSet(0, "baseline", dtype, *shape)}
+
+    def keep(self, kept: Callable[[Any, Tensor], int]) -> Callable[[Any, Tensor], int]:
+        """See the constants that operations will point to."""
+
+        def keep(builder: Any, tensor: Tensor) -> int:
+            self.constants[tensor.data_ptr()] = tensor
+            return kept(builder, tensor)
+
+        return keep
+
+    def run(
+        self,
+        kernels: InstructionSet,
+        operations: Any,
+        workspace: Tensor,
+        external: int,
+        threads: int,
+        courses: Any = None,
+    ) -> None:
+        assert courses is None
+        sent, constants = type(operations)(*operations), b""
+        for operation in sent:
+            for name in _POINTERS:
+                if getattr(operation, name):
+                    tensor = self.constants[getattr(operation, name)]
+                    setattr(operation, name, len(constants) + 1)
+                    constants += _lines(bytes(tensor.flatten().view(torch.uint8).numpy()))
+        x = sent[0]
+        sizes = (x.batch, x.in_channels, x.in_height, x.in_width)
+        span = 1 + sum((size - 1) * stride for size, stride in zip(sizes, x.external_strides, strict=True))
+        # With what is before and after the workspace, which is not to change.
+        memory = torch.as_strided(workspace, (workspace.untyped_storage().nbytes() // workspace.itemsize,), (1,), 0)
+        before = bytes(memory.view(torch.uint8).numpy())
+        after = self.ask(
+            PRECISIONS.index(kernels.dtype), bytes(sent),
+            constants, _lines(before), ctypes.string_at(external, 4 * span),
+            at=workspace.storage_offset() * workspace.itemsize, threads=threads, answer=len(_lines(before)),
+        )  # fmt: skip
+        memory.view(torch.uint8).copy_(torch.frombuffer(bytearray(after[: len(before)]), dtype=torch.uint8))
+
+
+def _lines(data: bytes) -> bytes:
+    """Fill up to whole cache lines."""
+    return data + bytes(-len(data) % 64)
+
+
+if "TORCH_SEPARABLE_TEST_RUNNER" in os.environ:
+    from torch_separable.runtime import schedule
+
+    _elsewhere = Elsewhere(os.environ["TORCH_SEPARABLE_TEST_RUNNER"])
+    library.run = _elsewhere.run
+    torch_separable.runtime.instruction_sets = library.instruction_sets = _elsewhere.instruction_sets
+    schedule._Builder._keep = _elsewhere.keep(schedule._Builder._keep)  # type: ignore[method-assign]

@@ -1,0 +1,79 @@
+// Runs prepared operations that arrive on the standard input by a kernel library, and writes the workspace to the standard
+// output: how the kernels of another kind of processor are tested, in a process that emulates it. conftest.py is the
+// other end. Everything is in this processor's byte order, which must be the other end's.
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "../../native/engine/operation.h"
+
+struct Request {
+  int64_t precision;
+  int64_t count;      // of operations; 0 asks for the shape of the kernels
+  int64_t constants;  // bytes that operations point into, by offset + 1
+  int64_t memory;     // bytes
+  int64_t workspace;  // where it begins in the memory
+  int64_t external;   // float32 values
+  int64_t threads;
+};
+
+template <class Value>
+static std::vector<Value> read(int64_t count) {
+  std::vector<Value> values(static_cast<size_t>(count));
+  if (std::fread(values.data(), sizeof(Value), values.size(), stdin) != values.size()) std::exit(0);
+  return values;
+}
+
+// What threads would do side by side, one after the other.
+static int32_t in_turns(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  for (; begin < end; begin += grain) body(begin, std::min(begin + grain, end), context);
+  return 0;
+}
+
+struct alignas(64) Line {
+  char bytes[64];
+};
+
+int main(int, char** arguments) {
+  void* library = dlopen(arguments[1], RTLD_NOW);
+  if (!library) {
+    std::fprintf(stderr, "%s\n", dlerror());
+    return 1;
+  }
+  const auto shape_of = reinterpret_cast<void (*)(int64_t, int64_t, int64_t*)>(dlsym(library, "ts_set_shape"));
+  const auto run = reinterpret_cast<void (*)(int64_t, const ts_operation*, int64_t, const ts_part*, const int64_t*,
+                                             int64_t, int64_t, void*, const float*, int64_t, ts_parallel_for)>(
+      dlsym(library, "ts_run"));
+  for (;;) {
+    const Request request = read<Request>(1)[0];
+    if (!request.count) {
+      int64_t shape[7];
+      shape_of(0, request.precision, shape);
+      std::fwrite(shape, sizeof shape, 1, stdout);
+    } else {
+      std::vector<ts_operation> operations = read<ts_operation>(request.count);
+      const std::vector<Line> constants = read<Line>(request.constants / 64);
+      std::vector<Line> memory = read<Line>(request.memory / 64);
+      const std::vector<float> external = read<float>(request.external);
+      const char* base = constants.data()->bytes;
+      const auto moved = [base](auto*& pointer) {
+        if (pointer) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(
+            reinterpret_cast<intptr_t>(base) + reinterpret_cast<intptr_t>(pointer) - 1);
+      };
+      for (ts_operation& op : operations) {
+        moved(op.weights);
+        moved(op.next_weights);
+        moved(op.bias);
+        moved(op.filters);
+        moved(op.filter_bias);
+      }
+      run(0, operations.data(), request.count, nullptr, nullptr, 0, 0, memory.data()->bytes + request.workspace,
+          external.data(), request.threads, in_turns);
+      std::fwrite(memory.data(), 64, memory.size(), stdout);
+    }
+    std::fflush(stdout);
+  }
+}
