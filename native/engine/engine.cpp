@@ -140,7 +140,7 @@ constexpr int32_t kInterface = 2;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Bytes of ts_operation: the Python side checks that it describes the same layout.
-TS_API int64_t ts_operation_size() { return sizeof(ts_operation); }
+TS_API int32_t ts_operation_size() { return sizeof(ts_operation); }
 
 TS_API int64_t ts_set_count() { return ts::kSetCount; }
 

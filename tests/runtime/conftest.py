@@ -1,7 +1,7 @@
 """The runtime's tests need the kernel library; where the package was built without it they skip, and say so.
 
-With ``TORCH_SEPARABLE_TEST_RUNNER`` operations are run by that command, which is ``runner.cpp`` with a library for another
-kind of processor, emulated: ``make arm64``.
+With ``TORCH_SEPARABLE_TEST_RUNNER`` operations are run by that command, which is ``runner.cpp`` with a library for
+another kind of processor, emulated: ``make arm64``.
 """
 
 from __future__ import annotations

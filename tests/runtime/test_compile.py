@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -336,3 +337,17 @@ def test_without_the_library_compile_says_so_and_all_else_works(tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[0] == "7776"
     assert "this installation has no kernel library" in done.stdout
+
+
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    other = next(path for path in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))  # surely not ours
+    code = (
+        "import torch, torch_separable as ts\n"
+        "try:\n    ts.compile(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8))\n"
+        "except ts.SeparableError as error:\n    print(error)\n"
+    )
+    env = {**os.environ, "TORCH_SEPARABLE_LIBRARY": str(other)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
+    )
+    assert f"{other} is of another version of torch-separable: reinstall the package" in done.stdout

@@ -177,9 +177,11 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise SeparableError(f"the kernel library {path} cannot be loaded: {error}") from error
-    same = hasattr(library, "ts_interface") and library.ts_interface() == _INTERFACE
-    library.ts_operation_size.restype = ctypes.c_int64
-    if not same or library.ts_operation_size() != ctypes.sizeof(Operation):
+    if (
+        not hasattr(library, "ts_interface")
+        or library.ts_interface() != _INTERFACE
+        or library.ts_operation_size() != ctypes.sizeof(Operation)
+    ):
         raise SeparableError(f"{path} is of another version of torch-separable: reinstall the package")
     library.ts_set_count.restype = ctypes.c_int64
     library.ts_set_name.restype = ctypes.c_char_p
