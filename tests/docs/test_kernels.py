@@ -40,6 +40,7 @@ def test_the_sizes_that_it_gives_are_those_of_the_sources() -> None:
     depthwise = (ROOT / "native" / "kernels" / "depthwise.h").read_text(encoding="utf-8")
     assert "constexpr int kPixels = 7;" in depthwise
     assert "takes 7 neighbouring pixels" in text
-    from torch_separable.runtime import schedule
 
-    assert f"{schedule._TILE_BYTES // 1024} KB of patches" in text
+    from torch_separable.runtime import tiles
+
+    assert f"{tiles._TILE_BYTES // 1024} KB of patches" in text

@@ -12,7 +12,8 @@ from torch import nn
 import torch_separable as ts
 from torch_separable.runtime import compile, instruction_sets
 from torch_separable.runtime.library import chosen_set
-from torch_separable.runtime.schedule import schedule, shape_key
+from torch_separable.runtime.schedule import schedule
+from torch_separable.runtime.tiles import shape_key
 from torch_separable.runtime.tune import cache_file, candidates, known_tiles
 
 

@@ -14,6 +14,7 @@ from torch_separable.hardware import cache_bytes
 from torch_separable.runtime.interleave import depth_first, early_layers, of_share
 from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches
 from torch_separable.runtime.library import Activate as NativeActivation
+from torch_separable.runtime.memory import place
 from torch_separable.runtime.pack import in_turns, pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
 from torch_separable.runtime.program import (
     Activate,
@@ -32,14 +33,7 @@ from torch_separable.runtime.program import (
     Window,
     inputs_of,
 )
-
-_ALIGN = 64  # bytes: one cache line
-
-# Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
-_FEW_PIXELS = 128
-
-# A tile of patches that is to stay in L1 beside the weights passing by: half of the usual 32 or 48 KB.
-_TILE_BYTES = 24 * 1024
+from torch_separable.runtime.tiles import FEW_PIXELS, Tile, tile_of
 
 
 @dataclass(frozen=True)
@@ -90,10 +84,6 @@ class Schedule:
     weights: tuple[Tensor, ...]
 
 
-# Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
-Tile = tuple[int, int]
-
-
 def schedule(
     program: Program, kernels: InstructionSet, threads: int, tiles: Mapping[str, Tile] = MappingProxyType({})
 ) -> Schedule:
@@ -115,7 +105,7 @@ def schedule(
     early = early_layers(share, strides, bytes_each) if shares == threads else 0
     wide = _wide(program) if kernels.dtype == torch.bfloat16 else frozenset()
     room = {name: stride * (4 if name in wide else bytes_each) for name, stride in strides.items()}
-    offsets, size = _place(program, room, early)
+    offsets, size = place(program, room, early)
     offsets = {name: offset // bytes_each for name, offset in offsets.items()}
     weights: list[Tensor] = []
     builder = _Builder(program, kernels, threads, offsets, strides, tiles, wide, weights)
@@ -144,7 +134,7 @@ def _unfused(
     for node in program.nodes:
         depthwise = node.depthwise if isinstance(node, Convolution) else None
         n, _, h, w = shapes.get(node.output, (0, 0, 0, 0))
-        few = threads > 1 and n * h * w < threads * _FEW_PIXELS
+        few = threads > 1 and n * h * w < threads * FEW_PIXELS
         large = isinstance(node, Convolution) and node.weight.numel() * kernels.dtype.itemsize > cache_bytes(2) // 2
         if isinstance(node, Convolution) and depthwise and few and large:
             between = f"{node.output}.depthwise"
@@ -162,43 +152,6 @@ def _only_gathered(program: Program, value: str) -> bool:
     return bool(readers) and all(
         isinstance(node, Convolution) and node.depthwise is None and not node.window.is_pointwise for node in readers
     )
-
-
-def _place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[dict[str, int], int]:
-    """Give every value a place, in bytes, for as long as it is read; those not alive together share memory.
-
-    Those of the first ``early`` nodes are all alive together, as these run in turns.
-    """
-    last: dict[str, int] = {}
-    for at, node in enumerate(program.nodes):
-        for name in (*inputs_of(node), *((node.output,) if at < early else ())):
-            last[name] = max(at, early - 1)
-    for name in program.outputs:
-        last[name] = len(program.nodes)
-    offsets: dict[str, int] = {}
-    living: list[tuple[int, int, str]] = []  # (begin, end, value)
-    size = 0
-
-    def place(name: str) -> None:
-        nonlocal size
-        n, _, h, w = program.shapes[name]
-        # A panel may write a vector beyond a tensor's last pixel only within its stride, so no slack is needed.
-        room = -(-n * h * w * pixel_bytes[name] // _ALIGN) * _ALIGN
-        begin = 0
-        for start, end, _ in sorted(living):
-            if begin + room <= start:
-                break
-            begin = max(begin, end)
-        offsets[name] = begin
-        living.append((begin, begin + room, name))
-        size = max(size, begin + room)
-
-    place(program.input)
-    for at, node in enumerate(program.nodes):
-        if node.output in program.shapes:
-            place(node.output)
-        living[:] = [entry for entry in living if last.get(entry[2], at) > at]
-    return offsets, size
 
 
 def _steps(program: Program, first: _Builder, early: int, shares: int, builder: _Builder) -> tuple[Step, ...]:
@@ -341,7 +294,7 @@ class _Builder:
         operation.out_vectors = padded(matrix.shape[0], lanes) // self.kernels.vector
         operation.weights = self._keep(pack_matrix(matrix, self.kernels))
         operation.bias = self._keep(pack_bias(bias, self.kernels))
-        operation.tile_rows, operation.splits = self._tile(operation)
+        operation.tile_rows, operation.splits = tile_of(operation, self.kernels, self.threads, self.tiles)
         return operation
 
     def _fits(self, node: Convolution) -> bool:
@@ -360,53 +313,6 @@ class _Builder:
         run = window.kernel[1] * node.weight.shape[1]
         shares = window.kernel != (1, 1) and window.dilation[1] == 1
         return shares and run % self.kernels.depth == 0 and 2 * width >= self.kernels.rows
-
-    def _tile(self, operation: Operation) -> Tile:
-        shape = shape_key(operation)
-        known = self.tiles.get(shape) if shape is not None else None
-        if known is None:
-            return self._tile_by_rule(operation)
-        return min(known[0], rows_of(operation)), min(known[1], self._panels(operation))
-
-    def _panels(self, operation: Operation) -> int:
-        return int(-(-operation.out_vectors * self.kernels.vector // self.kernels.panel))
-
-    def _tile_by_rule(self, operation: Operation) -> Tile:
-        """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
-
-        Small weights stay in L2 while tiles of L1's size pass by. Larger ones are streamed from L3 once for every tile,
-        so tiles are as large as L2 allows. With several threads there is at least a tile for each, or else the channels
-        of a tile are shared out.
-        """
-        panels = self._panels(operation)
-        weights = self.kernels.dtype.itemsize * operation.depth * panels * self.kernels.panel
-        room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
-        direct = operation.patches == Patches.DIRECT
-        rows = rows_of(operation)
-        images = 1 if direct else operation.batch
-        tile = self._rows_within(operation, room)
-        if self.threads > 1 and images * rows >= self.threads:
-            few = rows < self.threads * _FEW_PIXELS
-            splits_pay = direct and few and weights > cache_bytes(2) // 2 and panels >= self.threads
-            if splits_pay:
-                return min(tile, rows), self.threads
-            tiles = -(-rows // tile)
-            if images * tiles < 4 * self.threads:  # few tiles: make them a multiple of the threads, of equal size
-                tiles = -(-images * tiles // self.threads) * self.threads // images or 1
-                tile = -(-rows // tiles)
-        elif self.threads > 1 and panels >= self.threads:
-            return min(tile, rows), self.threads
-        return min(tile, rows), 1
-
-    def _rows_within(self, operation: Operation, room: int) -> int:
-        """Rows of a tile whose matrix takes ``room`` bytes; more where they would not fill a micro-kernel."""
-        o, value = operation, self.kernels.factor
-        if o.patches == Patches.LINES:
-            line = value * o.in_channels * ((o.out_width - 1) * o.stride_width + o.kernel_width)
-            beyond = (o.kernel_height - 1) * o.dilation_height + 1 - o.stride_height  # of the last row's lines
-            return int(max(1, (room // line - beyond) // o.stride_height))
-        width = 1 if o.patches == Patches.DIRECT else o.out_width
-        return int(max(1, room // (value * o.depth * width), -(-self.kernels.rows // width)))
 
     def _grouped(self, node: Convolution) -> list[Operation]:
         """A convolution for each group, or for as many neighbouring ones together as fill whole vectors of outputs.
@@ -448,26 +354,6 @@ class _Builder:
             operation.filter_bias = self._keep(bias if node.summed else bias[block].contiguous())
             operations.append(operation)
         return operations
-
-
-def rows_of(operation: Operation) -> int:
-    """Rows that a convolution's tiles divide: of each image's output, or all pixels where the input is the matrix."""
-    direct = operation.patches == Patches.DIRECT
-    return int(operation.out_height * (operation.batch * operation.out_width if direct else 1))
-
-
-def shape_key(operation: Operation) -> str | None:
-    """Say in words all that the time of a convolution depends on; ``None`` for other operations."""
-    if operation.kind != Kind.CONVOLUTION:
-        return None
-    o = operation
-    kernel = f"{o.kernel_height}x{o.kernel_width}/{o.stride_height}x{o.stride_width}"
-    where = f"pad {o.pad_height}x{o.pad_width} dilation {o.dilation_height}x{o.dilation_width}"
-    act = f"activations {o.between.kind},{o.activation.kind}{'' if o.residual < 0 else ' + residual'}"
-    return (
-        f"{Patches(o.patches).convolution} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
-        f"{o.out_height}x{o.out_width}x{o.out_channels} {kernel} {where} multiplier {o.multiplier} {act}"
-    )
 
 
 def _native(activation: Activation) -> NativeActivation:

@@ -19,7 +19,8 @@ from torch_separable.files import write_json
 from torch_separable.hardware import cache_bytes, processor
 from torch_separable.runtime.library import InstructionSet, Operation, measure, run
 from torch_separable.runtime.program import Program
-from torch_separable.runtime.schedule import Tile, rows_of, schedule, shape_key
+from torch_separable.runtime.schedule import schedule
+from torch_separable.runtime.tiles import Tile, panels_of, rows_of, shape_key
 
 _FILE = "tiles.json"
 _ROUNDS = 15
@@ -116,7 +117,7 @@ def _measured(
 def candidates(operation: Operation, kernels: InstructionSet, threads: int) -> list[Tile]:
     """Return the tiles that are worth a try, the rule's first: fewer and more rows, and channels shared out or not."""
     rule, rows = (int(operation.tile_rows), int(operation.splits)), rows_of(operation)
-    panels = -(-operation.out_vectors * kernels.vector // kernels.panel)
+    panels = panels_of(operation, kernels)
     heights = {max(1, min(rows, int(rule[0] * factor))) for factor in (0.25, 0.5, 0.75, 1, 1.5, 2, 4)}
     heights |= {-(-rows // (threads * parts)) for parts in (1, 2, 4)}  # tiles of equal size for every thread
     parts = {1, rule[1]} | ({threads} if panels >= threads else set())

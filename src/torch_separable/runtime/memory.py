@@ -1,0 +1,44 @@
+"""The place of every value in one workspace: memory is planned once, and a call allocates nothing."""
+
+from __future__ import annotations
+
+from torch_separable.runtime.program import Program, inputs_of
+
+_ALIGN = 64  # bytes: one cache line
+
+
+def place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[dict[str, int], int]:
+    """Give every value a place, in bytes, for as long as it is read; those not alive together share memory.
+
+    Those of the first ``early`` nodes are all alive together, as these run in turns.
+    """
+    last: dict[str, int] = {}
+    for at, node in enumerate(program.nodes):
+        for name in (*inputs_of(node), *((node.output,) if at < early else ())):
+            last[name] = max(at, early - 1)
+    for name in program.outputs:
+        last[name] = len(program.nodes)
+    offsets: dict[str, int] = {}
+    living: list[tuple[int, int, str]] = []  # (begin, end, value)
+    size = 0
+
+    def give(name: str) -> None:
+        nonlocal size
+        n, _, h, w = program.shapes[name]
+        # A panel may write a vector beyond a tensor's last pixel only within its stride, so no slack is needed.
+        room = -(-n * h * w * pixel_bytes[name] // _ALIGN) * _ALIGN
+        begin = 0
+        for start, end, _ in sorted(living):
+            if begin + room <= start:
+                break
+            begin = max(begin, end)
+        offsets[name] = begin
+        living.append((begin, begin + room, name))
+        size = max(size, begin + room)
+
+    give(program.input)
+    for at, node in enumerate(program.nodes):
+        if node.output in program.shapes:
+            give(node.output)
+        living[:] = [entry for entry in living if last.get(entry[2], at) > at]
+    return offsets, size

@@ -1,0 +1,90 @@
+"""Sizes of tiles: by rule from a convolution's shape and the sizes of caches, or as they were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch_separable.hardware import cache_bytes
+from torch_separable.runtime.library import InstructionSet, Kind, Operation, Patches
+
+# Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
+Tile = tuple[int, int]
+
+# Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
+FEW_PIXELS = 128
+
+# A tile of patches that is to stay in L1 beside the weights passing by: half of the usual 32 or 48 KB.
+_TILE_BYTES = 24 * 1024
+
+
+def tile_of(operation: Operation, kernels: InstructionSet, threads: int, known: Mapping[str, Tile]) -> Tile:
+    """The tile of a convolution: the one that is known for its shape, by `shape_key`, or by rule."""
+    shape = shape_key(operation)
+    measured = known.get(shape) if shape is not None else None
+    if measured is None:
+        return _by_rule(operation, kernels, threads)
+    return min(measured[0], rows_of(operation)), min(measured[1], panels_of(operation, kernels))
+
+
+def _by_rule(operation: Operation, kernels: InstructionSet, threads: int) -> Tile:
+    """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
+
+    Small weights stay in L2 while tiles of L1's size pass by. Larger ones are streamed from L3 once for every tile,
+    so tiles are as large as L2 allows. With several threads there is at least a tile for each, or else the channels
+    of a tile are shared out.
+    """
+    panels = panels_of(operation, kernels)
+    weights = kernels.dtype.itemsize * operation.depth * panels * kernels.panel
+    room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
+    direct = operation.patches == Patches.DIRECT
+    rows = rows_of(operation)
+    images = 1 if direct else operation.batch
+    tile = _rows_within(operation, kernels, room)
+    if threads > 1 and images * rows >= threads:
+        few = rows < threads * FEW_PIXELS
+        splits_pay = direct and few and weights > cache_bytes(2) // 2 and panels >= threads
+        if splits_pay:
+            return min(tile, rows), threads
+        tiles = -(-rows // tile)
+        if images * tiles < 4 * threads:  # few tiles: make them a multiple of the threads, of equal size
+            tiles = -(-images * tiles // threads) * threads // images or 1
+            tile = -(-rows // tiles)
+    elif threads > 1 and panels >= threads:
+        return min(tile, rows), threads
+    return min(tile, rows), 1
+
+
+def _rows_within(operation: Operation, kernels: InstructionSet, room: int) -> int:
+    """Rows of a tile whose matrix takes ``room`` bytes; more where they would not fill a micro-kernel."""
+    o, value = operation, kernels.factor
+    if o.patches == Patches.LINES:
+        line = value * o.in_channels * ((o.out_width - 1) * o.stride_width + o.kernel_width)
+        beyond = (o.kernel_height - 1) * o.dilation_height + 1 - o.stride_height  # of the last row's lines
+        return int(max(1, (room // line - beyond) // o.stride_height))
+    width = 1 if o.patches == Patches.DIRECT else o.out_width
+    return int(max(1, room // (value * o.depth * width), -(-kernels.rows // width)))
+
+
+def panels_of(operation: Operation, kernels: InstructionSet) -> int:
+    """Panels of output channels, the last of which may be filled up."""
+    return int(-(-operation.out_vectors * kernels.vector // kernels.panel))
+
+
+def rows_of(operation: Operation) -> int:
+    """Rows that a convolution's tiles divide: of each image's output, or all pixels where the input is the matrix."""
+    direct = operation.patches == Patches.DIRECT
+    return int(operation.out_height * (operation.batch * operation.out_width if direct else 1))
+
+
+def shape_key(operation: Operation) -> str | None:
+    """Say in words all that the time of a convolution depends on; ``None`` for other operations."""
+    if operation.kind != Kind.CONVOLUTION:
+        return None
+    o = operation
+    kernel = f"{o.kernel_height}x{o.kernel_width}/{o.stride_height}x{o.stride_width}"
+    where = f"pad {o.pad_height}x{o.pad_width} dilation {o.dilation_height}x{o.dilation_width}"
+    act = f"activations {o.between.kind},{o.activation.kind}{'' if o.residual < 0 else ' + residual'}"
+    return (
+        f"{Patches(o.patches).convolution} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
+        f"{o.out_height}x{o.out_width}x{o.out_channels} {kernel} {where} multiplier {o.multiplier} {act}"
+    )
