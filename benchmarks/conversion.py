@@ -5,6 +5,7 @@
     python benchmarks/conversion.py ablation ...
     python benchmarks/conversion.py speed
     python benchmarks/conversion.py training         # a step of training, rank by rank and as the modules stand
+    python benchmarks/conversion.py latency          # budgets in milliseconds, of an idle machine
     python benchmarks/conversion.py show             # print what has been measured
 
 Every figure is of all 10,000 test images; whatever is chosen is chosen on training images. A row is written to
@@ -36,6 +37,7 @@ from torch_separable.models import NETWORKS
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.recover import IMAGENET_MEAN, IMAGENET_STD
 from torch_separable.runs import machine
+from torch_separable.runtime.library import chosen_set
 from torch_separable.timing import interleaved
 
 RESULTS = Path(__file__).resolve().parent / "results" / "conversion.json"
@@ -328,6 +330,41 @@ def speed(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared
 
 
 @app.command()
+def latency(
+    data: Data = "npz:cifar10",
+    checkpoints: Checkpoints = Path("../shared/data"),
+    threads: Annotated[int, typer.Option(help="Of PyTorch and of the compiled networks.")] = 1,
+) -> None:
+    """Measure budgets in milliseconds: what is asked for, what the plan says, what the compiled network takes."""
+    bench, threads_before = Bench(data, checkpoints), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    dense = bench.dense("resnet20")
+    statistics, image = ts.calibrate(dense, bench.images), bench.images[:1]
+    compiled = ts.compile(dense, image)
+    whole = interleaved({"dense": lambda: compiled(image)}, rounds=100)["dense"]
+    for share in (0.8, 0.6, 0.5, 0.4):
+
+        def measure(share: float = share) -> dict[str, Any]:
+            chosen = ts.plan(dense, statistics, budget=Budget(latency_ms=share * whole))
+            model = ts.apply(dense, chosen, statistics)
+            separable = ts.compile(model, image)
+            times = interleaved({"dense": lambda: compiled(image), "separable": lambda: separable(image)}, rounds=200)
+            assert chosen.latency is not None
+            return {
+                "asked": round(share * whole, 4),
+                "planned": round(chosen.latency.milliseconds[1], 4),
+                "measured": round(times["separable"], 4),
+                "dense": round(times["dense"], 4),
+                "macs": round(chosen.macs[1] / chosen.macs[0], 4),
+                "accuracy": bench.accuracy(model),
+            }
+
+        once(f"latency resnet20 {share:g}, {threads} threads, {chosen_set().name}", measure)
+    torch.set_num_threads(threads_before)
+    show()
+
+
+@app.command()
 def training(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared/data")) -> None:
     """Measure a step of training ResNet-20 at half its MACs, rank by rank and as the modules stand, in turn."""
     bench = Bench(data, checkpoints)
@@ -380,6 +417,7 @@ def show() -> None:
         "ablation": ("accuracy", "macs"),
         "speed": ("seconds", "peak_gb", "images", "parameters"),
         "training": ("as they stand", "rank by rank"),  # milliseconds of a step
+        "latency": ("asked", "planned", "measured", "dense", "macs", "accuracy"),  # milliseconds of an image
     }.items():
         rows = Table(kind, *heads)
         for key, entry in results.items():

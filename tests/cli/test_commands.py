@@ -19,6 +19,9 @@ from torch_separable.cost import analyze
 from torch_separable.files import read_weights
 from torch_separable.models import resnet20
 from torch_separable.recover import load_data
+from torch_separable.runtime import available
+
+needs_kernels = pytest.mark.skipif(not available(), reason="this installation has no kernel library")
 
 COMMANDS = ["demo", "summary", "explain", "convert", "recover", "evaluate", "bench", "tune", "report"]
 SMALL = "networks_for_cli:small"
@@ -141,6 +144,19 @@ def test_convert_writes_a_network_within_the_budget_and_says_what_it_did(
     assert config["settings"]["weights"] == "small.safetensors"
     assert config["settings"]["budget"] == "macs=0.4"
     assert config["command"].startswith("separable convert networks_for_cli:small --weights small.safetensors")
+
+
+@pytest.mark.parametrize("engine", [pytest.param("compiled", marks=needs_kernels), "pytorch"])
+def test_convert_within_milliseconds_says_and_keeps_what_they_are(
+    separable: Callable[..., Any], place: Path, engine: str
+) -> None:
+    outcome = separable(*shlex.split(f"{CONVERT} --budget latency_ms=1000 --engine {engine} -o {engine} --quiet"))
+    assert outcome.code == 0
+    latency = Plan.load(place / engine / "plan.json").latency
+    assert latency is not None
+    assert latency.engine == engine
+    assert f"for one image: about {latency.milliseconds[0]:.3g} -> " in outcome.out
+    assert json.loads((place / engine / "config.json").read_text())["settings"]["engine"] == engine
 
 
 def test_convert_prints_as_json_what_it_writes(separable: Callable[..., Any], place: Path) -> None:

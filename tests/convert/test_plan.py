@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_separable.convert import LayerPlan, Plan, apply, calibrate
+from torch_separable.convert import Latency, LayerPlan, Plan, apply, calibrate
 from torch_separable.convert.factorize import Order
 from torch_separable.convert.layers import spec_of
 from torch_separable.convert.plan import separable_macs, separable_specs
@@ -44,7 +44,10 @@ def layer_plans(draw: st.DrawFn, name: str) -> LayerPlan:
 def plans(draw: st.DrawFn) -> Plan:
     names = draw(st.lists(words.filter(bool), unique=True, max_size=5))
     layers = tuple(draw(layer_plans(name)) for name in names)
-    return Plan(draw(st.sampled_from(["least_squares", "svd"])), layers, draw(pairs), draw(pairs))
+    times = st.floats(0, allow_nan=False, allow_infinity=False)
+    engines = st.sampled_from(["compiled", "pytorch"])
+    latency = draw(st.none() | st.builds(Latency, st.tuples(times, times), engines, st.integers(1, 512)))
+    return Plan(draw(st.sampled_from(["least_squares", "svd"])), layers, draw(pairs), draw(pairs), latency)
 
 
 @given(plan=plans())
@@ -103,9 +106,15 @@ def test_malformed_field_of_a_layer_is_refused_by_name(name: str, value: Any, tm
         ({"layers": [{"name": "conv1", "order": None}]}, "layer 0 of the plan lacks 'weight_shape'"),
         ({"version": 2}, "version 2; this release reads version 1: plan again"),
         ({"version": None}, "version None"),
+        ({"latency": 2.5}, "the plan's latency is not a JSON object"),
+        ({"latency": {"milliseconds": [2, 1]}}, "the plan's latency lacks 'engine'"),
+        ({"latency": {"milliseconds": [2], "engine": "compiled", "threads": 1}}, r"milliseconds=\[2\]: expected two"),
+        ({"latency": {"milliseconds": [2, -1], "engine": "compiled", "threads": 1}}, "expected two numbers"),
+        ({"latency": {"milliseconds": [2, 1], "engine": "tpu", "threads": 1}}, "engine='tpu': expected one of"),
+        ({"latency": {"milliseconds": [2, 1], "engine": "compiled", "threads": 0}}, "threads=0: expected 1 or more"),
         ({"version": True}, "version True"),
         ({"version": "1"}, "version '1'"),
-        ({"budget": 0.5}, "'budget', which no plan has: known are layers, macs, method, parameters, version"),
+        ({"budget": 0.5}, "'budget', which no plan has: known are latency, layers, macs, method, parameters, version"),
     ],
 )
 def test_malformed_plan_is_refused_in_words(change: dict[str, Any], message: str) -> None:

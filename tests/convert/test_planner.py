@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Any, cast, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from torch_separable import compile
 from torch_separable.convert import Budget, LayerPlan, Plan, Statistics, apply, calibrate, plan
 from torch_separable.convert.factorize import Order, decouple
 from torch_separable.convert.layers import grouped_weight
-from torch_separable.convert.plan import separable_macs
+from torch_separable.convert.plan import Engine, separable_macs
 from torch_separable.convert.planner import plans
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.runtime import available
+from torch_separable.timing import interleaved
 
+needs_kernels = pytest.mark.skipif(not available(), reason="this installation has no kernel library")
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 
@@ -81,6 +86,8 @@ def counted(model: nn.Module, chosen: Plan, images: Tensor | Statistics) -> tupl
         ({"params": 2}, r"params=2\): must be a share"),
         ({"latency_ms": 0}, r"latency_ms=0\): must be milliseconds above 0"),
         ({"latency_ms": math.inf}, r"latency_ms=inf\): must be milliseconds above 0"),
+        ({"latency_ms": 1, "engine": "tpu"}, "engine='tpu'.*must be one of compiled, pytorch, or None for compiled"),
+        ({"macs": 0.5, "engine": "pytorch"}, "engine, which is of latency_ms, must be left out"),
     ],
 )
 def test_budget_of_no_use_is_refused_in_words(arguments: dict[str, Any], message: str) -> None:
@@ -167,26 +174,63 @@ def test_smallest_reachable_budget_is_said_and_can_be_reached(
         plan(model, statistics, budget=Budget(**{kind: planned / dense * 0.999}), order=order)
 
 
-def test_latency_budgets_choose_by_measured_milliseconds() -> None:
+@pytest.mark.parametrize("engine", [pytest.param("compiled", marks=needs_kernels), "pytorch"])
+def test_latency_budgets_choose_by_measured_milliseconds(engine: Engine) -> None:
     # What takes long is the first layer, on many pixels; of its multiplications a factorisation has an eighth.
     net = nn.Sequential(nn.Conv2d(40, 56, 3, padding=1), nn.AdaptiveAvgPool2d(4), nn.Conv2d(56, 8, 3)).eval()
     statistics = calibrate(net, torch.randn(8, 40, 40, 40))
-    assert not plan(net, statistics, budget=Budget(latency_ms=1e6), order="depthwise_first").converted
+    kept = plan(net, statistics, budget=Budget(latency_ms=1e6, engine=engine), order="depthwise_first")
+    assert not kept.converted
+    assert kept.latency is not None
+    assert kept.latency.engine == engine
+    assert kept.latency.threads == torch.get_num_threads()
+    assert kept.latency.milliseconds[0] == kept.latency.milliseconds[1] > 0
 
     def smallest() -> float:
-        with pytest.raises(SeparableError, match=r"latency_ms=1e-06\) cannot be met: .* ms is reached") as caught:
-            plan(net, statistics, budget=Budget(latency_ms=1e-6))
+        with pytest.raises(SeparableError, match=r"latency_ms=1e-06, .*\) cannot be met: .* ms is reached") as caught:
+            plan(net, statistics, budget=Budget(latency_ms=1e-6, engine=engine))
         return said(caught.value, "latency_ms")
 
     for _ in range(8):  # other work on the machine may change what is measured from one moment to the next
         try:
-            reached = plan(net, statistics, budget=Budget(latency_ms=1.5 * smallest()), order="depthwise_first")
+            budget = Budget(latency_ms=1.5 * smallest(), engine=engine)
+            reached = plan(net, statistics, budget=budget, order="depthwise_first")
         except SeparableError:
             continue
         if reached.converted:
             break
     assert reached.layers[0].order == "depthwise_first"
     assert reached.macs[1] < 0.7 * reached.macs[0]
+    assert reached.latency is not None
+    assert budget.latency_ms is not None
+    assert reached.latency.milliseconds[1] <= budget.latency_ms + 1e-5
+    assert reached.latency.milliseconds[1] < reached.latency.milliseconds[0]
+
+
+@needs_kernels
+def test_a_plan_for_milliseconds_says_what_the_compiled_network_takes() -> None:
+    net = nn.Sequential(nn.Conv2d(48, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 96, 3, padding=1)).eval()
+    images = torch.randn(8, 48, 40, 40)
+    statistics, one = calibrate(net, images), images[:1]
+    compiled = compile(net, one)
+    for _ in range(8):  # other work on the machine may change what is measured from one moment to the next
+        dense = interleaved({"dense": partial(compiled, one)})["dense"]
+        chosen = plan(net, statistics, budget=Budget(latency_ms=0.6 * dense))
+        separable = compile(apply(net, chosen, statistics), one)
+        times = interleaved({"dense": partial(compiled, one), "separable": partial(separable, one)})
+        assert chosen.latency is not None
+        told = chosen.latency.milliseconds
+        if all(abs(a / b - 1) < 0.15 for a, b in zip(told, times.values(), strict=True)):
+            return
+    raise AssertionError(f"{told} were planned, {times} measured")
+
+
+def test_what_cannot_be_compiled_is_measured_in_pytorch_when_that_is_said() -> None:
+    net = nn.Sequential(nn.Conv1d(4, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 16, 3, padding=1)).eval()
+    statistics = calibrate(net, torch.randn(64, 4, 64))
+    with pytest.raises(SeparableError, match=r"cannot run Sequential: .* With engine='pytorch' it is measured in"):
+        plan(net, statistics, budget=Budget(latency_ms=10))
+    assert plan(net, statistics, budget=Budget(latency_ms=1e6, engine="pytorch")).latency is not None
 
 
 @pytest.mark.parametrize("order", ORDERS)

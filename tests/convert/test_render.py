@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from torch import nn
 
-from torch_separable.convert import LayerPlan, Plan
+from torch_separable.convert import Latency, LayerPlan, Plan
 from torch_separable.convert.factorize import Order
 from torch_separable.convert.layers import in_words
 from torch_separable.convert.render import render_plan
@@ -45,6 +46,16 @@ def test_plan_in_80_columns() -> None:
         "shortcut      Conv2d(16, 32, 1x1) ⇒ kept: 1x1: there is no kernel to separate",
         "whole network: 40,551,040 -> 20,268,672 MACs (2.00x fewer)",
     ]
+
+
+def test_plan_for_milliseconds_says_what_they_are() -> None:
+    timed = replace(PLAN, latency=Latency((0.7125, 0.3546), "compiled", 1))
+    assert render_plan(timed, 80).plain.splitlines()[-2:] == [
+        "whole network: 40,551,040 -> 20,268,672 MACs (2.00x fewer)",
+        "for one image: about 0.713 -> 0.355 ms, compiled, on 1 thread",
+    ]
+    in_pytorch = replace(PLAN, latency=Latency((12, 7.5), "pytorch", 4))
+    assert "about 12 -&gt; 7.5 ms, in PyTorch, on 4 threads</p>" in in_pytorch._repr_html_()
 
 
 def test_plan_where_there_is_no_room_for_a_line_each() -> None:

@@ -105,13 +105,13 @@ def keyword_arguments(option: str, texts: Iterable[str] | None) -> dict[str, Any
     return arguments
 
 
-def read_budget(text: str) -> Budget:
-    """Read ``macs=0.5``, ``params=0.3`` or ``latency_ms=4``."""
+def read_budget(text: str, engine: str | None = None) -> Budget:
+    """Read ``macs=0.5``, ``params=0.3`` or ``latency_ms=4``, which is measured with ``engine``."""
     from torch_separable.convert import Budget
 
     kind, _, value = text.partition("=")
     try:
-        return Budget(**{kind: float(value)})
+        return Budget(**{kind: float(value)}, engine=engine)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         reason = f": {error}" if isinstance(error, SeparableValueError) else ""
         raise SeparableValueError(

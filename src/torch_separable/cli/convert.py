@@ -38,6 +38,10 @@ def convert(
     budget: Annotated[
         str | None, typer.Option(help="macs=SHARE, params=SHARE (of the dense network's) or latency_ms=NUMBER.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="What latency_ms is measured with: compiled (by ts.compile; the default) or pytorch."),
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="One rank for all layers, instead of a budget.")] = None,
     order: Annotated[str | None, typer.Option(help="Allow only depthwise_first or pointwise_first.")] = None,
     method: Annotated[
@@ -81,6 +85,8 @@ def convert(
     runs.check_place(output)
     if budget is not None and rank is not None:
         raise SeparableValueError(f"--budget {budget} and --rank {rank} are both given: give one of them")
+    if engine is not None and rank is not None:
+        raise SeparableValueError(f"--engine {engine} is of --budget latency_ms=NUMBER, and --rank {rank} is given")
     if budget is None and rank is None:
         budget = "macs=0.5"
     progress = not (quiet or json)
@@ -99,7 +105,7 @@ def convert(
     conversion = convert_network(
         network,
         sample,
-        budget=None if budget is None else read_budget(budget),
+        budget=None if budget is None else read_budget(budget, engine),
         rank=rank,
         order=order,  # type: ignore[arg-type]
         method=method,  # type: ignore[arg-type]
@@ -120,6 +126,7 @@ def convert(
         "images": min(images, len(source)),
         "seed": seed,
         "budget": budget,
+        "engine": engine,
         "rank": rank,
         "order": order,
         "method": method,

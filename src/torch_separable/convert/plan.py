@@ -15,6 +15,7 @@ from torch_separable.files import read_json, write_json
 
 SCHEMA = 1
 Method = Literal["least_squares", "svd"]
+Engine = Literal["compiled", "pytorch"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,35 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What one image takes, put together of layers that were timed one by one.
+
+    Attributes:
+        milliseconds: of the whole network (dense, planned).
+        engine: that was timed: ``"compiled"``, by `torch_separable.compile`, or ``"pytorch"``.
+        threads: at most so many.
+    """
+
+    milliseconds: tuple[float, float]
+    engine: Engine
+    threads: int
+
+    def __post_init__(self) -> None:
+        times = self.milliseconds
+        if not isinstance(times, list | tuple) or len(times) != 2 or not all(map(_is_time, times)):
+            raise SeparableError(
+                f"the plan's latency has milliseconds={times!r}: expected two numbers, dense and planned"
+            )
+        object.__setattr__(self, "milliseconds", tuple(times))
+        if self.engine not in get_args(Engine):
+            raise SeparableError(
+                f"the plan's latency has engine={self.engine!r}: expected one of {', '.join(get_args(Engine))}"
+            )
+        if type(self.threads) is not int or self.threads < 1:
+            raise SeparableError(f"the plan's latency has threads={self.threads!r}: expected 1 or more")
+
+
+@dataclass(frozen=True)
 class Plan:
     """A conversion, layer by layer: plain data that can be read, edited and applied again.
 
@@ -98,6 +128,7 @@ class Plan:
         layers: in the order in which they run; convolutions that cannot be converted stand with the reason.
         macs: of the whole network for each image (dense, planned).
         parameters: of the whole network (dense, planned).
+        latency: what one image takes, where that was the budget.
         version: of this layout.
 
     Example:
@@ -111,6 +142,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     macs: tuple[int, int] = (0, 0)
     parameters: tuple[int, int] = (0, 0)
+    latency: Latency | None = None
     version: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -154,7 +186,13 @@ class Plan:
                 raise SeparableError(f"layer {i} of the plan is not a JSON object")
             _check_names(LayerPlan, entry, f"layer {i} of the plan", required={"name", "weight_shape", "order"})
             layers.append(LayerPlan(**entry))
-        return cls(**{**document, "layers": tuple(layers)})
+        latency = document.get("latency")
+        if latency is not None:
+            if not isinstance(latency, dict):
+                raise SeparableError("the plan's latency is not a JSON object")
+            _check_names(Latency, latency, "the plan's latency", required={"milliseconds", "engine", "threads"})
+            latency = Latency(**latency)
+        return cls(**{**document, "layers": tuple(layers), "latency": latency})
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all."""
@@ -191,6 +229,10 @@ def _check_version(version: object) -> None:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, list | tuple) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max  # type: ignore[operator]
 
 
 def _check_names(kind: type, document: dict[str, Any], where: str, required: set[str]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics as middle
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,16 +11,14 @@ import torch
 from torch import nn
 
 from torch_separable.convert.allocate import choose
-from torch_separable.convert.apply import separable_of
-from torch_separable.convert.calibrate import LayerStatistics, Statistics, moments_of, over_processes
-from torch_separable.convert.factorize import Order, decouple
-from torch_separable.convert.layers import grouped_weight, in_words, survey
-from torch_separable.convert.plan import LayerPlan, Method, Plan, separable_macs, separable_specs
+from torch_separable.convert.calibrate import LayerStatistics, Statistics, moments_of
+from torch_separable.convert.factorize import Order
+from torch_separable.convert.latency import LayerTimes
+from torch_separable.convert.layers import in_words, survey
+from torch_separable.convert.plan import Engine, Latency, LayerPlan, Method, Plan, separable_macs, separable_specs
 from torch_separable.convert.prefix import Prefix
-from torch_separable.convert.record import run
 from torch_separable.convert.sensitivity import Choice, Option, fit_options, measure
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.outputs import evaluating
 from torch_separable.progress import progress_bar
 
 
@@ -33,22 +29,31 @@ class Budget:
     Attributes:
         macs: share of the dense network's multiply-accumulates, the whole network counted.
         params: share of the dense network's parameters.
-        latency_ms: milliseconds for one image on this machine, by PyTorch, with its current number of threads.
+        latency_ms: milliseconds for one image on this machine, with PyTorch's current number of threads.
+        engine: what ``latency_ms`` is measured with: ``"compiled"``, which is `torch_separable.compile` and what
+            ``None`` stands for, or ``"pytorch"``.
 
     Raises:
         SeparableValueError: none or several are given, or one is out of range.
 
     Example:
         >>> Budget(macs=0.5)
-        Budget(macs=0.5, params=None, latency_ms=None)
+        Budget(macs=0.5)
+        >>> Budget(latency_ms=2.5, engine="pytorch")
+        Budget(latency_ms=2.5, engine='pytorch')
     """
 
     macs: float | None = None
     params: float | None = None
     latency_ms: float | None = None
+    engine: Engine | None = None
+
+    def __repr__(self) -> str:
+        given = (f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
+        return f"Budget({', '.join(given)})"
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "engine"}
         if len(given) != 1:
             raise SeparableValueError(f"Budget({given or ''}): give exactly one of macs, params, latency_ms")
         (name, value), *_ = given.items()
@@ -61,6 +66,9 @@ class Budget:
                 else "a share of the dense network's, above 0 and at most 1"
             )
             raise SeparableValueError(f"Budget({name}={value!r}): must be {rule}")
+        if self.engine is not None and (name != "latency_ms" or self.engine not in get_args(Engine)):
+            rule = f"one of {', '.join(get_args(Engine))}, or None for compiled" if name == "latency_ms" else "left out"
+            raise SeparableValueError(f"{self}: engine, which is of latency_ms, must be {rule}")
 
     @property
     def kind(self) -> Literal["macs", "params", "latency_ms"]:
@@ -132,10 +140,10 @@ def plans(
     rooms = [_room(model, statistics, budget, choices, method) for budget in budgets]  # before minutes of measuring
     options, changes = _options(model, statistics, choices, method, progress)
     result = []
-    for sizes, room in rooms:
-        picked = choose([[0.0, *change] for change in changes], sizes, room)
+    for room in rooms:
+        picked = choose([[0.0, *change] for change in changes], room.sizes, room.left)
         chosen = [None if i == 0 else of[i - 1] for i, of in zip(picked, options, strict=True)]
-        result.append(_plan(model, statistics, method, chosen, options, None))
+        result.append(_plan(model, statistics, method, chosen, options, None, room.latency(picked)))
     return result
 
 
@@ -197,36 +205,63 @@ def check_choice(budget: Budget | None, rank: int | None, order: object, method:
         raise SeparableValueError(f"method={method!r}: must be one of {', '.join(get_args(Method))}")
 
 
+@dataclass(frozen=True)
+class _Room:
+    """What each layer costs dense and at each of its choices, in the budget's unit, and the room for them all.
+
+    Attributes:
+        sizes: of each layer, the dense one first.
+        rest: what the network costs besides.
+        left: for the layers.
+        engine: that was timed, where the unit is milliseconds.
+    """
+
+    sizes: list[list[float]]
+    rest: float
+    left: float
+    engine: Engine | None
+
+    def latency(self, picked: Sequence[int]) -> Latency | None:
+        """The milliseconds of a choice for each layer."""
+        if self.engine is None:
+            return None
+        dense, planned = (
+            round(self.rest + sum(sizes[i] for i, sizes in zip(at, self.sizes, strict=True)), 6)
+            for at in ([0] * len(picked), picked)
+        )
+        return Latency((dense, planned), self.engine, torch.get_num_threads())
+
+
 def _room(
     model: nn.Module, statistics: Statistics, budget: Budget, choices: list[list[Choice]], method: Method
-) -> tuple[list[list[float]], float]:
-    """Return what each layer costs dense and at each of its choices, in the budget's unit, and the room for them all.
+) -> _Room:
+    """Measure what the layers cost, and the room for them.
 
     Raises:
         SeparableError: the cheapest choices exceed it.
     """
-    cost_of = _cost_of(model, statistics, budget, method)
+    engine = None if budget.kind != "latency_ms" else budget.engine or "compiled"
+    cost_of = _cost_of(budget, method) if engine is None else LayerTimes(model, statistics, engine)
     sizes = [
         [cost_of(layer, None), *(cost_of(layer, c) for c in of)]
         for layer, of in zip(statistics.layers, choices, strict=True)
     ]
-    dense = {"macs": statistics.macs, "params": statistics.parameters, "latency_ms": 0.0}[budget.kind]
     limit = getattr(budget, budget.kind)
-    if budget.kind == "latency_ms":
+    if isinstance(cost_of, LayerTimes):
         # What the convertible layers do not account for stays: the network's time less theirs.
-        rest = cost_of.rest
-        room = limit - rest
+        dense, rest, left = 1.0, cost_of.rest, limit - cost_of.rest
     else:
+        dense = {"macs": statistics.macs, "params": statistics.parameters}[budget.kind]
         rest = dense - sum(size[0] for size in sizes)
-        room = limit * dense * (1 + 1e-12) - rest
+        left = limit * dense * (1 + 1e-12) - rest
     smallest = rest + sum(min(size) for size in sizes)
-    if smallest > rest + room:
-        least = f"{_rounded_up(smallest)} ms" if budget.kind == "latency_ms" else _rounded_up(smallest / dense)
+    if smallest > rest + left:
+        least = f"{_rounded_up(smallest / dense)}{' ms' if engine else ''}"
         raise SeparableError(
-            f"Budget({budget.kind}={limit:g}) cannot be met: with every convertible layer at its smallest, "
+            f"{budget} cannot be met: with every convertible layer at its smallest, "
             f"{budget.kind}={least} is reached. Raise the budget"
         )
-    return sizes, room
+    return _Room(sizes, rest, left, engine)
 
 
 def _rounded_up(value: float) -> str:
@@ -242,6 +277,7 @@ def _plan(
     chosen: Sequence[Option | None],
     options: list[list[Option]],
     rank: int | None,
+    latency: Latency | None = None,
 ) -> Plan:
     entries, macs, parameters = [], statistics.macs, statistics.parameters
     for layer, option, possible in zip(statistics.layers, chosen, options, strict=True):
@@ -265,7 +301,7 @@ def _plan(
     for name, reason in statistics.kept.items():
         words = in_words(model.get_submodule(name))
         entries.append(LayerPlan(name, _shape(model, name), None, 0, reason, dense=words))
-    return Plan(method, tuple(entries), (statistics.macs, macs), (statistics.parameters, parameters))
+    return Plan(method, tuple(entries), (statistics.macs, macs), (statistics.parameters, parameters), latency)
 
 
 def _alternative(layer: LayerStatistics, option: Option, possible: list[Option], rank: int | None) -> str:
@@ -302,53 +338,8 @@ def _parameters(layer: LayerStatistics, choice: Choice, method: Method) -> int:
     return first.weights + second.weights + (layer.spec.out_channels if biased else 0)
 
 
-def _cost_of(model: nn.Module, statistics: Statistics, budget: Budget, method: Method) -> Any:
-    """Return a function that gives the cost of a layer dense (choice ``None``) or factorised, in the budget's unit."""
+def _cost_of(budget: Budget, method: Method) -> Callable[[LayerStatistics, Choice | None], float]:
+    """Return a function that counts what a layer costs dense (choice ``None``) or factorised, in the budget's unit."""
     if budget.kind == "macs":
         return lambda layer, choice: layer.macs if choice is None else _macs(layer, choice)
-    if budget.kind == "params":
-        return lambda layer, choice: layer.parameters if choice is None else _parameters(layer, choice, method)
-    return _Latency(model, statistics)
-
-
-class _Latency:
-    """Milliseconds of layers on this machine, measured once for each shape."""
-
-    def __init__(self, model: nn.Module, statistics: Statistics) -> None:
-        self.convs = survey(model).convertible
-        self.known: dict[Any, float] = {}
-        first = statistics.batches[0]
-        one: Any = first[:1] if isinstance(first, torch.Tensor) else {k: v[:1] for k, v in first.items()}
-        with evaluating(model), torch.inference_mode():
-            whole = _milliseconds(lambda: run(model, one))
-        self.rest = max(whole - sum(self(layer, None) for layer in statistics.layers), 0.0)
-
-    def __call__(self, layer: LayerStatistics, choice: Choice | None) -> float:
-        key = (layer.spec, layer.input_size, choice)
-        if key not in self.known:
-            conv = self.convs[layer.name]
-            module: Any = conv
-            if choice is not None:
-                module = separable_of(conv, tuple(decouple(w, *choice) for w in grouped_weight(conv)), None)
-            image = torch.ones(1, layer.spec.in_channels, *layer.input_size).to(conv.weight)
-            with torch.inference_mode():
-                self.known[key] = _milliseconds(lambda: module(image))
-        return self.known[key] * layer.calls
-
-
-def _finish() -> None:
-    if torch.accelerator.is_available():  # whose calls return before they are done
-        torch.accelerator.synchronize()
-
-
-def _milliseconds(call: Callable[[], object], repeats: int = 15) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        _finish()
-        start = time.perf_counter()
-        call()
-        _finish()
-        times.append(1e3 * (time.perf_counter() - start))
-    total, count = over_processes(torch.tensor(middle.median(times)), torch.tensor(1.0))
-    return float(total / count)
+    return lambda layer, choice: layer.parameters if choice is None else _parameters(layer, choice, method)

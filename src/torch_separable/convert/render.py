@@ -87,8 +87,7 @@ def render_plan(plan: Plan, width: int | None = None) -> Text:
         lines = list(_table(plan, columns, width))
     else:
         lines = list(_pairs(plan, width))
-    if whole := _whole(plan):
-        lines.append(Text(whole, "bold"))
+    lines += [Text(line, "bold") for line in _whole(plan)]
     for line in lines:
         line.rstrip()
     return Text("\n", no_wrap=True).join(lines)
@@ -98,12 +97,21 @@ def render_plan_html(plan: Plan) -> str:
     """Return a table for notebooks, with all columns; names from the model are escaped."""
     rows = [[column.cell(layer) for column in _ORDER] for layer in plan.layers]
     shown = table([column.head for column in _ORDER], rows, right=[column.right for column in _ORDER])
-    return f"{shown}<p>{escape(_whole(plan))}</p>"
+    return f"{shown}<p>{'<br>'.join(map(escape, _whole(plan)))}</p>"
 
 
-def _whole(plan: Plan) -> str:
+def _whole(plan: Plan) -> list[str]:
+    """What the network came to, in lines."""
     dense, planned = plan.macs
-    return f"whole network: {dense:,} -> {planned:,} MACs ({dense / planned:.2f}x fewer)" if dense and planned else ""
+    lines = []
+    if dense and planned:
+        lines.append(f"whole network: {dense:,} -> {planned:,} MACs ({dense / planned:.2f}x fewer)")
+    if plan.latency is not None:
+        before, after = plan.latency.milliseconds
+        engine = "compiled" if plan.latency.engine == "compiled" else "in PyTorch"
+        threads = f"{plan.latency.threads} thread{'s' if plan.latency.threads > 1 else ''}"
+        lines.append(f"for one image: about {before:.3g} -> {after:.3g} ms, {engine}, on {threads}")
+    return lines
 
 
 def _widths(plan: Plan, columns: Sequence[_Column]) -> list[int]:

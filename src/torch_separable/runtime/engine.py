@@ -37,6 +37,8 @@ from torch_separable.runtime.schedule import Schedule, schedule, view_of
 from torch_separable.runtime.tune import known_tiles, tune
 from torch_separable.timing import interleaved
 
+_CLOCK = 1e-4  # milliseconds: what is shorter than the clock's step is told as that
+
 
 def compile(
     model: nn.Module,
@@ -278,7 +280,7 @@ class Prepared:
             values[call.output] = result
 
     def profile(self, x: Tensor, rounds: int) -> list[NodeTime]:
-        """Time every operation by itself, those of several shares of the images together."""
+        """Time every operation by itself, those of several shares of the images together, less an empty call."""
         room = _Workspace(self.plan, self.kernels.dtype)
         room.take(x)
         values: dict[str, Any] = {}
@@ -293,23 +295,26 @@ class Prepared:
                 courses = Courses.of(tasks, len(tasks)) if len(tasks) > 1 else None
                 arguments = (self.kernels, alone, room.memory, x.data_ptr(), self.threads, courses)
                 calls.append((step.nodes[places[0]], operations, partial(run, *arguments)))
-        times: list[list[float]] = [[] for _ in calls]
+        nothing = partial(run, self.kernels, (Operation * 0)(), room.memory, x.data_ptr(), self.threads)
+        timed: list[Callable[[], None]] = [nothing, *(call for _, _, call in calls)]
+        times: list[list[float]] = [[] for _ in timed]
         for turn in range(rounds + 1):
-            for (_, _, call), spent in zip(calls, times, strict=True):
+            for call, spent in zip(timed, times, strict=True):
                 start = time.perf_counter()
                 call()
                 if turn:
                     spent.append(1e3 * (time.perf_counter() - start))
+        empty, *medians = map(statistics.median, times)
         return [
             NodeTime(
                 node.name,
                 self.plan.program.layers.get(node.name, ""),
                 kind_of(node, operations[0] if operations else None),
-                statistics.median(spent),
+                max(median - empty, _CLOCK),
                 sum(flops_of(operation, node) for operation in operations),
                 sum(bytes_of(operation) for operation in operations),
             )
-            for (node, operations, _), spent in zip(calls, times, strict=True)
+            for (node, operations, _), median in zip(calls, medians, strict=True)
         ]
 
 
