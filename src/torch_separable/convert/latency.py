@@ -40,7 +40,7 @@ class LayerTimes:
         first = statistics.batches[0]
         one: Any = first[:1] if isinstance(first, Tensor) else {k: v[:1] for k, v in first.items()}
         with evaluating(model), torch.inference_mode():
-            whole = (_compiled_whole if engine == "compiled" else _pytorch)(model, one)
+            whole = _agreed((_compiled_whole if engine == "compiled" else _pytorch)(model, one))
         self.rest = max(whole - sum(self(layer, None) for layer in statistics.layers), 0.0)
 
     def __call__(self, layer: LayerStatistics, choice: Choice | None) -> float:
@@ -53,9 +53,14 @@ class LayerTimes:
                 module = separable_of(conv, tuple(decouple(w, *choice) for w in grouped_weight(conv)), None)
             image = torch.ones(1, layer.spec.in_channels, *layer.input_size).to(conv.weight)
             with torch.inference_mode():
-                total, count = over_processes(torch.tensor(self.alone(module, image)), torch.tensor(1.0))
-            self.known[key] = float(total / count)
+                self.known[key] = _agreed(self.alone(module, image))
         return self.known[key] * layer.calls
+
+
+def _agreed(milliseconds: float) -> float:
+    """The mean over all processes, which are to come to the same plan."""
+    total, count = over_processes(torch.tensor(milliseconds), torch.tensor(1.0))
+    return float(total / count)
 
 
 def _pytorch(module: nn.Module, images: Any) -> float:
