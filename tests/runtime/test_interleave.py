@@ -21,9 +21,10 @@ pytestmark = pytest.mark.skipif(not available(), reason="the package was built w
 
 
 @pytest.fixture(autouse=True)
-def half_a_megabyte(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which layers are early follows from L2, and processors have from a quarter of a megabyte to many."""
+def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let maps of a quarter of a megabyte be large, whatever this processor's caches are."""
     monkeypatch.setattr("torch_separable.runtime.interleave.cache_bytes", lambda level: 2**19)
+    monkeypatch.setattr("torch_separable.runtime.interleave._NEAR", 2**18)
 
 
 class Branching(nn.Module):
