@@ -15,7 +15,7 @@ from torch_separable.runtime.program import Activate, Add, Convolution, Copy, Fi
 
 # Bytes of a map that the caches behind L2 hand back as fast as kernels ask: about a core's share of the last one. For
 # smaller maps, going from layer to layer costs more than it saves (2 to 5 % of MobileNets on Zen 4).
-_NEAR = 4 * 2**20
+_NEAR = 3 * 2**20
 
 _BY_ROWS = (Convolution, Filtering, Pool, Add, Activate, Copy)
 
