@@ -47,6 +47,7 @@ class Elsewhere:
     def ask(
         self, precision: int, operations: bytes, *others: bytes, at: int = 0, threads: int = 1, answer: int
     ) -> bytes:
+        """Send a request, as runner.cpp says, and return its answer of so many bytes."""
         constants, memory, external = others or (b"", b"", b"")
         count = len(operations) // ctypes.sizeof(Operation)
         request = (precision, count, len(constants), len(memory), at, len(external) // 4, threads)
@@ -61,6 +62,7 @@ class Elsewhere:
 
     @cache  # noqa: B019 - it lives as long as the tests
     def instruction_sets(self, dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
+        """Do what `library.instruction_sets` does."""
         answer = self.ask(PRECISIONS.index(dtype), b"", answer=56)
         vector, panel, rows, lanes, depth, factor, in_turns = (ctypes.c_int64 * 7).from_buffer_copy(answer)
         shape = (vector, panel, rows, lanes, depth, factor, bool(in_turns))
@@ -84,6 +86,7 @@ class Elsewhere:
         threads: int,
         courses: Any = None,
     ) -> None:
+        """Do what `library.run` does."""
         assert courses is None
         sent, constants = type(operations)(*operations), b""
         for operation in sent:

@@ -1,8 +1,8 @@
 """The early layers of a network depth first: a tile is computed when the next layer needs it.
 
-Early layers have few weights and, in batches, large maps. One layer after the other, every map goes out to memory and
-comes back; taken a few rows at a time through all of these layers, what one writes the next still finds in L2. The same
-tasks run, in another order, so nothing is computed twice and results are the same to the last bit.
+Early layers have few weights and large maps, in batches above all. One layer after the other, every map goes out to
+memory and comes back; taken a few rows at a time through all of these layers, what one writes the next still finds in
+L2. The same tasks run, in another order, so nothing is computed twice and results are the same to the last bit.
 """
 
 from __future__ import annotations
