@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -137,7 +138,8 @@ def plans(
 ) -> list[Plan]:
     """Make a plan for each budget; the layers are measured once. Arguments and errors are those of `plan`."""
     choices = _choices(statistics, None, order)
-    rooms = [_room(model, statistics, budget, choices, method) for budget in budgets]  # before minutes of measuring
+    timed = cache(partial(LayerTimes, model, statistics))
+    rooms = [_room(statistics, budget, choices, method, timed) for budget in budgets]  # before minutes of measuring
     options, changes = _options(model, statistics, choices, method, progress)
     result = []
     for room in rooms:
@@ -233,7 +235,11 @@ class _Room:
 
 
 def _room(
-    model: nn.Module, statistics: Statistics, budget: Budget, choices: list[list[Choice]], method: Method
+    statistics: Statistics,
+    budget: Budget,
+    choices: list[list[Choice]],
+    method: Method,
+    timed: Callable[[Engine], LayerTimes],
 ) -> _Room:
     """Measure what the layers cost, and the room for them.
 
@@ -241,7 +247,7 @@ def _room(
         SeparableError: the cheapest choices exceed it.
     """
     engine = None if budget.kind != "latency_ms" else budget.engine or "compiled"
-    cost_of = _cost_of(budget, method) if engine is None else LayerTimes(model, statistics, engine)
+    cost_of = _cost_of(budget, method) if engine is None else timed(engine)
     sizes = [
         [cost_of(layer, None), *(cost_of(layer, c) for c in of)]
         for layer, of in zip(statistics.layers, choices, strict=True)

@@ -14,7 +14,7 @@ from torch_separable.runtime.library import Kind, Operation, Part, Patches
 from torch_separable.runtime.program import Activate, Add, Convolution, Copy, Filtering, Node, Pool, Program, inputs_of
 
 # Bytes of a map that the caches behind L2 hand back as fast as kernels ask: about a core's share of the last one. For
-# smaller maps, going from layer to layer costs more than it saves (2 to 5 % of MobileNets on Zen 4).
+# smaller maps, going from layer to layer costs more than it saves.
 _NEAR = 3 * 2**20
 
 _BY_ROWS = (Convolution, Filtering, Pool, Add, Activate, Copy)

@@ -1,0 +1,42 @@
+"""The page about conversion: its figures of latency and of recovery are those that were measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "conversion.md").read_text(encoding="utf-8")
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "conversion.json").read_text(encoding="utf-8"))
+
+
+def test_milliseconds_asked_for_planned_and_taken_are_the_measured_ones() -> None:
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+    measured = [
+        (
+            f"{e['asked']:.3f}",
+            f"{e['planned']:.3f}",
+            f"{e['measured']:.3f}",
+            f"{100 * e['macs']:.1f}",
+            f"{e['accuracy']}",
+        )
+        for key, e in sorted(RESULTS.items(), reverse=True)
+        if key.startswith("latency resnet20") and key.endswith("1 threads, avx512bf16")
+    ]
+    assert len(rows) == 4
+    assert rows == measured
+
+
+def test_accuracies_after_distillation_are_the_measured_ones() -> None:
+    row = re.compile(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\d+), (\w+) \| [\d.]+ \|$", re.MULTILINE)
+    for network, count in (("resnet20", 10), ("resnet56", 1)):
+        table = PAGE.partition(f"| {network.replace('resnet', 'ResNet-')}, MACs ÷ | converted | recovered |")[2]
+        rows = row.findall(table.partition("\n\n")[0])
+        assert len(rows) == count
+        for divisor, converted, recovered, epochs, schedule in rows:
+            entry = RESULTS[f"recovered {network} {divisor} ours, {schedule}"]
+            assert (f"{entry['accuracy']:.2f}", str(entry["epochs"])) == (recovered, epochs)
+            assert f"{RESULTS[f'free {network} {divisor} ours']['accuracy']:.2f}" == converted
+    for divisor in ("2", "4"):
+        assert f"{RESULTS[f'recovered resnet20 {divisor} torch-pruning, adapting']['accuracy']:.2f}" in PAGE
