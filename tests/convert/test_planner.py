@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from functools import partial
+from importlib import import_module
 from typing import Any, cast, get_args
 
 import pytest
@@ -223,6 +224,16 @@ def test_a_plan_for_milliseconds_says_what_the_compiled_network_takes() -> None:
         if all(abs(a / b - 1) < 0.15 for a, b in zip(told, times.values(), strict=True)):
             return
     raise AssertionError(f"{told} were planned, {times} measured")
+
+
+def test_milliseconds_that_cannot_be_right_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)).eval()
+    statistics = calibrate(net, torch.randn(64, 3, 12, 12))
+    # Of the layers, and of the whole. (Attributes would lead to the function `convert`.)
+    latency = import_module("torch_separable.convert.latency")
+    monkeypatch.setattr(latency, "_pytorch", lambda module, images: 8.0)
+    with pytest.warns(UserWarning, match="layers take 16 ms one by one, and the whole of it 8 ms: other work disturbs"):
+        plan(net, statistics, budget=Budget(latency_ms=20, engine="pytorch"))
 
 
 def test_what_cannot_be_compiled_is_measured_in_pytorch_when_that_is_said() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics as middle
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from torch_separable.errors import SeparableError
 from torch_separable.outputs import evaluating
 
 _REPEATS = 15  # of which a time is the median
+
+# Layers that take so many times as long as the network that they are part of were not measured undisturbed.
+_DISTURBED = 1.3
 
 
 class LayerTimes:
@@ -41,7 +45,14 @@ class LayerTimes:
         one: Any = first[:1] if isinstance(first, Tensor) else {k: v[:1] for k, v in first.items()}
         with evaluating(model), torch.inference_mode():
             whole = _agreed((_compiled_whole if engine == "compiled" else _pytorch)(model, one))
-        self.rest = max(whole - sum(self(layer, None) for layer in statistics.layers), 0.0)
+        layers = sum(self(layer, None) for layer in statistics.layers)
+        if layers > _DISTURBED * whole:
+            warnings.warn(
+                f"the network's layers take {layers:.3g} ms one by one, and the whole of it {whole:.3g} ms: other work "
+                "disturbs what is measured. Plan again while the machine does nothing else, or with fewer threads",
+                stacklevel=2,
+            )
+        self.rest = max(whole - layers, 0.0)
 
     def __call__(self, layer: LayerStatistics, choice: Choice | None) -> float:
         """Milliseconds of all calls of a layer, dense or with a choice of order and rank."""
