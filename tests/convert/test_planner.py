@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import re
-from functools import partial
 from importlib import import_module
 from typing import Any, cast, get_args
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_separable import compile
 from torch_separable.convert import Budget, LayerPlan, Plan, Statistics, apply, calibrate, plan
 from torch_separable.convert.factorize import Order, decouple
 from torch_separable.convert.layers import grouped_weight
@@ -19,7 +17,6 @@ from torch_separable.convert.planner import plans
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime import available
-from torch_separable.timing import interleaved
 
 needs_kernels = pytest.mark.skipif(not available(), reason="this installation has no kernel library")
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -206,24 +203,6 @@ def test_latency_budgets_choose_by_measured_milliseconds(engine: Engine) -> None
     assert budget.latency_ms is not None
     assert reached.latency.milliseconds[1] <= budget.latency_ms + 1e-5
     assert reached.latency.milliseconds[1] < reached.latency.milliseconds[0]
-
-
-@needs_kernels
-def test_a_plan_for_milliseconds_says_what_the_compiled_network_takes() -> None:
-    net = nn.Sequential(nn.Conv2d(48, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 96, 3, padding=1)).eval()
-    images = torch.randn(8, 48, 40, 40)
-    statistics, one = calibrate(net, images), images[:1]
-    compiled = compile(net, one)
-    for _ in range(8):  # other work on the machine may change what is measured from one moment to the next
-        dense = interleaved({"dense": partial(compiled, one)})["dense"]
-        chosen = plan(net, statistics, budget=Budget(latency_ms=0.6 * dense))
-        separable = compile(apply(net, chosen, statistics), one)
-        times = interleaved({"dense": partial(compiled, one), "separable": partial(separable, one)})
-        assert chosen.latency is not None
-        told = chosen.latency.milliseconds
-        if all(abs(a / b - 1) < 0.15 for a, b in zip(told, times.values(), strict=True)):
-            return
-    raise AssertionError(f"{told} were planned, {times} measured")
 
 
 def test_milliseconds_that_cannot_be_right_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
