@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import TypeVar
 
 from torch import nn
 
@@ -36,6 +38,31 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 30) 
             call()
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+Name = TypeVar("Name")
+
+
+def quietest(timers: Mapping[Name, Callable[[], float]], *, rounds: int) -> dict[Name, float]:
+    """Return the least that each timer reads, all of them read in turn in each round.
+
+    For times to add up and to compare that cannot all be taken at once: what disturbs the machine for a while spoils
+    one round of many timers, and not all rounds of one.
+
+    Args:
+        timers: each measures something once and returns the time.
+        rounds: how often each is read.
+
+    Example:
+        >>> readings = {"a": iter([1.0, 9.0, 1.1]), "b": iter([40.0, 2.0, 2.2])}
+        >>> quietest({name: of.__next__ for name, of in readings.items()}, rounds=3)
+        {'a': 1.0, 'b': 2.0}
+    """
+    least = dict.fromkeys(timers, math.inf)
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            least[name] = min(least[name], timer())
+    return least
 
 
 def rounds_within(seconds: float, *calls: Callable[[], object], fewest: int, most: int) -> int:

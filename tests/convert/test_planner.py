@@ -210,7 +210,7 @@ def test_milliseconds_that_cannot_be_right_are_warned_of(monkeypatch: pytest.Mon
     statistics = calibrate(net, torch.randn(64, 3, 12, 12))
     # Of the layers, and of the whole. (Attributes would lead to the function `convert`.)
     latency = import_module("torch_separable.convert.latency")
-    monkeypatch.setattr(latency, "_pytorch", lambda module, images: 8.0)
+    monkeypatch.setattr(latency, "_pytorch", lambda module, images: lambda: 8.0)
     with pytest.warns(UserWarning, match="layers take 16 ms one by one, and the whole of it 8 ms: other work disturbs"):
         plan(net, statistics, budget=Budget(latency_ms=20, engine="pytorch"))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics as middle
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,73 +21,96 @@ from torch_separable.convert.record import run
 from torch_separable.convert.sensitivity import Choice
 from torch_separable.errors import SeparableError
 from torch_separable.outputs import evaluating
+from torch_separable.timing import quietest
 
-_REPEATS = 15  # of which a time is the median
+# Every shape is timed in so many rounds, all of them in turn: its time is the least of the rounds' medians of so many
+# calls. Other work that passes spoils a round of many shapes, and not the only one of a single shape.
+_ROUNDS, _CALLS = 6, 3
 
 # Layers that take so many times as long as the network that they are part of were not measured undisturbed.
 _DISTURBED = 1.3
 
+_Timer = Callable[[], float]  # milliseconds
 
+
+@dataclass(frozen=True)
 class LayerTimes:
-    """What one image takes in each layer, dense or factorised; each shape is measured once.
+    """What one image takes in each layer, dense or factorised.
 
     Attributes:
+        known: milliseconds of one call, by what a layer is and its choice of order and rank (None: dense).
         rest: milliseconds of the dense network that its convertible layers do not account for.
+    """
+
+    known: Mapping[Any, float]
+    rest: float
+
+    def __call__(self, layer: LayerStatistics, choice: Choice | None) -> float:
+        """Milliseconds of all calls of a layer, dense or with a choice of order and rank."""
+        return self.known[_key(layer, choice)] * layer.calls
+
+
+def time_layers(
+    model: nn.Module, statistics: Statistics, choices: Sequence[Sequence[Choice]], engine: Engine
+) -> LayerTimes:
+    """Measure the network and each shape of its layers, dense and with each of the layer's ``choices``.
 
     Raises:
         SeparableError: the engine cannot run the network.
     """
-
-    def __init__(self, model: nn.Module, statistics: Statistics, engine: Engine) -> None:
-        self.convs = survey(model).convertible
-        self.alone = _compiled_alone if engine == "compiled" else _pytorch
-        self.known: dict[Any, float] = {}
-        first = statistics.batches[0]
-        one: Any = first[:1] if isinstance(first, Tensor) else {k: v[:1] for k, v in first.items()}
-        with evaluating(model), torch.inference_mode():
-            whole = _agreed((_compiled_whole if engine == "compiled" else _pytorch)(model, one))
-        layers = sum(self(layer, None) for layer in statistics.layers)
-        if layers > _DISTURBED * whole:
-            warnings.warn(
-                f"the network's layers take {layers:.3g} ms one by one, and the whole of it {whole:.3g} ms: other work "
-                "disturbs what is measured. Plan again while the machine does nothing else, or with fewer threads",
-                stacklevel=2,
-            )
-        self.rest = max(whole - layers, 0.0)
-
-    def __call__(self, layer: LayerStatistics, choice: Choice | None) -> float:
-        """Milliseconds of all calls of a layer, dense or with a choice of order and rank."""
-        key = (layer.spec, layer.input_size, choice)
-        if key not in self.known:
-            conv = self.convs[layer.name]
-            module: Any = conv
-            if choice is not None:
-                module = separable_of(conv, tuple(decouple(w, *choice) for w in grouped_weight(conv)), None)
+    timer, alone = (_compiled_whole, _compiled_alone) if engine == "compiled" else (_pytorch, _pytorch)
+    convs = survey(model).convertible
+    first = statistics.batches[0]
+    one: Any = first[:1] if isinstance(first, Tensor) else {k: v[:1] for k, v in first.items()}
+    with evaluating(model), torch.inference_mode():
+        timers: dict[Any, _Timer] = {None: timer(model, one)}
+        for layer, possible in zip(statistics.layers, choices, strict=True):
+            conv = convs[layer.name]
             image = torch.ones(1, layer.spec.in_channels, *layer.input_size).to(conv.weight)
-            with torch.inference_mode():
-                self.known[key] = _agreed(self.alone(module, image))
-        return self.known[key] * layer.calls
+            for choice in (None, *possible):
+                if _key(layer, choice) not in timers:
+                    timers[_key(layer, choice)] = alone(_module(conv, choice), image)
+        known = _agreed(quietest(timers, rounds=_ROUNDS))
+    whole = known.pop(None)
+    layers = sum(known[_key(layer, None)] * layer.calls for layer in statistics.layers)
+    if layers > _DISTURBED * whole:
+        warnings.warn(
+            f"the network's layers take {layers:.3g} ms one by one, and the whole of it {whole:.3g} ms: other work "
+            "disturbs what is measured. Plan again while the machine does nothing else, or with fewer threads",
+            stacklevel=2,
+        )
+    return LayerTimes(known, max(whole - layers, 0.0))
 
 
-def _agreed(milliseconds: float) -> float:
-    """The mean over all processes, which are to come to the same plan."""
-    total, count = over_processes(torch.tensor(milliseconds), torch.tensor(1.0))
-    return float(total / count)
+def _key(layer: LayerStatistics, choice: Choice | None) -> Any:
+    return layer.spec, layer.input_size, choice
 
 
-def _pytorch(module: nn.Module, images: Any) -> float:
-    return _milliseconds(lambda: run(module, images))
+def _module(conv: Any, choice: Choice | None) -> nn.Module:
+    if choice is None:
+        return conv  # type: ignore[no-any-return]
+    return separable_of(conv, tuple(decouple(w, *choice) for w in grouped_weight(conv)), None)
 
 
-def _compiled_whole(module: nn.Module, images: Any) -> float:
+def _agreed(milliseconds: dict[Any, float]) -> dict[Any, float]:
+    """The means over all processes, which are to come to the same plan."""
+    total, count = over_processes(torch.tensor(list(milliseconds.values()), dtype=torch.float64), torch.tensor(1.0))
+    return dict(zip(milliseconds, (total / count).tolist(), strict=True))
+
+
+def _pytorch(module: nn.Module, images: Any) -> _Timer:
+    return _clock(lambda: run(module, images))
+
+
+def _compiled_whole(module: nn.Module, images: Any) -> _Timer:
     compiled = _compiled(module, images)
-    return _milliseconds(lambda: compiled(images))
+    return _clock(lambda: compiled(images))
 
 
-def _compiled_alone(module: nn.Module, images: Tensor) -> float:
+def _compiled_alone(module: nn.Module, images: Tensor) -> _Timer:
     """Without taking the images in, as other layers hand them over where they are."""
-    nodes = _compiled(module, images).profile(images, _REPEATS)
-    return float(sum(node.milliseconds for node in nodes if node.kind != "import"))
+    compiled = _compiled(module, images)
+    return lambda: sum(node.milliseconds for node in compiled.profile(images, _CALLS) if node.kind != "import")
 
 
 def _compiled(module: nn.Module, images: Any) -> Any:
@@ -108,13 +132,18 @@ def _finish() -> None:
         torch.accelerator.synchronize()
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
-    call()
-    times = []
-    for _ in range(_REPEATS):
-        _finish()
-        start = time.perf_counter()
-        call()
-        _finish()
-        times.append(1e3 * (time.perf_counter() - start))
-    return middle.median(times)
+def _clock(call: Callable[[], object]) -> _Timer:
+    """Return the median of several calls, after one that warms up, each time it is called."""
+
+    def timed() -> float:
+        times = []
+        for turn in range(_CALLS + 1):
+            _finish()
+            start = time.perf_counter()
+            call()
+            _finish()
+            if turn:
+                times.append(1e3 * (time.perf_counter() - start))
+        return middle.median(times)
+
+    return timed

@@ -14,7 +14,7 @@ from torch import nn
 from torch_separable.convert.allocate import choose
 from torch_separable.convert.calibrate import LayerStatistics, Statistics, moments_of
 from torch_separable.convert.factorize import Order
-from torch_separable.convert.latency import LayerTimes
+from torch_separable.convert.latency import LayerTimes, time_layers
 from torch_separable.convert.layers import in_words, survey
 from torch_separable.convert.plan import Engine, Latency, LayerPlan, Method, Plan, separable_macs, separable_specs
 from torch_separable.convert.prefix import Prefix
@@ -138,7 +138,7 @@ def plans(
 ) -> list[Plan]:
     """Make a plan for each budget; the layers are measured once. Arguments and errors are those of `plan`."""
     choices = _choices(statistics, None, order)
-    timed = cache(partial(LayerTimes, model, statistics))
+    timed = cache(partial(time_layers, model, statistics, choices))
     rooms = [_room(statistics, budget, choices, method, timed) for budget in budgets]  # before minutes of measuring
     options, changes = _options(model, statistics, choices, method, progress)
     result = []
