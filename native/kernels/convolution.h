@@ -10,8 +10,20 @@
 namespace ts::TS_ISA {
 
 template <class Element>
+constexpr int64_t kBytes = static_cast<int64_t>(sizeof(Element));
+constexpr int64_t kFloat = kBytes<float>;
+
+// From a pixel of a tile's matrix to the next. A page apart, or several, all pixels of a micro-kernel would have their lines
+// in one set of L1, which holds eight or twelve: a line between them costs less.
+template <class Element>
+static int64_t apart(int64_t depth) {
+  constexpr int64_t kPage = 4096, kLine = 64;
+  return depth + (kRows > 8 && depth * kBytes<Element> % kPage == 0 ? kLine / kBytes<Element> : 0);
+}
+
+template <class Element>
 static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows,
-                        Factor<Element>* matrix) {
+                        Factor<Element>* matrix, int64_t stride) {
   // Whether a row of the matrix differs from one of a tensor.
   constexpr bool kApart = kInTurns<Element> || !std::is_same_v<Element, Factor<Element>>;
   const int64_t taps = op.kernel_height * op.kernel_width;
@@ -19,14 +31,10 @@ static void filter_tile(const ts_operation& op, const Element* image, int64_t fi
     for (int64_t m = 0; m < op.multiplier; m++) {
       const Filter<Element> filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
                                    op.in_stride, 1, nullptr, 0, op.between};
-      filter_row<kApart>(op, filter, first_row + row, matrix + row * op.out_width * op.depth + m * op.in_stride, op.depth);
+      filter_row<kApart>(op, filter, first_row + row, matrix + row * op.out_width * stride + m * op.in_stride, stride);
     }
   }
 }
-
-template <class Element>
-constexpr int64_t kBytes = static_cast<int64_t>(sizeof(Element));
-constexpr int64_t kFloat = kBytes<float>;
 
 // The first and the last Bytes of a run that is shorter than two of them; they may overlap.
 template <int64_t Bytes>
@@ -54,7 +62,8 @@ TS_INLINE void copy_run(Element* to_values, const Element* from_values, int64_t 
 // The patches of a tile, one kernel row of all pixels of an output row after the other; zeros up to the depth that the
 // product takes at a time.
 template <class Element>
-static void gather_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix) {
+static void gather_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows, Element* matrix,
+                        int64_t stride) {
   const int64_t channels = op.in_channels, depth = op.depth, in_stride = op.in_stride, in_width = op.in_width;
   const int64_t width = op.kernel_width, step = op.stride_width, dilation = op.dilation_width, pad = op.pad_width;
   const int64_t out_width = op.out_width, run = width * channels;
@@ -63,21 +72,21 @@ static void gather_tile(const ts_operation& op, const Element* image, int64_t fi
   const int64_t room = in_width - 1 - (width - 1) * dilation + pad;
   const int64_t end = std::max(begin, std::min(out_width, room < 0 ? 0 : room / step + 1));
   for (int64_t row = first_row; row < first_row + rows; row++) {
-    Element* pixels = matrix + (row - first_row) * out_width * depth;
+    Element* pixels = matrix + (row - first_row) * out_width * stride;
     if (const int64_t used = op.kernel_height * run; used < depth) {
       for (int64_t column = 0; column < out_width; column++) {
-        std::fill_n(pixels + column * depth + used, depth - used, Element{});
+        std::fill_n(pixels + column * stride + used, depth - used, Element{});
       }
     }
     for (int64_t kh = 0; kh < op.kernel_height; kh++, pixels += run) {
       const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
       if (y < 0 || y >= op.in_height) {
-        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * depth, run, Element{});
+        for (int64_t column = 0; column < out_width; column++) std::fill_n(pixels + column * stride, run, Element{});
         continue;
       }
       const Element* line = image + y * in_width * in_stride;
       auto tap_by_tap = [&](int64_t column) {
-        Element* to = pixels + column * depth;
+        Element* to = pixels + column * stride;
         for (int64_t kw = 0; kw < width; kw++, to += channels) {
           const int64_t x = column * step - pad + kw * dilation;
           if (x < 0 || x >= in_width) {
@@ -93,7 +102,7 @@ static void gather_tile(const ts_operation& op, const Element* image, int64_t fi
       if (!runs) continue;
       const Element* from = line + (begin * step - pad) * in_stride;
       for (int64_t column = begin; column < end; column++, from += step * in_stride) {
-        copy_run(pixels + column * depth, from, run);
+        copy_run(pixels + column * stride, from, run);
       }
       for (int64_t column = end; column < out_width; column++) tap_by_tap(column);
     }
@@ -146,11 +155,12 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
     const Element* from = workspace + op.input + begin * op.in_stride;
     Matrix<Factor<Element>> matrix{nullptr, op.in_stride, pixels};
-    if constexpr (kWidened<Element>) {
-      float* room = static_cast<float*>(scratch(pixels * op.depth * kFloat));
-      for (int64_t p = 0; p < pixels; p++) convert(room + p * op.depth, from + p * op.in_stride, op.depth);
-      matrix = {room, op.depth, pixels};
-    } else {
+    if (kWidened<Element> || apart<Element>(op.in_stride) != op.in_stride) {
+      const int64_t stride = apart<Factor<Element>>(op.depth);
+      auto* room = static_cast<Factor<Element>*>(scratch(pixels * stride * kBytes<Factor<Element>>));
+      for (int64_t p = 0; p < pixels; p++) convert(room + p * stride, from + p * op.in_stride, op.depth);
+      matrix = {room, stride, pixels};
+    } else if constexpr (!kWidened<Element>) {
       matrix.values = from;
     }
     return multiply(op, matrix, output + begin * op.out_stride, residual, first, last,
@@ -162,7 +172,7 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
   const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
   const int64_t begin = (image * op.out_height + row) * op.out_width;
   const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
-  Matrix<Factor<Element>> matrix{nullptr, op.depth, pixels};
+  Matrix<Factor<Element>> matrix{};
   if (op.patches == TS_LINES) {
     const int64_t lines = (rows - 1) * op.stride_height + (op.kernel_height - 1) * op.dilation_height + 1;
     const int64_t width = (op.out_width - 1) * op.stride_width + op.kernel_width, line = width * op.in_channels;
@@ -171,19 +181,20 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     matrix = {room, op.stride_width * op.in_channels, op.out_width, rows, op.stride_height * line,
               op.kernel_height, op.dilation_height * line, row};
   } else {
-    const int64_t values = pixels * op.depth;
+    const int64_t stride = apart<Factor<Element>>(op.depth);
+    const int64_t values = pixels * stride;
     // Gathered pixels that are to be widened lie behind the room for floats.
     const bool widened = kWidened<Element> && op.patches == TS_GATHERED;
     char* room = static_cast<char*>(scratch(values * (kBytes<Factor<Element>> + (widened ? kBytes<Element> : 0))));
     auto* factors = reinterpret_cast<Factor<Element>*>(room);
     if (op.patches == TS_FILTERED) {
-      filter_tile(op, from, row, rows, factors);
+      filter_tile(op, from, row, rows, factors, stride);
     } else {
       auto* patches = reinterpret_cast<Element*>(room + (widened ? values * kBytes<Factor<Element>> : 0));
-      gather_tile(op, from, row, rows, patches);
+      gather_tile(op, from, row, rows, patches, stride);
       if constexpr (kWidened<Element>) convert(factors, patches, values);
     }
-    matrix.values = factors;
+    matrix = {factors, stride, pixels};
   }
   multiply(op, matrix, output + begin * op.out_stride, residual, first, last,
            row + rows < op.out_height ? again : op.next_weights);

@@ -266,6 +266,31 @@ def test_pointwise_convolution_of_any_channel_count(
     assert_close(got, F.relu(convolved(x, weight, bias, Window())))
 
 
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize(("dtype", "channels"), [(torch.float32, 1024), (torch.bfloat16, 1024), (torch.bfloat16, 2048)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pixels_a_page_apart(isa: str, dtype: torch.dtype, channels: int, workers: int) -> None:
+    # Their lines compete for a set of the cache, so that kernels take them further apart than they are.
+    x = values(dtype, 1, channels, 5, 7)
+    weight, bias = values(dtype, 40, channels, 1, 1, fan_in=channels), values(dtype, 40)
+    filters, filter_bias = values(dtype, channels, 1, 3, 3, fan_in=9), values(dtype, channels)
+    second = Window(stride=(2, 2))
+    around = Window(kernel=(3, 3), padding=(1, 1))
+    relu = Activation(alpha=0.0)
+    depthwise = Depthwise(filters.flatten(1).T[None], filter_bias[None], around, relu)
+    filtered = stored(F.relu(convolved(x, filters, filter_bias, around, groups=channels)), dtype)
+    for node, size, expected in (
+        (Convolution("y", "x", "y", weight, bias, Window(), relu), (5, 7), convolved(x, weight, bias, Window())),
+        (Convolution("y", "x", "y", weight, bias, second, relu), (3, 4), convolved(x, weight, bias, second)),
+        (
+            Convolution("y", "x", "y", weight, bias, Window(), relu, depthwise=depthwise), (5, 7),
+            convolved(filtered, weight, bias, Window()),
+        ),
+    ):  # fmt: skip
+        shapes = {"x": (1, channels, 5, 7), "y": (1, 40, *size)}
+        assert_close(execute([node], shapes, x, isa, workers, dtype=dtype), F.relu(expected))
+
+
 @settings(max_examples=150)
 @given(st.data(), windows(), st.integers(1, 72), st.integers(1, 3), st.integers(1, 2), activations)
 def test_depthwise_and_separable_convolution(

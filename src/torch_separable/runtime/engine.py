@@ -31,6 +31,7 @@ from torch_separable.runtime.library import (
     run,
 )
 from torch_separable.runtime.lower import lower
+from torch_separable.runtime.pages import zeros
 from torch_separable.runtime.peak import measured_peak
 from torch_separable.runtime.program import Node, Program, Reference, TorchCall
 from torch_separable.runtime.schedule import Schedule, schedule, view_of
@@ -327,7 +328,7 @@ class _Workspace:
     """Memory for one call at a time, views of its results there, and operations whose strides of the input it sets."""
 
     def __init__(self, plan: Schedule, dtype: torch.dtype) -> None:
-        self.memory = torch.zeros(max(plan.size, 2), dtype=dtype)
+        self.memory = zeros(max(plan.size, 2), dtype)
         self.operations = {id(step): type(step.operations)(*step.operations) for step in plan.steps}
         self.imports = [o for step in self.operations.values() for o in step if o.kind == Kind.IMPORT]
         places = [name for name in plan.program.outputs if name in plan.offsets]

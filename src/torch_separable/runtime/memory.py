@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch_separable.runtime.program import Program, inputs_of
 
-_ALIGN = 64  # bytes: one cache line
+CACHE_LINE = 64  # bytes
 
 
 def place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[dict[str, int], int]:
@@ -26,7 +26,7 @@ def place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[di
         nonlocal size
         n, _, h, w = program.shapes[name]
         # A panel may write a vector beyond a tensor's last pixel only within its stride, so no slack is needed.
-        room = -(-n * h * w * pixel_bytes[name] // _ALIGN) * _ALIGN
+        room = -(-n * h * w * pixel_bytes[name] // CACHE_LINE) * CACHE_LINE
         begin = 0
         for start, end, _ in sorted(living):
             if begin + room <= start:

@@ -14,8 +14,9 @@ from torch_separable.hardware import cache_bytes
 from torch_separable.runtime.interleave import depth_first, early_layers, of_share
 from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches
 from torch_separable.runtime.library import Activate as NativeActivation
-from torch_separable.runtime.memory import place
+from torch_separable.runtime.memory import CACHE_LINE, place
 from torch_separable.runtime.pack import in_turns, pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
+from torch_separable.runtime.pages import ENOUGH, zeros
 from torch_separable.runtime.program import (
     Activate,
     Activation,
@@ -111,7 +112,8 @@ def schedule(
     builder = _Builder(program, kernels, threads, offsets, strides, tiles, wide, weights)
     first = builder if shares == 1 else _Builder(share, kernels, 1, offsets, strides, {}, wide, weights)
     steps = _steps(program, first, early, shares, builder)
-    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, tuple(weights))
+    kept = (_side_by_side(weights, steps),) if sum(tensor.nbytes for tensor in weights) >= ENOUGH else tuple(weights)
+    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, kept)
 
 
 def _wide(program: Program) -> frozenset[str]:
@@ -369,6 +371,25 @@ def _look_ahead(operations: Sequence[Operation]) -> None:
     convolutions = [operation for operation in operations if operation.kind == Kind.CONVOLUTION]
     for operation, following in zip(convolutions, [*convolutions[1:], *convolutions[:1]], strict=True):
         operation.next_weights = following.weights
+
+
+def _side_by_side(weights: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
+    """Move weights to one piece of memory, in the order in which they are read, and tell the operations."""
+    places: dict[int, int] = {}
+    end = 0
+    for tensor in weights:
+        places[tensor.data_ptr()] = end
+        end += padded(tensor.nbytes, CACHE_LINE)
+    packed = zeros(end, torch.uint8)
+    for tensor in weights:
+        first = places[tensor.data_ptr()]
+        packed[first : first + tensor.nbytes] = tensor.flatten().view(torch.uint8)
+    for step in steps:
+        for operation in step.operations:
+            for name in ("weights", "next_weights", "bias", "filters", "filter_bias"):
+                if (address := getattr(operation, name)) is not None:
+                    setattr(operation, name, packed.data_ptr() + places[address])
+    return packed
 
 
 def view_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:
