@@ -11,7 +11,7 @@ from torch_separable.runtime.library import InstructionSet, Kind, Operation, Pat
 Tile = tuple[int, int]
 
 # Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
-FEW_PIXELS = 128
+FEW_PIXELS = 64
 
 # A tile of patches that is to stay in L1 beside the weights passing by: half of the usual 32 or 48 KB.
 _TILE_BYTES = 24 * 1024
