@@ -17,6 +17,32 @@ static void interleave(Element* __restrict to, const float* __restrict from, int
   }
 }
 
+// Words of two vectors in turns, from the words `First` on.
+template <int First, int... Lane>
+TS_INLINE Words in_turns(Words a, Words b, std::integer_sequence<int, Lane...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, (First + Lane / 2 + Lane % 2 * kLanes)...);
+#else
+  return __builtin_shuffle(a, b, Words{static_cast<uint32_t>(First + Lane / 2 + Lane % 2 * kLanes)...});
+#endif
+}
+
+// Pixels of three planes and a zero, two words of bfloat16 each.
+static void interleave_with_zero(Bfloat16* __restrict to, const float* __restrict from, int64_t plane, int64_t width) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
+  int64_t x = 0;
+  for (; x + kLanes <= width; x += kLanes, to += 4 * kLanes) {
+    const Words first = (nearest_half(load(from + x)) >> 16) | nearest_half(load(from + plane + x));
+    const Words last = nearest_half(load(from + 2 * plane + x)) >> 16;
+    const Words words[] = {in_turns<0>(first, last, lanes), in_turns<kLanes / 2>(first, last, lanes)};
+    memcpy(to, words, sizeof words);
+  }
+  for (; x < width; x++, to += 4) {
+    for (int c = 0; c < 3; c++) put(to + c, from[c * plane + x]);
+    to[3] = {};
+  }
+}
+
 // A task is an input row: (N, C, H, W) of any strides becomes pixels of `out_stride` channels.
 template <class Element>
 static void import_row(const ts_operation& op, Element* workspace, const float* external, int64_t task) {
@@ -30,6 +56,9 @@ static void import_row(const ts_operation& op, Element* workspace, const float* 
     constexpr void (*interleave_planes[])(Element*, const float*, int64_t, int64_t) = {
         interleave<1, Element>, interleave<2, Element>, interleave<3, Element>, interleave<4, Element>};
     return interleave_planes[channels - 1](to, from, strides[1], width);
+  }
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
+    if (channels == 3 && stride == 4 && step == 1) return interleave_with_zero(to, from, strides[1], width);
   }
   if (channels <= kFewChannels) {
     for (int64_t c = 0; c < stride; c++) {

@@ -214,6 +214,9 @@ BY_LINES = Window((3, 3), padding=(1, 1))
         (Window((3, 3), padding=(1, 1), dilation=(1, 2)), (9, 37), 32, Patches.GATHERED),  # its runs have gaps
         (Window((1, 1), (2, 2)), (9, 37), 32, Patches.GATHERED),  # nothing to share
         (BY_LINES, (9, 2), 32, Patches.GATHERED),  # rows too short for a micro-kernel
+        (BY_LINES, (9, 37), 31, Patches.LINES),  # zeros make a kernel row's values even
+        (Window((3, 3), (2, 2), (1, 1)), (35, 70), 63, Patches.LINES),
+        (Window((5, 3), (1, 1), (4, 3)), (6, 40), 127, Patches.LINES),
     ],
 )  # fmt: skip
 def test_dense_convolution_reads_lines_where_it_can(
@@ -229,6 +232,27 @@ def test_dense_convolution_reads_lines_where_it_can(
             (step,) = schedule(program, instruction_sets(dtype)[isa], workers).steps
             assert step.operations[-1].patches == patches, isa
             assert_close(execute([node], shapes, x, isa, workers, dtype=dtype), convolved(x, weight, bias, window))
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("window", [BY_LINES, Window((3, 3), (2, 2), (1, 1)), Window((7, 7), (2, 2), (3, 3))])
+def test_the_first_convolution_reads_lines_of_colour_images(isa: str, window: Window) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = values(dtype, 2, 3, 35, 70)
+        weight, bias = values(dtype, 24, 3, *window.kernel, fan_in=27), values(dtype, 24)
+        node = Convolution("y", "x", "y", weight, bias, window)
+        shapes = {"x": (2, 3, 35, 70), "y": (2, 24, *output_size(window, (35, 70)))}
+        kernels = instruction_sets(dtype)[isa]
+        plan = schedule(Program("x", (node,), shapes, {}, frozenset(), ("y",), None), kernels, 1)
+        # A dot product of bfloat16 takes two values at a time: a fourth channel of zeros makes a kernel's row even. Of
+        # AMX's 32 most would be zeros; where bfloat16 are made floats, a third of the multiply-adds would be more.
+        dot = isa == "avx512bf16" and dtype == torch.bfloat16
+        assert plan.strides["x"] == (4 if dot else 3)
+        by_lines = dot or dtype == torch.float32
+        assert plan.steps[0].operations[-1].patches == (Patches.LINES if by_lines else Patches.GATHERED)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            laid_out = x.contiguous(memory_format=layout)
+            assert_close(execute([node], shapes, laid_out, isa, 1, dtype=dtype), convolved(x, weight, bias, window))
 
 
 @settings(max_examples=100)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -163,14 +163,15 @@ def flops_of(operation: Operation | None, node: Node) -> int:
     """Count an operation's floating-point operations, two for each multiply-add of a convolution."""
     if operation is None or operation.kind not in (1, 2):
         return 0
-    if isinstance(node, Convolution) and node.groups > 1:  # the zeros between groups that run together do not count
-        return flops_of(operation, replace(node, groups=1)) * node.weight.shape[1] // int(operation.in_channels)
     pixels = operation.batch * operation.out_height * operation.out_width
     taps = operation.kernel_height * operation.kernel_width * operation.multiplier
     if operation.kind == _KINDS.index("depthwise"):
         return int(2 * pixels * taps * operation.out_channels)
-    filtered = taps * operation.in_channels if operation.patches == Patches.FILTERED else 0
-    return int(2 * pixels * (_mixed(operation) * operation.out_channels + filtered))
+    if operation.patches == Patches.FILTERED:
+        return int(2 * pixels * (_mixed(operation) * operation.out_channels + taps * operation.in_channels))
+    # Without the zeros between groups that run together, and those that make a kernel's rows whole.
+    assert isinstance(node, Convolution)
+    return int(2 * pixels * taps * node.weight.shape[1] * operation.out_channels)
 
 
 def _mixed(operation: Operation) -> int:

@@ -42,9 +42,10 @@ def pack_bias(bias: Tensor, kernels: InstructionSet) -> Tensor:
     return F.pad(bias, (0, -(-len(bias) // kernels.panel) * kernels.panel - len(bias))).contiguous()
 
 
-def pack_dense(weight: Tensor) -> Tensor:
-    """Turn a dense kernel (M, C, kh, kw) into a matrix whose columns follow gathered patches: (kh, kw, C)."""
-    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+def pack_dense(weight: Tensor, channels: int) -> Tensor:
+    """Turn a dense kernel (M, C, kh, kw) into a matrix whose columns follow patches: (kh, kw, ``channels``)."""
+    more = channels - weight.shape[1]
+    return F.pad(weight, (0, 0, 0, 0, 0, more)).permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 
 def pack_filters(weight: Tensor, kernels: InstructionSet) -> Tensor:

@@ -96,9 +96,8 @@ def schedule(
         name: program.blocks.get(name, 1) * padded(shape[1] // program.blocks.get(name, 1), lanes)
         for name, shape in program.shapes.items()
     }
-    # Images of few channels are not padded: only gathered patches read them, and a run of pixels is one copy there.
-    if _only_gathered(program, program.input):
-        strides[program.input] = program.shapes[program.input][1]
+    if (stride := _image_stride(program, kernels)) is not None:
+        strides[program.input] = stride
     # Every thread takes images of its own through the early layers, where there are as many for each.
     images = program.shapes[program.input][0]
     shares = threads if images % threads == 0 else 1
@@ -149,11 +148,21 @@ def _unfused(
     return tuple(nodes), shapes, blocks
 
 
-def _only_gathered(program: Program, value: str) -> bool:
-    readers = [node for node in program.nodes if value in inputs_of(node)]
-    return bool(readers) and all(
-        isinstance(node, Convolution) and node.depthwise is None and not node.window.is_pointwise for node in readers
-    )
+def _image_stride(program: Program, kernels: InstructionSet) -> int | None:
+    """Values of a pixel of the input where it need not be padded to whole vectors; ``None`` where it must be.
+
+    Dense kernels alone read single values of it. Of few channels a run of pixels is one copy for them.
+    """
+    channels = program.shapes[program.input][1]
+    readers = [node for node in program.nodes if program.input in inputs_of(node)]
+    dense = [
+        node for node in readers
+        if isinstance(node, Convolution) and node.depthwise is None and not node.window.is_pointwise
+    ]  # fmt: skip
+    if not dense or len(dense) < len(readers):
+        return None
+    in_lines = {line_channels(node, program.shapes[node.output][3], kernels) for node in dense}
+    return max(channels, in_lines.pop() or 0) if len(in_lines) == 1 else channels
 
 
 def _steps(program: Program, first: _Builder, early: int, shares: int, builder: _Builder) -> tuple[Step, ...]:
@@ -285,14 +294,20 @@ class _Builder:
             if blocks_in > 1:
                 matrix = pad_blocks(matrix, blocks_in, lanes, 1)
         else:
-            operation.patches = Patches.LINES if self._by_lines(node) else Patches.GATHERED
-            matrix = pack_dense(node.weight)
+            channels, more = node.weight.shape[1], line_channels(node, operation.out_width, self.kernels)
+            if more is not None and more > channels and not self._padded_to(node, more):
+                more = None
+            operation.patches = Patches.GATHERED if more is None else Patches.LINES
+            matrix = pack_dense(node.weight, more or channels)
         operation.depth = padded(matrix.shape[1], self.kernels.depth)
         bias = node.bias
         if blocks_out > 1:
             matrix, bias = pad_blocks(matrix, blocks_out, lanes, 0), pad_blocks(bias, blocks_out, lanes, 0)
         if depthwise is None:  # of a group, where there are several
-            operation.in_channels, operation.out_channels = node.weight.shape[1], node.weight.shape[0]
+            taps = operation.kernel_height * operation.kernel_width
+            in_lines = operation.patches == Patches.LINES
+            operation.in_channels = operation.depth // taps if in_lines else node.weight.shape[1]
+            operation.out_channels = node.weight.shape[0]
         operation.out_vectors = padded(matrix.shape[0], lanes) // self.kernels.vector
         operation.weights = self._keep(pack_matrix(matrix, self.kernels))
         operation.bias = self._keep(pack_bias(bias, self.kernels))
@@ -304,17 +319,9 @@ class _Builder:
         channels = node.weight.shape[1]
         return channels % self.kernels.depth == 0 or channels == self.program.shapes[node.input][1]
 
-    def _by_lines(self, node: Convolution) -> bool:
-        """Whether a dense convolution is to read its input's lines, and not copies of its patches.
-
-        A row of its kernel must be one run of values, a whole number of what a product takes at a time. Of a kernel
-        that is one pixel there is nothing to share. And as a micro-kernel's pixels are of one row there, rows too short
-        to fill half of it are better gathered.
-        """
-        width, window = self.program.shapes[node.output][3], node.window
-        run = window.kernel[1] * node.weight.shape[1]
-        shares = window.kernel != (1, 1) and window.dilation[1] == 1
-        return shares and run % self.kernels.depth == 0 and 2 * width >= self.kernels.rows
+    def _padded_to(self, node: Convolution, channels: int) -> bool:
+        """Whether as many channels can be read, those beyond the input's as zeros, and none of another group."""
+        return node.weight.shape[1] == self.program.shapes[node.input][1] and channels <= self.strides[node.input]
 
     def _grouped(self, node: Convolution) -> list[Operation]:
         """A convolution for each group, or for as many neighbouring ones together as fill whole vectors of outputs.
@@ -356,6 +363,21 @@ class _Builder:
             operation.filter_bias = self._keep(bias if node.summed else bias[block].contiguous())
             operations.append(operation)
         return operations
+
+
+def line_channels(node: Convolution, out_width: int, kernels: InstructionSet) -> int | None:
+    """Say with how many channels a dense convolution reads its input's lines; ``None`` where it copies its patches.
+
+    A row of its kernel must be one run of values, a whole number of what a product takes at a time. Where it is not,
+    more channels, which are zeros, may make it so, if they are few: a fourth one of an image where bfloat16 are
+    multiplied as they are. Of a kernel that is one pixel there is nothing to share. And as a micro-kernel's pixels are
+    of one row there, rows too short to fill half of it are better gathered.
+    """
+    channels, window = node.weight.shape[1], node.window
+    whole = channels if window.kernel[1] * channels % kernels.depth == 0 else padded(channels, kernels.depth)
+    few = (whole - channels) * (3 if kernels.factor == kernels.dtype.itemsize else 16) <= channels
+    shares = window.kernel != (1, 1) and window.dilation[1] == 1
+    return whole if shares and few and 2 * out_width >= kernels.rows else None
 
 
 def _native(activation: Activation) -> NativeActivation:
