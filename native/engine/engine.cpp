@@ -85,7 +85,6 @@ static bool pays_here(const Kernels* set) {
 
 // What all threads of a run share.
 struct Run {
-  const Kernels* set;
   const ts_operation* operations;
   const ts_part* parts;
   const int64_t* ends;  // of each course, among the parts
@@ -93,7 +92,8 @@ struct Run {
   const float* external;
 
   void run(const ts_part& part) const {
-    set->run(operations[part.operation], workspace, external, part.begin, part.end);
+    const ts_operation& operation = operations[part.operation];
+    kSets[operation.set]->run(operation, workspace, external, part.begin, part.end);
   }
 };
 
@@ -136,7 +136,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 #define TS_API extern "C" __attribute__((visibility("default")))
 
 // Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
-constexpr int32_t kInterface = 2;
+constexpr int32_t kInterface = 3;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Bytes of ts_operation: the Python side checks that it describes the same layout.
@@ -162,15 +162,15 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
   shape[6] = from.in_turns;
 }
 
-TS_API int64_t ts_tasks(int64_t set, const ts_operation* operation) { return ts::kSets[set]->tasks(*operation); }
+TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->set]->tasks(*operation); }
 
 // Executes operations [0, count). The first `covered` of them in courses, which may run side by side, a thread each: a
 // course is a sequence of `parts`, up to `ends` of it. Then the others, in order, whose tasks are shared out by `parallel`
 // where there is more than one thread. `external` is what TS_IMPORT reads.
-TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, const ts_part* parts, const int64_t* ends,
+TS_API void ts_run(const ts_operation* operations, int64_t count, const ts_part* parts, const int64_t* ends,
                    int64_t courses, int64_t covered, void* workspace, const float* external, int64_t threads,
                    ts_parallel_for parallel) {
-  ts::Run all{ts::kSets[set], operations, parts, ends, workspace, external};
+  ts::Run all{operations, parts, ends, workspace, external};
   if (threads == 1 || !parallel) {
     if (courses) ts::run_courses(0, courses, &all);
   } else if (courses) {
@@ -178,7 +178,7 @@ TS_API void ts_run(int64_t set, const ts_operation* operations, int64_t count, c
   }
   for (int64_t i = covered; i < count; i++) {
     all.operations = operations + i;
-    const int64_t tasks = all.set->tasks(*all.operations);
+    const int64_t tasks = ts_tasks(all.operations);
     if (threads == 1 || tasks == 1 || !parallel) {
       ts::run_tasks(0, tasks, &all);
     } else {

@@ -1,7 +1,7 @@
 // One step of a program, as the Python runtime prepares it and the engine executes it: plain data, one layout for C and
 // ctypes. Activations are NHWC, float32 or bfloat16, in one workspace and named by their offset in it, in values; the
 // channels of a pixel are padded with zeros to a multiple of the vector's lanes (`*_stride` values a pixel), so that no
-// kernel has a channel tail. Weights are packed for the instruction set and named by address.
+// kernel has a channel tail. Weights are packed for an instruction set and named by address.
 #pragma once
 
 #include <cstdint>
@@ -73,6 +73,7 @@ struct ts_operation {
   int64_t precision;          // a ts_precision
   int64_t wide;               // the output of a bfloat16 convolution is float32: no other operation reads it
   int64_t splits;             // parts that the output channels of a tile are computed in, each a task of its own
+  int64_t set;                // the instruction set that runs it, by number, for which its weights are packed
   const void* weights;        // [panel][K][channels of a panel]; of bfloat16 [panel][K / 2][channels of a panel][2]
   const void* next_weights;   // those that are read after them: fetched ahead, never looked into
   const float* bias;          // padded to whole panels

@@ -79,7 +79,6 @@ class Elsewhere:
 
     def run(
         self,
-        kernels: InstructionSet,
         operations: Any,
         workspace: Tensor,
         external: int,
@@ -102,7 +101,7 @@ class Elsewhere:
         memory = torch.as_strided(workspace, (workspace.untyped_storage().nbytes() // workspace.itemsize,), (1,), 0)
         before = bytes(memory.view(torch.uint8).numpy())
         after = self.ask(
-            PRECISIONS.index(kernels.dtype), bytes(sent),
+            PRECISIONS.index(workspace.dtype), bytes(sent),
             constants, _lines(before), ctypes.string_at(external, 4 * span),
             at=workspace.storage_offset() * workspace.itemsize, threads=threads, answer=len(_lines(before)),
         )  # fmt: skip

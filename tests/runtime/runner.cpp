@@ -45,8 +45,8 @@ int main(int, char** arguments) {
     return 1;
   }
   const auto shape_of = reinterpret_cast<void (*)(int64_t, int64_t, int64_t*)>(dlsym(library, "ts_set_shape"));
-  const auto run = reinterpret_cast<void (*)(int64_t, const ts_operation*, int64_t, const ts_part*, const int64_t*,
-                                             int64_t, int64_t, void*, const float*, int64_t, ts_parallel_for)>(
+  const auto run = reinterpret_cast<void (*)(const ts_operation*, int64_t, const ts_part*, const int64_t*, int64_t,
+                                             int64_t, void*, const float*, int64_t, ts_parallel_for)>(
       dlsym(library, "ts_run"));
   for (;;) {
     const Request request = read<Request>(1)[0];
@@ -71,7 +71,7 @@ int main(int, char** arguments) {
         moved(op.filters);
         moved(op.filter_bias);
       }
-      run(0, operations.data(), request.count, nullptr, nullptr, 0, 0, memory.data()->bytes + request.workspace,
+      run(operations.data(), request.count, nullptr, nullptr, 0, 0, memory.data()->bytes + request.workspace,
           external.data(), request.threads, in_turns);
       std::fwrite(memory.data(), 64, memory.size(), stdout);
     }

@@ -13,7 +13,7 @@ from torch_separable.runtime import available
 from torch_separable.runtime.engine import Prepared
 from torch_separable.runtime.fuse import fuse
 from torch_separable.runtime.interleave import depth_first, early_layers
-from torch_separable.runtime.library import Operation, chosen_set
+from torch_separable.runtime.library import Operation, chosen_set, tasks
 from torch_separable.runtime.lower import lower
 from torch_separable.runtime.schedule import schedule
 
@@ -123,7 +123,7 @@ def test_every_task_runs_once_and_layers_take_turns() -> None:
     for part in step.courses.parts:
         ran.setdefault(part.operation, []).extend(range(part.begin, part.end))
     early = step.operations[: step.courses.covered]
-    assert ran == {i: list(range(chosen_set().tasks(operation))) for i, operation in enumerate(early)}
+    assert ran == {i: list(range(tasks(operation))) for i, operation in enumerate(early)}
     # The first row of the third layer comes long before the last of the first.
     order = [part.operation for part in step.courses.parts]
     assert order.index(3) < len(order) - 1 - order[::-1].index(1)

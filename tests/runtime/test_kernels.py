@@ -96,7 +96,7 @@ def executed(
     workspace = memory[GUARD:-GUARD]
     (step,) = plan.steps
     step.operations[0].external_strides[:] = x.stride()
-    run(kernels, step.operations, workspace, x.data_ptr(), workers)
+    run(step.operations, workspace, x.data_ptr(), workers)
     assert memory[:GUARD].isnan().all()
     assert memory[-GUARD:].isnan().all()
     name = nodes[-1].output
@@ -349,6 +349,32 @@ def test_depthwise_and_separable_convolution(
     got = execute([node], shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
     expected = F.relu(convolved(stored(inner, dtype), weight, bias, Window()))
     assert_close(got, expected, slack=two_ties(inner, weight, between, dtype))
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize(("channels", "outputs"), [(8, 5), (5, 24), (24, 8), (7, 40), (40, 17)])
+def test_few_channels_are_padded_to_a_narrow_vector(isa: str, channels: int, outputs: int) -> None:
+    kernels = instruction_sets()[isa]
+    x, around = values(torch.float32, 2, 6, 11, 19), Window((3, 3), padding=(1, 1))
+    first, bias = values(torch.float32, channels, 6, 3, 3, fan_in=54), values(torch.float32, channels)
+    filters, between = values(torch.float32, channels, 1, 3, 3, fan_in=9), values(torch.float32, channels)
+    weight, last = values(torch.float32, outputs, channels, 1, 1, fan_in=channels), values(torch.float32, outputs)
+    depthwise = Depthwise(filters.flatten(1).T[None], between[None], around, Activation(alpha=0.0))
+    nodes = [
+        Convolution("a", "x", "a", first, bias, around),
+        Convolution("b", "a", "b", weight, last, Window(), depthwise=depthwise),
+        Add("y", "b", "b", "y", Activation(alpha=0.0)),
+    ]
+    shapes = {"x": (2, 6, 11, 19), "a": (2, channels, 11, 19), "b": (2, outputs, 11, 19), "y": (2, outputs, 11, 19)}
+    plan = schedule(Program("x", tuple(nodes), shapes, {}, frozenset(), ("y",), None), kernels, 1)
+    half = kernels.lanes // 2 if kernels.lanes == 16 else kernels.lanes
+    for name, count in (("a", channels), ("b", outputs), ("y", outputs)):
+        lanes = half if count <= half else kernels.lanes
+        assert plan.strides[name] == -(-count // lanes) * lanes
+    hidden = convolved(x, first, bias, around)
+    filtered = F.relu(convolved(hidden, filters, between, around, groups=channels))
+    expected = F.relu(2 * convolved(filtered, weight, last, Window()))
+    assert_close(execute(nodes, shapes, x, isa, 2), expected)
 
 
 @settings(max_examples=80)

@@ -27,7 +27,7 @@ plan = schedule(Program("x", (node,), shapes, dict(), frozenset(), ("y",), None)
 x, (step,) = torch.randn(1, 64, 4, 4), plan.steps
 step.operations[0].external_strides[:] = x.stride()
 {fault}
-run(kernels, step.operations, workspace, x.data_ptr(), 1)
+run(step.operations, workspace, x.data_ptr(), 1)
 print("done")
 """
 FAULTS = {

@@ -29,6 +29,7 @@ from torch_separable.runtime.library import (
     Part,
     chosen_set,
     run,
+    tasks,
 )
 from torch_separable.runtime.lower import lower
 from torch_separable.runtime.pages import zeros
@@ -259,7 +260,7 @@ class Prepared:
 
     def _step(self, room: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
         if step.call is None:
-            run(self.kernels, room.operations[id(step)], room.memory, x.data_ptr(), self.threads, step.courses)
+            run(room.operations[id(step)], room.memory, x.data_ptr(), self.threads, step.courses)
             return
         call = step.call
 
@@ -292,11 +293,11 @@ class Prepared:
             for places in step.together:
                 operations = [room.operations[id(step)][place] for place in places]
                 alone = (Operation * len(operations))(*operations)
-                tasks = [[Part(place, 0, self.kernels.tasks(o))] for place, o in enumerate(operations)]
-                courses = Courses.of(tasks, len(tasks)) if len(tasks) > 1 else None
-                arguments = (self.kernels, alone, room.memory, x.data_ptr(), self.threads, courses)
+                shares = [[Part(place, 0, tasks(o))] for place, o in enumerate(operations)]
+                courses = Courses.of(shares, len(shares)) if len(shares) > 1 else None
+                arguments = (alone, room.memory, x.data_ptr(), self.threads, courses)
                 calls.append((step.nodes[places[0]], operations, partial(run, *arguments)))
-        nothing = partial(run, self.kernels, (Operation * 0)(), room.memory, x.data_ptr(), self.threads)
+        nothing = partial(run, (Operation * 0)(), room.memory, x.data_ptr(), self.threads)
         timed: list[Callable[[], None]] = [nothing, *(call for _, _, call in calls)]
         times: list[list[float]] = [[] for _ in timed]
         for turn in range(rounds + 1):

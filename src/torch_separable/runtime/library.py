@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from torch_separable.errors import SeparableError
 _FILE = "libtorch_separable.so"
 
 # Of the library's functions and what they take: `kInterface` of native/engine/engine.cpp.
-_INTERFACE = 2
+_INTERFACE = 3
 
 
 class Kind(IntEnum):
@@ -57,7 +57,7 @@ class Activate(ctypes.Structure):
 _SIZES = (
     "input output residual batch in_height in_width in_channels in_stride out_height out_width out_channels out_stride "
     "residual_stride kernel_height kernel_width stride_height stride_width pad_height pad_width dilation_height "
-    "dilation_width multiplier depth tile_rows out_vectors precision wide splits"
+    "dilation_width multiplier depth tile_rows out_vectors precision wide splits set"
 ).split()
 
 
@@ -124,6 +124,7 @@ class InstructionSet:
         factor: bytes of a pixel's value when it is multiplied: a float's where bfloat16 has no instructions of its own.
         in_turns: whether depthwise stages take even and odd channels in turns, see `in_turns` of pack.py.
         pays: whether it is faster here than the sets after it.
+        narrow: the set with half as many lanes that tensors of few channels are for; ``None`` where there is none.
     """
 
     number: int
@@ -137,16 +138,12 @@ class InstructionSet:
     factor: int
     in_turns: bool = False
     pays: bool = True
+    narrow: InstructionSet | None = None
 
     @property
     def precision(self) -> str:
         """Of the values: ``float32`` or ``bfloat16``."""
         return str(self.dtype).removeprefix("torch.")
-
-    def tasks(self, operation: Operation) -> int:
-        """How many tasks an operation has."""
-        count: int = _library().ts_tasks(self.number, ctypes.addressof(operation))
-        return count
 
 
 def available() -> bool:
@@ -198,10 +195,9 @@ def _library() -> ctypes.CDLL:
         ctypes.c_void_p,
     )
     library.ts_tasks.restype = ctypes.c_int64
-    library.ts_tasks.argtypes = (ctypes.c_int64, ctypes.c_void_p)
+    library.ts_tasks.argtypes = (ctypes.c_void_p,)
     library.ts_run.restype = None
     library.ts_run.argtypes = (
-        ctypes.c_int64,
         ctypes.c_void_p,
         ctypes.c_int64,
         ctypes.c_void_p,
@@ -230,7 +226,9 @@ def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, Instructio
             found[name] = InstructionSet(
                 number, name, dtype, vector, panel, rows, lanes, depth, factor, bool(in_turns), pays
             )
-    return found
+    # Where bfloat16 are multiplied as they are, or made floats in turns, half of a vector is not twice as fast.
+    avx2 = found.get("avx2") if dtype == torch.float32 else None
+    return {name: replace(of, narrow=avx2 if of.lanes == 16 else None) for name, of in found.items()}
 
 
 def chosen_set(dtype: torch.dtype = torch.float32) -> InstructionSet:
@@ -260,8 +258,13 @@ def _parallel_for() -> ctypes.c_void_p | None:
     return None
 
 
+def tasks(operation: Operation) -> int:
+    """How many tasks an operation has."""
+    count: int = _library().ts_tasks(ctypes.addressof(operation))
+    return count
+
+
 def run(
-    kernels: InstructionSet,
     operations: ctypes.Array[Operation],
     workspace: torch.Tensor,
     external: int,
@@ -271,15 +274,13 @@ def run(
     """Execute prepared operations; the interpreter's lock is released meanwhile.
 
     Args:
-        kernels: whose layout the operations were prepared for.
         operations: in order; the first of them in the order of ``courses``, where there are any.
-        workspace: of the kernels' type of values, as large as they need.
+        workspace: of the operations' type of values, as large as they need.
         external: address of the tensor that an import reads, or 0.
         threads: at most so many, of PyTorch's pool.
         courses: in which the first operations run.
     """
     _library().ts_run(
-        kernels.number,
         ctypes.addressof(operations),
         len(operations),
         None if courses is None else ctypes.addressof(courses.parts),

@@ -48,9 +48,9 @@ def pack_dense(weight: Tensor, channels: int) -> Tensor:
     return F.pad(weight, (0, 0, 0, 0, 0, more)).permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 
-def pack_filters(weight: Tensor, kernels: InstructionSet) -> Tensor:
-    """Pad depthwise kernels (multiplier, taps, C) to whole vectors of channels, in the order that `in_turns` gives."""
-    full = torch.constant_pad_nd(weight, (0, padded(weight.shape[2], kernels.lanes) - weight.shape[2]))
+def pack_filters(weight: Tensor, lanes: int, kernels: InstructionSet) -> Tensor:
+    """Pad depthwise kernels (multiplier, taps, C) as channels are padded, in the order that `in_turns` gives."""
+    full = torch.constant_pad_nd(weight, (0, padded(weight.shape[2], lanes) - weight.shape[2]))
     return in_turns(full, kernels).contiguous()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_separable.hardware import cache_bytes
 from torch_separable.runtime.interleave import depth_first, early_layers, of_share
-from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches
+from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches, tasks
 from torch_separable.runtime.library import Activate as NativeActivation
 from torch_separable.runtime.memory import CACHE_LINE, place
 from torch_separable.runtime.pack import in_turns, pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
@@ -91,11 +91,13 @@ def schedule(
     """Prepare ``program`` for ``threads`` threads, with ``tiles`` by `shape_key` where they are known."""
     nodes = _unfused(program, kernels, threads)
     program = replace(program, nodes=nodes[0], shapes=nodes[1], blocks=nodes[2])
-    lanes, bytes_each = kernels.lanes, kernels.dtype.itemsize
-    strides = {
-        name: program.blocks.get(name, 1) * padded(shape[1] // program.blocks.get(name, 1), lanes)
-        for name, shape in program.shapes.items()
-    }
+    bytes_each = kernels.dtype.itemsize
+    lanes, strides = {}, {}
+    for name, (_, channels, _, _) in program.shapes.items():
+        blocks = program.blocks.get(name, 1)
+        few = kernels.narrow is not None and channels // blocks <= kernels.narrow.lanes
+        lanes[name] = kernels.narrow.lanes if kernels.narrow is not None and few else kernels.lanes
+        strides[name] = blocks * padded(channels // blocks, lanes[name])
     if (stride := _image_stride(program, kernels)) is not None:
         strides[program.input] = stride
     # Every thread takes images of its own through the early layers, where there are as many for each.
@@ -108,8 +110,8 @@ def schedule(
     offsets, size = place(program, room, early)
     offsets = {name: offset // bytes_each for name, offset in offsets.items()}
     weights: list[Tensor] = []
-    builder = _Builder(program, kernels, threads, offsets, strides, tiles, wide, weights)
-    first = builder if shares == 1 else _Builder(share, kernels, 1, offsets, strides, {}, wide, weights)
+    builder = _Builder(program, kernels, threads, offsets, strides, lanes, tiles, wide, weights)
+    first = builder if shares == 1 else _Builder(share, kernels, 1, offsets, strides, lanes, {}, wide, weights)
     steps = _steps(program, first, early, shares, builder)
     kept = (_side_by_side(weights, steps),) if sum(tensor.nbytes for tensor in weights) >= ENOUGH else tuple(weights)
     return Schedule(program, steps, offsets, strides, size // bytes_each, wide, kept)
@@ -184,15 +186,15 @@ def _steps(program: Program, first: _Builder, early: int, shares: int, builder: 
     _look_ahead([operation for some, _, _ in runs for operation in some])
     steps = [Step(_array(some), tuple(of), call) for some, of, call in runs if some or call is not None]
     if covered:
-        steps[0] = _in_courses(steps[0], covered, shares, builder.kernels)
+        steps[0] = _in_courses(steps[0], covered, shares)
     return tuple(steps)
 
 
-def _in_courses(step: Step, covered: int, shares: int, kernels: InstructionSet) -> Step:
+def _in_courses(step: Step, covered: int, shares: int) -> Step:
     """Let the first operations, of one share of the images, run depth first for each of the shares."""
     first, rest = step.operations[:covered], step.operations[covered:]
     values = [(() if i == 0 else inputs_of(node), node.output) for i, node in enumerate(step.nodes[:covered])]
-    order = depth_first(first, values, kernels.tasks)
+    order = depth_first(first, values, tasks)
     sequences = [[Part(part.operation + n * covered, part.begin, part.end) for part in order] for n in range(shares)]
     operations = [*(of_share(operation, n) for n in range(shares) for operation in first), *rest]
     nodes = (*step.nodes[:covered] * shares, *step.nodes[covered:])
@@ -207,14 +209,23 @@ class _Builder:
         threads: int,
         offsets: dict[str, int],
         strides: dict[str, int],
+        lanes: dict[str, int],
         tiles: Mapping[str, Tile],
         wide: frozenset[str],
         weights: list[Tensor],
     ) -> None:
         self.program, self.kernels, self.threads, self.wide = program, kernels, threads, wide
         self.precision = PRECISIONS.index(kernels.dtype)
-        self.offsets, self.strides, self.tiles = offsets, strides, tiles
+        self.offsets, self.strides, self.lanes, self.tiles = offsets, strides, lanes, tiles
         self.weights = weights
+
+    def _set_for(self, node: Native) -> InstructionSet:
+        """The set that runs a node: the narrow one where a value that it takes vectors of is padded for that."""
+        values = [*inputs_of(node), node.output]
+        if isinstance(node, Convolution) and node.depthwise is None:
+            values = values[1:]  # its input's values are taken one by one
+        narrow = self.kernels.narrow
+        return narrow if narrow is not None and narrow.lanes in map(self.lanes.get, values) else self.kernels
 
     def input(self) -> Operation:
         """The operation that takes the images in."""
@@ -223,6 +234,7 @@ class _Builder:
         return Operation(
             kind=Kind.IMPORT, output=self.offsets[name], residual=-1, batch=n, in_height=h, in_width=w, in_channels=c,
             out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name], precision=self.precision,
+            set=self.kernels.number,
         )  # fmt: skip
 
     def _base(self, kind: int, node: Native, window: Window = Window()) -> Operation:  # noqa: B008 - it is frozen
@@ -243,6 +255,7 @@ class _Builder:
             pad_height=window.padding[0], pad_width=window.padding[1],
             dilation_height=window.dilation[0], dilation_width=window.dilation[1],
             tile_rows=1, splits=1, multiplier=1, precision=self.precision, wide=node.output in self.wide,
+            set=self._set_for(node).number,
         )  # fmt: skip
 
     def operations(self, node: Native) -> list[Operation]:
@@ -276,7 +289,7 @@ class _Builder:
         return tensor.data_ptr()
 
     def _convolution(self, node: Convolution) -> Operation:
-        lanes = self.kernels.lanes
+        kernels, lanes_in, lanes_out = self._set_for(node), self.lanes[node.input], self.lanes[node.output]
         blocks_in, blocks_out = (self.program.blocks.get(name, 1) for name in (node.input, node.output))
         depthwise = node.depthwise
         operation = self._base(Kind.CONVOLUTION, node, node.window if depthwise is None else depthwise.window)
@@ -284,34 +297,34 @@ class _Builder:
             operation.patches = Patches.FILTERED
             operation.multiplier = depthwise.weight.shape[0]
             operation.between = _native(depthwise.activation)
-            operation.filters = self._keep(pack_filters(depthwise.weight, self.kernels))
-            operation.filter_bias = self._keep(pack_filters(depthwise.bias[:, None], self.kernels))
-            matrix = pad_blocks(node.weight.flatten(1), operation.multiplier, lanes, 1)
-            matrix = in_turns(matrix.unflatten(1, (operation.multiplier, -1)), self.kernels).flatten(1)
+            operation.filters = self._keep(pack_filters(depthwise.weight, lanes_in, kernels))
+            operation.filter_bias = self._keep(pack_filters(depthwise.bias[:, None], lanes_in, kernels))
+            matrix = pad_blocks(node.weight.flatten(1), operation.multiplier, lanes_in, 1)
+            matrix = in_turns(matrix.unflatten(1, (operation.multiplier, -1)), kernels).flatten(1)
         elif node.window.is_pointwise and self._fits(node):
             operation.patches = Patches.DIRECT
             matrix = node.weight.flatten(1)
             if blocks_in > 1:
-                matrix = pad_blocks(matrix, blocks_in, lanes, 1)
+                matrix = pad_blocks(matrix, blocks_in, lanes_in, 1)
         else:
-            channels, more = node.weight.shape[1], line_channels(node, operation.out_width, self.kernels)
+            channels, more = node.weight.shape[1], line_channels(node, operation.out_width, kernels)
             if more is not None and more > channels and not self._padded_to(node, more):
                 more = None
             operation.patches = Patches.GATHERED if more is None else Patches.LINES
             matrix = pack_dense(node.weight, more or channels)
-        operation.depth = padded(matrix.shape[1], self.kernels.depth)
+        operation.depth = padded(matrix.shape[1], kernels.depth)
         bias = node.bias
         if blocks_out > 1:
-            matrix, bias = pad_blocks(matrix, blocks_out, lanes, 0), pad_blocks(bias, blocks_out, lanes, 0)
+            matrix, bias = pad_blocks(matrix, blocks_out, lanes_out, 0), pad_blocks(bias, blocks_out, lanes_out, 0)
         if depthwise is None:  # of a group, where there are several
             taps = operation.kernel_height * operation.kernel_width
             in_lines = operation.patches == Patches.LINES
             operation.in_channels = operation.depth // taps if in_lines else node.weight.shape[1]
             operation.out_channels = node.weight.shape[0]
-        operation.out_vectors = padded(matrix.shape[0], lanes) // self.kernels.vector
-        operation.weights = self._keep(pack_matrix(matrix, self.kernels))
-        operation.bias = self._keep(pack_bias(bias, self.kernels))
-        operation.tile_rows, operation.splits = tile_of(operation, self.kernels, self.threads, self.tiles)
+        operation.out_vectors = padded(matrix.shape[0], lanes_out) // kernels.vector
+        operation.weights = self._keep(pack_matrix(matrix, kernels))
+        operation.bias = self._keep(pack_bias(bias, kernels))
+        operation.tile_rows, operation.splits = tile_of(operation, kernels, self.threads, self.tiles)
         return operation
 
     def _fits(self, node: Convolution) -> bool:
@@ -330,9 +343,10 @@ class _Builder:
         their vectors that would otherwise compute nothing.
         """
         outputs, channels = node.weight.shape[0] // node.groups, node.weight.shape[1]
+        lanes = self.lanes[node.output]
         together = next(
             n for n in range(1, node.groups + 1)
-            if node.groups % n == 0 and (n * outputs % self.kernels.lanes == 0 or n == node.groups)
+            if node.groups % n == 0 and (n * outputs % lanes == 0 or n == node.groups)
         )  # fmt: skip
         operations = []
         for first in range(0, node.groups, together):
@@ -349,10 +363,10 @@ class _Builder:
         return operations
 
     def _filtering(self, node: Filtering) -> list[Operation]:
-        lanes, depthwise = self.kernels.lanes, node.depthwise
+        kernels, lanes, depthwise = self._set_for(node), self.lanes[node.output], node.depthwise
         multiplier, _, channels = depthwise.weight.shape
-        filters = pack_filters(depthwise.weight, self.kernels)
-        bias = pack_filters(depthwise.bias[:, None], self.kernels)
+        filters = pack_filters(depthwise.weight, lanes, kernels)
+        bias = pack_filters(depthwise.bias[:, None], lanes, kernels)
         operations = []
         for block in range(1 if node.summed else multiplier):
             operation = self._base(Kind.DEPTHWISE, node, depthwise.window)

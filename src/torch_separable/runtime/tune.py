@@ -104,7 +104,7 @@ def _measured(
                     single[0].tile_rows, single[0].splits = tile
                     measure(kernels, 1, threads, others)
                     start = time.perf_counter()
-                    run(kernels, single, memory, 0, threads)
+                    run(single, memory, 0, threads)
                     spent.append(1e3 * (time.perf_counter() - start))
             medians = {tile: statistics.median(spent) for tile, spent in times.items()}
             best = min(medians, key=medians.__getitem__)
