@@ -98,7 +98,7 @@ def test_a_disturbed_round_does_not_count() -> None:
     def reading(of: float) -> Callable[[], float]:
         def read() -> float:
             turn.append(1)
-            return of * (50 if len(turn) // 3 in (0, 2) else 1)  # of three timers: the first and the third round
+            return of * (50 if (len(turn) - 1) // 3 in (0, 2) else 1)  # of three timers: the first and the third round
 
         return read
 

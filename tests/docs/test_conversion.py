@@ -46,3 +46,15 @@ def test_accuracies_beside_torch_pruning_after_distillation_are_the_measured_one
     for divisor, *told in rows:
         entries = [RESULTS[f"recovered resnet20 {divisor} {kind}, adapting"] for kind in ("ours", "torch-pruning")]
         assert told == [text for e in entries for text in (f"{e['accuracy']:.2f}", str(e["epochs"]))]
+
+
+def test_accuracies_without_training_are_the_measured_ones() -> None:
+    kinds = ("ours", "svd", "svd + batch norm", "torch-pruning", "torch-pruning + batch norm")
+    for network, goals in (("resnet20", False), ("resnet56", True)):
+        table = PAGE.partition(f"| {network.replace('resnet', 'ResNet-')} (dense ")[2].partition("\n\n")[0]
+        rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+        assert len(rows) == (3 if goals else 5)
+        for divisor, ours, *others in rows:
+            told = [ours, *(others[1:] if goals else others)]
+            keys = [f"free {network} {divisor} {kind}" for kind in kinds]
+            assert told == [f"{RESULTS[key]['accuracy']:.2f}" if key in RESULTS else "–" for key in keys]

@@ -93,10 +93,10 @@ def schedule(
     program = replace(program, nodes=nodes[0], shapes=nodes[1], blocks=nodes[2])
     bytes_each = kernels.dtype.itemsize
     lanes, strides = {}, {}
+    narrow = kernels.lanes if kernels.narrow is None else kernels.narrow.lanes
     for name, (_, channels, _, _) in program.shapes.items():
         blocks = program.blocks.get(name, 1)
-        few = kernels.narrow is not None and channels // blocks <= kernels.narrow.lanes
-        lanes[name] = kernels.narrow.lanes if kernels.narrow is not None and few else kernels.lanes
+        lanes[name] = narrow if channels // blocks <= narrow else kernels.lanes
         strides[name] = blocks * padded(channels // blocks, lanes[name])
     if (stride := _image_stride(program, kernels)) is not None:
         strides[program.input] = stride
