@@ -24,8 +24,9 @@ from torch_separable.outputs import evaluating
 from torch_separable.timing import quietest
 
 # Every shape is timed in so many rounds, all of them in turn: its time is the least of the rounds' medians of so many
-# calls. Other work that passes spoils a round of many shapes, and not the only one of a single shape.
-_ROUNDS, _CALLS = 6, 3
+# calls. Other work that passes spoils a round of many shapes, and not the only one of a single shape. With fewer calls
+# the median would be of a cache that the other shapes have filled.
+_ROUNDS, _CALLS = 4, 15
 
 # Layers that take so many times as long as the network that they are part of were not measured undisturbed.
 _DISTURBED = 1.3
