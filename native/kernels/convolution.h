@@ -209,15 +209,16 @@ static void convolve(const ts_operation& op, Element* workspace, int64_t task) {
   convolve_to(op, workspace, output, task);
 }
 
-// A depthwise convolution by itself: a task is an output row.
+// A depthwise convolution by itself: a task is an output row. Where it makes several blocks of channels, or sums several,
+// there is an operation for each block it makes: the smaller of both strides is a block.
 template <class Element>
 static void filter(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;
   const int64_t begin = task * op.out_width;
   const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
   const Filter<Element> filter{workspace + op.input + image * op.in_height * op.in_width * op.in_stride,
-                               op.filters, op.filter_bias, op.out_stride, op.multiplier, residual, op.residual_stride,
-                               op.activation};
+                               op.filters, op.filter_bias, std::min(op.in_stride, op.out_stride), op.multiplier,
+                               residual, op.residual_stride, op.activation};
   filter_row<false>(op, filter, row, workspace + op.output + begin * op.out_stride, op.out_stride);
 }
 

@@ -178,6 +178,21 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_late_layers_that_threads_take_apart(rank: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch_separable.runtime.schedule.cache_bytes", lambda level: 2**14)
+    layers = [
+        nn.Sequential(nn.Conv2d(72, 72 * rank, 3, padding=1, groups=72), nn.Conv2d(72 * rank, 72, 1), nn.ReLU())
+        for _ in range(2)
+    ]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 72, 5, 5)
+    compiled = compile(model, x, threads=threads)
+    parts = 2 * (rank if threads > 1 else 0)
+    assert sum(node.kind == "depthwise" for node in compiled.profile(x)) == parts
+    assert_same(compiled, model, x)
+
+
 def test_repeated_calls_keep_their_memory() -> None:
     import resource
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -348,6 +349,11 @@ def test_depthwise_and_separable_convolution(
     shapes = {"x": tuple(x.shape), "y": (batch, outputs, *size)}
     got = execute([node], shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
     expected = F.relu(convolved(stored(inner, dtype), weight, bias, Window()))
+    assert_close(got, expected, slack=two_ties(inner, weight, between, dtype))
+    # As several threads take late layers apart: a filtered block of channels for each kernel of a channel.
+    apart = [Filtering("z", "x", "z", depthwise), replace(node, input="z", depthwise=None)]
+    between_them = {**shapes, "z": (batch, multiplier * channels, *size)}
+    got = execute(apart, between_them, x, isa, workers, {"z": multiplier}, dtype)  # type: ignore[arg-type]
     assert_close(got, expected, slack=two_ties(inner, weight, between, dtype))
 
 
