@@ -189,6 +189,7 @@ def _blocks(graph: fx.Graph, constants: Mapping[str, Any]) -> dict[str, int]:
 
     Their channels interleave, c·D + d; kernels want D blocks of c. As only the two halves, and a batch norm and an
     activation between them, see these channels, their weights can be put in the order of blocks, and nobody knows.
+    With one channel on the other side (one group) the depthwise half is a dense convolution, and is run as that.
     """
     found: dict[str, int] = {}
     for node in graph.nodes:
@@ -204,9 +205,9 @@ def _blocks(graph: fx.Graph, constants: Mapping[str, Any]) -> dict[str, int]:
         if second is None or second.target is not aten.conv2d.default or second.args[0] is not chain[-1]:
             continue
         (groups, inputs, outputs), (more, inside, last) = (_grouping(conv, constants) for conv in (node, second))
-        if groups == inputs and outputs > inputs and more == 1 and _is_pointwise(second, constants):
+        if 1 < groups == inputs and outputs > inputs and more == 1 and _is_pointwise(second, constants):
             multiplier = outputs // inputs
-        elif more == last and inside > last and groups == 1 and _is_pointwise(node, constants):
+        elif 1 < more == last and inside > last and groups == 1 and _is_pointwise(node, constants):
             multiplier = inside // last
         else:
             continue
