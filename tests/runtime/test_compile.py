@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -366,3 +367,69 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
     )
     assert f"{other} is of another version of torch-separable: reinstall the package" in done.stdout
+
+
+class Functional(nn.Module):
+    """A network that is a function of an image and two convolutions."""
+
+    def __init__(self, function: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.first, self.second)
+
+
+def _residual_of_what_is_changed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    y = first(x)
+    return second(nn.functional.relu(y, inplace=True)) + y
+
+
+def _sum_in_place(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    y = first(x)
+    y += second(y)
+    return second(y)
+
+
+def _view_that_outlives_its_memory(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    view = first(x).transpose(2, 3)
+    for _ in range(4):
+        x = second(x)
+    return view.softmax(1).transpose(2, 3) + x
+
+
+def _padded_batch(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    return second(nn.functional.pad(first(x), (0, 0, 0, 0, 0, 0, 1, 0)))
+
+
+@pytest.mark.parametrize(
+    "function", [_residual_of_what_is_changed, _sum_in_place, _view_that_outlives_its_memory, _padded_batch]
+)
+def test_memory_that_is_shared_or_changed_in_place(function: Callable[..., Tensor]) -> None:
+    model, x = Functional(function).eval(), torch.randn(2, 3, 8, 9)
+    assert_same(compile(model, x), model, x)
+
+
+def _part_changed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    y = first(x)
+    y[:, :, ::2].relu_()
+    return second(y)
+
+
+def _view_of_what_is_changed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    y = first(x)
+    view = y.flatten(1)
+    return second(y.relu_()).flatten(1) + view
+
+
+@pytest.mark.parametrize("function", [_part_changed, _view_of_what_is_changed])
+def test_views_of_what_is_changed_in_place_are_refused(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(SeparableError, match=r"in place by aten.relu_.default, and then reads .*Leave inplace=True"):
+        compile(Functional(function).eval(), torch.randn(2, 3, 8, 9))
+
+
+def test_a_dense_convolution_to_one_channel_is_no_half_of_a_separable_one() -> None:
+    head = nn.Sequential(nn.Conv2d(12, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1), nn.Sigmoid()).eval()
+    x = torch.randn(2, 12, 9, 7)
+    assert_same(compile(head, x), head, x)

@@ -316,6 +316,18 @@ def test_pixels_a_page_apart(isa: str, dtype: torch.dtype, channels: int, worker
         assert_close(execute([node], shapes, x, isa, workers, dtype=dtype), F.relu(expected))
 
 
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [(2, 2), (1, 4), (3, 2), (4, 4)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_even_kernels_over_odd_channels(isa: str, dtype: torch.dtype, kernel: tuple[int, int], channels: int) -> None:
+    x, window = values(dtype, 2, channels, 9, 30), Window(kernel, padding=(1, 1))
+    weight, bias = values(dtype, 7, channels, *kernel), values(dtype, 7)
+    shapes = {"x": (2, channels, 9, 30), "y": (2, 7, *output_size(window, (9, 30)))}
+    got = execute([Convolution("y", "x", "y", weight, bias, window)], shapes, x, isa, 1, dtype=dtype)  # type: ignore[arg-type]
+    assert_close(got, convolved(x, weight, bias, window))
+
+
 @settings(max_examples=150)
 @given(st.data(), windows(), st.integers(1, 72), st.integers(1, 3), st.integers(1, 2), activations)
 def test_depthwise_and_separable_convolution(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -85,6 +86,7 @@ class _Lowering:
         self.padded: dict[str, tuple[Any, Pair]] = {}
         # In-place operators rebind the name of what they change.
         self.names: dict[str, str] = {}
+        self.roots = _roots(self.graph)
 
     def program(self) -> Program:
         if len(self.inputs) != 1:
@@ -124,16 +126,29 @@ class _Lowering:
             self.nodes.append(self.torch_call(node, str(reason)))
             with suppress(Unsupported):  # its result stays PyTorch's alone where kernels could not read it
                 self.see(node.name, node.meta["val"])
-        name = str(node.target)
         if isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket.__name__.endswith("_"):
-            changed = node.args[0]
-            assert isinstance(changed, fx.Node)
-            for key, value in [*self.names.items(), (changed.name, changed.name)]:
-                if value == self.names.get(changed.name, changed.name):
-                    self.names[key] = node.name
-            self.names[changed.name] = node.name
-            if isinstance(self.nodes[-1], TorchCall):
-                raise SeparableError(f"the network changes a tensor in place by {name}, which cannot be compiled")
+            self.rebind(node)
+
+    def rebind(self, node: fx.Node) -> None:
+        """Let an in-place operator's result be read for what it changes, where nothing else reads that memory later."""
+        changed = node.args[0]
+        assert isinstance(changed, fx.Node)
+        if isinstance(self.nodes[-1], TorchCall):
+            raise SeparableError(f"the network changes a tensor in place by {node.target}, which cannot be compiled")
+        current = self.names.get(changed.name, changed.name)
+        nodes = list(self.graph.nodes)
+        before, after = nodes[: nodes.index(node)], nodes[nodes.index(node) + 1 :]
+        for other in before:
+            shares = self.roots[other] is self.roots[changed] and self.names.get(other.name, other.name) != current
+            if shares and not other.users.keys().isdisjoint(after):
+                raise SeparableError(
+                    f"the network changes {changed.name} in place by {node.target}, and then reads {other.name}, "
+                    "which shares its memory: that cannot be compiled. Leave inplace=True, or the underscore, out"
+                )
+        for key, value in [*self.names.items(), (changed.name, changed.name)]:
+            if value == current:
+                self.names[key] = node.name
+        self.names[changed.name] = node.name
 
     def see(self, name: str, value: Any) -> None:
         """Note the shape of a value that kernels may read; others are PyTorch's alone."""
@@ -182,6 +197,17 @@ def _layer(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path: str = next(reversed(stack.values()), ("",))[0]
     return path.removeprefix("L['self'].")
+
+
+def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Whose memory each value may share: that of what it is a view of, or was made of in place; else its own."""
+    roots: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else ()
+        shares = any(each.alias_info for each in returns) or node.target in (operator.getitem, aten.dropout.default)
+        source = node.args[0] if shares and node.args else None
+        roots[node] = roots[source] if isinstance(source, fx.Node) else node
+    return roots
 
 
 def _blocks(graph: fx.Graph, constants: Mapping[str, Any]) -> dict[str, int]:
@@ -399,7 +425,8 @@ def _slice(lowering: _Lowering, node: fx.Node) -> None:
 def _pad(lowering: _Lowering, node: fx.Node) -> None:
     given = _arguments(node, ("input", "pad", "mode", "value"), {"mode": "constant", "value": 0})
     source, amounts = lowering.value(given["input"]), [*given["pad"], 0, 0, 0, 0, 0, 0][:6]
-    if source in lowering.vectors or given["mode"] != "constant" or given["value"] or min(amounts) < 0:
+    of_images = source not in lowering.vectors and not any(given["pad"][6:])
+    if not of_images or given["mode"] != "constant" or given["value"] or min(amounts) < 0:
         raise Unsupported("padding with something else than zeros around images")
     left, _, top, _, before, _ = amounts
     if not any(amounts[:4]):

@@ -382,10 +382,11 @@ class _Builder:
 def line_channels(node: Convolution, out_width: int, kernels: InstructionSet) -> int | None:
     """Say with how many channels a dense convolution reads its input's lines; ``None`` where it copies its patches.
 
-    A row of its kernel must be one run of values, a whole number of what a product takes at a time, and begin at a whole
-    word of four bytes, in which bfloat16 are multiplied in pairs. Where it is not, more channels, which are zeros, may make it so, if they are few: a fourth one of an image where bfloat16 are
-    multiplied as they are. Of a kernel that is one pixel there is nothing to share. And as a micro-kernel's pixels are
-    of one row there, rows too short to fill half of it are better gathered.
+    A row of its kernel must be one run of values, a whole number of what a product takes at a time, and begin at a
+    whole word of four bytes, as bfloat16 are multiplied in pairs. Where it is not, more channels, which are zeros, may
+    make it so, if they are few: a fourth one of an image where bfloat16 are multiplied as they are. Of a kernel that is
+    one pixel there is nothing to share. And as a micro-kernel's pixels are of one row there, rows too short to fill
+    half of it are better gathered.
     """
     channels, window = node.weight.shape[1], node.window
     fits = window.kernel[1] * channels % kernels.depth == 0 and window.stride[1] * channels * kernels.factor % 4 == 0

@@ -1,0 +1,179 @@
+"""Networks put together at random give PyTorch's outputs, on any number of threads, with caches large and small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from torch_separable.runtime import available, compile, instruction_sets
+
+pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
+
+ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: x, F.relu, F.relu6, F.leaky_relu, F.silu, F.hardswish, F.gelu, F.hardsigmoid,
+]  # fmt: skip
+
+KINDS = (
+    "convolution", "separable", "pointwise_first", "inverted", "residual", "attention", "pool", "norm", "grouped",
+    "padded", "strided", "other",
+)  # fmt: skip
+
+# What each of the modules that schedule takes for the size of a cache; small ones make small layers large.
+CACHES = [f"torch_separable.runtime.{module}.cache_bytes" for module in ("schedule", "tiles", "interleave")]
+
+
+class Random(nn.Module):
+    """Each step reads one of the tensors before it, or two of one shape; all that nothing reads are returned."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[int]], int], channels: int) -> None:
+        super().__init__()
+        self.draw, self.layers = draw, nn.ModuleList()
+        self.steps: list[tuple[Callable[..., Tensor], tuple[int, ...]]] = []
+        self.channels = [channels]
+        for _ in range(self.upto(1, 7)):
+            self.grow()
+
+    def upto(self, first: int, last: int) -> int:
+        return self.draw(st.integers(first, last))
+
+    def one(self, *of: int) -> int:
+        return self.draw(st.sampled_from(of))
+
+    def add(self, step: Callable[..., Tensor], *inputs: int, channels: int) -> int:
+        self.steps.append((step, inputs))
+        self.channels.append(channels)
+        return len(self.steps)
+
+    def layer(self, module: nn.Module, source: int, channels: int) -> int:
+        self.layers.append(module)
+        activation = ACTIVATIONS[self.upto(0, len(ACTIVATIONS) - 1)]
+        return self.add(lambda x: activation(module(x)), source, channels=channels)
+
+    def convolution(
+        self, source: int, outputs: int, groups: int = 1, pointwise: bool = False, same: bool = False
+    ) -> int:
+        kernel = 1 if pointwise else self.one(3, 5) if same else self.one(1, 2, 3, 5)
+        stride = 1 if same or pointwise else self.one(1, 1, 2)
+        dilation = 1 if kernel > 3 or pointwise else self.one(1, 1, 2)
+        padding = dilation * (kernel - 1) // 2 if same else self.upto(dilation * (kernel // 2), dilation * (kernel - 1))
+        module = nn.Conv2d(
+            self.channels[source], outputs, kernel, stride, padding, dilation, groups, bias=bool(self.upto(0, 1))
+        )
+        return self.layer(module, source, outputs)
+
+    def grow(self) -> None:
+        source = self.upto(0, len(self.channels) - 1)
+        channels = self.channels[source]
+        outputs = self.one(1, 4, 7, 8, 16, 24, 33, 64)
+        match self.one(*KINDS):
+            case "convolution":
+                self.convolution(source, outputs)
+            case "separable":
+                rank = self.upto(1, 3)
+                self.convolution(self.convolution(source, channels * rank, channels), outputs, pointwise=True)
+            case "pointwise_first":
+                between = outputs * self.upto(1, 3)
+                self.convolution(self.convolution(source, between, pointwise=True), outputs, groups=outputs)
+            case "inverted":
+                between = self.convolution(source, outputs, pointwise=True)
+                between = self.convolution(between, outputs, groups=outputs, same=True)
+                between = self.convolution(between, channels, pointwise=True)
+                self.add(torch.add, between, source, channels=channels)
+            case "residual":
+                rank = self.upto(1, 2)
+                between = self.convolution(source, channels * rank, channels, same=True)
+                between = self.convolution(between, channels, pointwise=True)
+                both = self.add(torch.add, between, source, channels=channels)
+                self.layer(nn.Identity(), both, channels)
+            case "attention":
+                few = nn.Sequential(
+                    nn.AdaptiveAvgPool2d(1),
+                    nn.Conv2d(channels, 4, 1),
+                    nn.ReLU(),
+                    nn.Conv2d(4, channels, 1),
+                    nn.Sigmoid(),
+                )
+                self.layers.append(few)
+                self.add(lambda x: x * few(x), source, channels=channels)
+            case "pool":
+                kind = nn.MaxPool2d if self.upto(0, 1) else nn.AvgPool2d
+                self.layer(kind(3, self.upto(1, 2), 1, ceil_mode=bool(self.upto(0, 1))), source, channels)
+            case "norm":
+                between = self.convolution(source, outputs) if self.upto(0, 1) else source
+                norm = nn.BatchNorm2d(self.channels[between])
+                nn.init.normal_(norm.running_mean, std=0.1)  # type: ignore[arg-type]
+                nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+                nn.init.normal_(norm.bias, std=0.1)
+                self.layer(norm, between, self.channels[between])
+            case "grouped":
+                groups = self.one(2, 4)
+                between = self.convolution(source, groups * 6, pointwise=True)
+                self.convolution(between, groups * self.upto(1, 9), groups)
+            case "padded":
+                around = [self.upto(0, 2) for _ in range(4)]
+                self.convolution(self.add(lambda x: F.pad(x, around), source, channels=channels), outputs)
+            case "strided":
+                self.add(lambda x: x[:, :, ::2, ::2], source, channels=channels)
+            case "other":  # has no kernel
+                self.add(lambda x: x.softmax(1) + torch.roll(x, 1, 3), source, channels=channels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        values = [x]
+        for step, inputs in self.steps:
+            values.append(step(*(values[i] for i in inputs)))
+        return values[1:]
+
+
+class Last(nn.Module):
+    """A network's last tensor, and the classes that a linear layer makes of it; or either alone."""
+
+    def __init__(self, body: Random, classes: int) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(body.channels[-1], classes) if classes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)[-1]
+        return self.head(x.mean((2, 3))) if self.head else x
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """The largest difference, as a share of the largest value of the other."""
+    return float((one.float() - other).abs().max() / other.abs().max().clamp_min(1e-3))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_random_networks(data: st.DataObject) -> None:
+    body = Random(data.draw, data.draw(st.sampled_from([1, 3, 8, 20])))
+    model = Last(body, data.draw(st.sampled_from([0, 1, 10]))).eval()
+    images, *size = data.draw(st.integers(1, 4)), data.draw(st.integers(5, 20)), data.draw(st.integers(5, 20))
+    batches = [torch.randn(n, body.channels[0], *size) for n in (images, data.draw(st.integers(1, 4)))]
+    threads, dtype = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    with torch.no_grad():
+        try:
+            expected = [model(x) for x in batches]
+        except RuntimeError:  # nothing is left of a map
+            return
+        # Sums that nearly cancel lose digits: PyTorch's own, in the same precision, say how many.
+        if dtype is torch.float32:
+            lost = [1e-5] * 2
+        else:
+            with torch.autocast("cpu", torch.bfloat16):
+                lost = [max(distance(model(x), y), 0.01) for x, y in zip(batches, expected, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_SEPARABLE_ISA", data.draw(st.sampled_from(sorted(instruction_sets(dtype)))))
+        if small := data.draw(st.sampled_from([0, 2**12, 2**15])):
+            for name in CACHES:
+                patch.setattr(name, lambda level: small)
+            patch.setattr("torch_separable.runtime.interleave._NEAR", small)
+        compiled = compile(model, batches[0], threads=threads, dtype=dtype)
+        for x, y, digits in zip(batches, expected, lost, strict=True):
+            got = compiled(x.contiguous(memory_format=torch.channels_last))
+            assert got.shape == y.shape
+            assert distance(got, y) <= 10 * digits
