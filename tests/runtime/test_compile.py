@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -142,6 +143,18 @@ def test_what_has_no_kernel_runs_in_pytorch_and_is_named() -> None:
     assert [text.partition(":")[0] for text in compiled.fallbacks] == ["softmax"]
     assert "no kernel" in compiled.fallbacks[0]
     assert_same(compiled, model, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_calls_infinities_are_not_the_nexts(dtype: torch.dtype) -> None:
+    # What PyTorch computes is put where the call before left the output.
+    separable = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 3, 1))
+    model = nn.Sequential(nn.Softmax2d(), separable, nn.Conv2d(3, 16, 1)).eval()
+    x = torch.randn(1, 3, 16, 16)
+    compiled = compile(model, x, dtype=dtype)
+    expected = compiled(x)
+    assert compiled(torch.full_like(x, math.inf)).isnan().all()
+    assert torch.equal(compiled(x), expected)
 
 
 def test_any_strides_and_other_batches_and_sizes() -> None:

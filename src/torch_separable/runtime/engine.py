@@ -35,7 +35,7 @@ from torch_separable.runtime.lower import lower
 from torch_separable.runtime.pages import zeros
 from torch_separable.runtime.peak import measured_peak
 from torch_separable.runtime.program import Node, Program, Reference, TorchCall
-from torch_separable.runtime.schedule import Schedule, schedule, view_of
+from torch_separable.runtime.schedule import Schedule, padding_of, schedule, view_of
 from torch_separable.runtime.tune import known_tiles, tune
 from torch_separable.timing import interleaved
 
@@ -278,6 +278,7 @@ class Prepared:
             result = call.function(*args, **kwargs)
         if call.output in self.plan.program.shapes:
             view_of(room.memory, self.plan, call.output).copy_(result)
+            padding_of(room.memory, self.plan, call.output).zero_()
         else:
             values[call.output] = result
 

@@ -438,3 +438,10 @@ def view_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:
         workspace, offset = workspace.view(torch.float32), offset // 2
     pixels = torch.as_strided(workspace, (n, c, h, w), (h * w * stride, 1, w * stride, stride), offset)
     return pixels[:, :, 0, 0] if name in schedule.program.vectors else pixels
+
+
+def padding_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:
+    """What lies beyond the channels of a value's pixels: kernels multiply it by zero, so it must be finite."""
+    n, c, h, w = schedule.program.shapes[name]
+    stride, offset = schedule.strides[name], workspace.storage_offset() + schedule.offsets[name]
+    return torch.as_strided(workspace, (n * h * w, stride - c), (stride, 1), offset + c)
