@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import torch_separable as ts
 from torch_separable.runtime import available, compile, instruction_sets
 
 pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
@@ -35,6 +36,7 @@ class Random(nn.Module):
     def __init__(self, draw: Callable[[st.SearchStrategy[int]], int], channels: int) -> None:
         super().__init__()
         self.draw, self.layers = draw, nn.ModuleList()
+        # What computes each value, given this network and others of its values.
         self.steps: list[tuple[Callable[..., Tensor], tuple[int, ...]]] = []
         self.channels = [channels]
         for _ in range(self.upto(1, 7)):
@@ -54,7 +56,8 @@ class Random(nn.Module):
     def layer(self, module: nn.Module, source: int, channels: int) -> int:
         self.layers.append(module)
         activation = ACTIVATIONS[self.upto(0, len(ACTIVATIONS) - 1)]
-        return self.add(lambda x: activation(module(x)), source, channels=channels)
+        at = len(self.layers) - 1
+        return self.add(lambda net, x: activation(net.layers[at](x)), source, channels=channels)
 
     def convolution(
         self, source: int, outputs: int, groups: int = 1, pointwise: bool = False, same: bool = False
@@ -85,12 +88,12 @@ class Random(nn.Module):
                 between = self.convolution(source, outputs, pointwise=True)
                 between = self.convolution(between, outputs, groups=outputs, same=True)
                 between = self.convolution(between, channels, pointwise=True)
-                self.add(torch.add, between, source, channels=channels)
+                self.add(lambda _, x, y: x + y, between, source, channels=channels)
             case "residual":
                 rank = self.upto(1, 2)
                 between = self.convolution(source, channels * rank, channels, same=True)
                 between = self.convolution(between, channels, pointwise=True)
-                both = self.add(torch.add, between, source, channels=channels)
+                both = self.add(lambda _, x, y: x + y, between, source, channels=channels)
                 self.layer(nn.Identity(), both, channels)
             case "attention":
                 few = nn.Sequential(
@@ -101,7 +104,8 @@ class Random(nn.Module):
                     nn.Sigmoid(),
                 )
                 self.layers.append(few)
-                self.add(lambda x: x * few(x), source, channels=channels)
+                at = len(self.layers) - 1
+                self.add(lambda net, x: x * net.layers[at](x), source, channels=channels)
             case "pool":
                 kind = nn.MaxPool2d if self.upto(0, 1) else nn.AvgPool2d
                 self.layer(kind(3, self.upto(1, 2), 1, ceil_mode=bool(self.upto(0, 1))), source, channels)
@@ -118,16 +122,16 @@ class Random(nn.Module):
                 self.convolution(between, groups * self.upto(1, 9), groups)
             case "padded":
                 around = [self.upto(0, 2) for _ in range(4)]
-                self.convolution(self.add(lambda x: F.pad(x, around), source, channels=channels), outputs)
+                self.convolution(self.add(lambda _, x: F.pad(x, around), source, channels=channels), outputs)
             case "strided":
-                self.add(lambda x: x[:, :, ::2, ::2], source, channels=channels)
+                self.add(lambda _, x: x[:, :, ::2, ::2], source, channels=channels)
             case "other":  # has no kernel
-                self.add(lambda x: x.softmax(1) + torch.roll(x, 1, 3), source, channels=channels)
+                self.add(lambda _, x: x.softmax(1) + torch.roll(x, 1, 3), source, channels=channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         values = [x]
         for step, inputs in self.steps:
-            values.append(step(*(values[i] for i in inputs)))
+            values.append(step(self, *(values[i] for i in inputs)))
         return values[1:]
 
 
@@ -179,3 +183,22 @@ def test_random_networks(data: st.DataObject) -> None:
             got = compiled(x.contiguous(memory_format=torch.channels_last))
             assert got.shape == y.shape
             assert distance(got, y) <= 10 * digits
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_random_networks_converted_at_full_rank(data: st.DataObject) -> None:
+    body = Random(data.draw, data.draw(st.sampled_from([1, 3, 8])))
+    model, images = Last(body, 10).eval(), torch.randn(8, body.channels[0], 12, 11)
+    try:
+        statistics = ts.calibrate(model, images)
+    except (ts.SeparableError, RuntimeError):  # nothing to convert; nothing is left of a map
+        return
+    order = data.draw(st.sampled_from(["depthwise_first", "pointwise_first"]))
+    chosen = ts.plan(model, statistics, rank=25, order=order)
+    converted = ts.apply(model, chosen, statistics)
+    with torch.no_grad():
+        expected = model(images)
+        assert distance(converted(images), expected) <= 1e-4
+    threads = data.draw(st.integers(1, 3))
+    assert distance(compile(converted, images, threads=threads)(images), expected) <= 1e-4
