@@ -26,3 +26,53 @@ def test_what_is_said_of_the_losses_follows_from_the_rows() -> None:
     lost = {divisor: dense - RESULTS[f"free resnet20 {divisor} ours"]["accuracy"] for divisor in ("1.5", "2", "6")}
     assert "Up to half of the multiply-accumulates the loss is below a point" in PAGE
     assert max(lost["1.5"], lost["2"]) < 1 < lost["6"]
+
+
+RUNTIME = json.loads((ROOT / "benchmarks" / "results" / "runtime.json").read_text(encoding="utf-8"))
+LARGE = {
+    "MobileNetV1 1.0-224": "mobilenet_v1-1.0-224",
+    "MobileNetV2 1.0-224": "mobilenet_v2-1.0-224",
+    "EfficientNet-Lite0": "efficientnet_lite0-224",
+}
+NETWORKS = {
+    **LARGE,
+    "MobileNetV1 0.25-128": "mobilenet_v1-0.25-128",
+    "ResNet-20, dense": "resnet20-32",
+    "ResNet-20, converted to half its MACs": "resnet20-32, converted",
+}
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def test_speeds_on_the_amd_processor_with_avx512_are_the_measured_ones() -> None:
+    part = PAGE.partition("On an AMD processor with AVX512-BF16 (Zen 4), in the same way:")[2].partition("    python")[
+        0
+    ]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in part.splitlines() if line[:1] == "|"]
+    assert len(rows) == 2 + 18
+    for title, images, threads, *cells in rows[2:]:
+        cases = RUNTIME[f"{NETWORKS[title]}, AMD EPYC, avx512bf16"]["cases"]
+        (case,) = (c for c in cases if (c["batch"], c["threads"]) == (int(images), int(threads)))
+        taken = {timing["engine"]: timing["milliseconds"] for timing in case["timings"]}
+        of = [taken[engine] for engine in ("separable", "openvino", "onnxruntime", "channels_last")]
+        bf16 = [taken[engine] for engine in ("separable_bf16", "openvino_bf16")]
+        assert cells == [
+            *map(milliseconds, of), f"{min(of[1:]) / of[0]:.2f}", *map(milliseconds, bf16), f"{bf16[1] / bf16[0]:.2f}",
+        ]  # fmt: skip
+
+
+def test_the_range_in_the_readme_is_that_of_all_large_networks() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(
+        r"networks run at ([\d.]+) to ([\d.]+) of the fastest dedicated runtime's speed with AVX-512", readme
+    )
+    measured = [
+        case["ratio"]["float32"]
+        for name, result in RUNTIME.items()
+        if name.startswith(tuple(f"{network}," for network in LARGE.values())) and "avx512" in name
+        for case in result["cases"]
+    ]
+    assert said is not None
+    assert said.groups() == (f"{min(measured):.2f}", f"{max(measured):.2f}")
