@@ -412,12 +412,18 @@ def _view_that_outlives_its_memory(x: Tensor, first: nn.Module, second: nn.Modul
     return view.softmax(1).transpose(2, 3) + x
 
 
+def _piece_changed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    upper, lower = first(x).chunk(2, 2)
+    return second(upper.relu_()) + lower
+
+
 def _padded_batch(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
     return second(nn.functional.pad(first(x), (0, 0, 0, 0, 0, 0, 1, 0)))
 
 
 @pytest.mark.parametrize(
-    "function", [_residual_of_what_is_changed, _sum_in_place, _view_that_outlives_its_memory, _padded_batch]
+    "function",
+    [_residual_of_what_is_changed, _sum_in_place, _view_that_outlives_its_memory, _piece_changed, _padded_batch],
 )
 def test_memory_that_is_shared_or_changed_in_place(function: Callable[..., Tensor]) -> None:
     model, x = Functional(function).eval(), torch.randn(2, 3, 8, 9)

@@ -140,7 +140,7 @@ class _Lowering:
         before, after = nodes[: nodes.index(node)], nodes[nodes.index(node) + 1 :]
         for other in before:
             shares = self.roots[other] is self.roots[changed] and self.names.get(other.name, other.name) != current
-            if shares and not other.users.keys().isdisjoint(after):
+            if shares and not _are_pieces(other, changed) and not other.users.keys().isdisjoint(after):
                 raise SeparableError(
                     f"the network changes {changed.name} in place by {node.target}, and then reads {other.name}, "
                     "which shares its memory: that cannot be compiled. Leave inplace=True, or the underscore, out"
@@ -208,6 +208,11 @@ def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         source = node.args[0] if shares and node.args else None
         roots[node] = roots[source] if isinstance(source, fx.Node) else node
     return roots
+
+
+def _are_pieces(one: fx.Node, other: fx.Node) -> bool:
+    """Whether both are parts that one operator, as ``chunk``, has cut a tensor into."""
+    return one.target is operator.getitem and other.target is operator.getitem and one.args[0] is other.args[0]
 
 
 def _blocks(graph: fx.Graph, constants: Mapping[str, Any]) -> dict[str, int]:
