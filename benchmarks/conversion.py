@@ -65,6 +65,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "optimizer": "adamw", "learning_rate": 3e-3, "batch_size": 64, "label_weight": 0.5, "feature_weight": 1.0,
         "frozen_norms": False,
     },
+    # The same in batches of half the size.
+    "small_batches": {
+        "optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 32, "label_weight": 0.5, "feature_weight": 1.0,
+        "frozen_norms": False,
+    },
     "mixtures": {
         "optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 64, "feature_weight": 4.0,
         "augment": ("crop", "flip", "mixup"),

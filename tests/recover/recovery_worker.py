@@ -37,8 +37,10 @@ def images(split: str = "train", count: int = 96) -> ImageData:
     return ImageData("noise", split, pixels, labels, ("a", "b", "c", "d"), (0.5,) * 3, (0.25,) * 3)
 
 
-def run(output_dir: str | None, batch_norm: bool = True, validated: bool = True, **settings: Any) -> nn.Module:
-    student, teacher = network(0, batch_norm=batch_norm), network(1, width=9, batch_norm=batch_norm)
+def run(
+    output_dir: str | None, batch_norm: bool = True, validated: bool = True, width: int = 9, **settings: Any
+) -> nn.Module:
+    student, teacher = network(0, batch_norm=batch_norm), network(1, width=width, batch_norm=batch_norm)
     validation = images("valid", 40) if validated else None
     return recover(student, teacher, images(), validation=validation, output_dir=output_dir, **settings)
 

@@ -23,13 +23,17 @@ run: Callable[..., nn.Module] = runpy.run_path(str(WORKER))["run"]
 
 
 def launch(folder: Path, settings: dict[str, Any]) -> None:
-    """Run the worker in two processes on the CPU, as a user would."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    """Run the worker in two processes on the CPU, as a user would.
+
+    ``--multi_gpu`` is what starts several processes without MPI; what they compute on is said by ACCELERATE_USE_CPU.
+    """
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     ports = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [*launcher, *ports, str(WORKER), str(folder), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr.decode()
+    assert json.loads((folder / "settings.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow
@@ -82,6 +86,23 @@ def test_batch_norms_of_two_processes_keep_the_statistics_of_both(tmp_path: Path
     torch.testing.assert_close(shared["1.running_mean"], alone["1.running_mean"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(shared["1.running_var"], alone["1.running_var"], rtol=1e-2, atol=0)
     assert not torch.allclose(alone["1.running_mean"], torch.zeros(6))
+
+
+@pytest.mark.slow
+def test_two_processes_may_learn_from_features_alone(tmp_path: Path) -> None:
+    settings = {
+        "epochs": 1,
+        "batch_norm": False,
+        "logits_weight": 0,
+        "feature_weight": 1,
+        "features": ["2"],
+        "width": 6,
+    }
+    alone = run(str(tmp_path / "one"), progress=False, **settings).state_dict()
+    launch(tmp_path / "two", {**settings, "progress": False})
+    shared = read_weights(tmp_path / "two" / "best.safetensors")
+    for name, tensor in alone.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_launches_that_recovery_cannot_follow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
 from torch_separable.errors import SeparableError
 from torch_separable.extras import optional
 
@@ -11,9 +14,7 @@ from torch_separable.extras import optional
 def start_accelerator() -> Any:
     """An ``accelerate.Accelerator`` for one device, or for data parallelism; other launches are refused."""
     accelerate = optional("accelerate", "train")
-    # Buffers are averaged after each step (`_average_buffers`) instead of copied from the first process before it.
-    ddp = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = accelerate.Accelerator(kwargs_handlers=[ddp])
+    accelerator = accelerate.Accelerator()
     if accelerator.mixed_precision != "no":
         raise SeparableError(
             f"accelerate was started with mixed_precision={accelerator.mixed_precision}: start it with "
@@ -25,3 +26,12 @@ def start_accelerator() -> Any:
             "by data parallelism (MULTI_CPU, MULTI_GPU)"
         )
     return accelerator
+
+
+def shared(accelerator: Any, model: nn.Module) -> nn.Module:
+    """The model as several processes train it: each on its share, the gradients averaged."""
+    prepared: nn.Module = accelerator.prepare_model(model)
+    if isinstance(prepared, DistributedDataParallel):
+        # Buffers are averaged after each step (`_average_buffers`) instead of copied from the first process before it.
+        prepared.broadcast_buffers = False
+    return prepared

@@ -30,7 +30,7 @@ from torch_separable.recover.evaluate import Evaluation, device_of, evaluate, ev
 from torch_separable.recover.journal import append_record, keep_records
 from torch_separable.recover.losses import feature_distance, logits_divergence, matched_features, watching
 from torch_separable.recover.optimise import make_average, make_optimizer, make_scheduler
-from torch_separable.recover.processes import start_accelerator
+from torch_separable.recover.processes import shared, start_accelerator
 
 _MOST_LOST_S = 60.0  # of work, when a run is killed: steps may take seconds each
 CHECKPOINT, BEST, LOG, SETTINGS = "checkpoint.safetensors", "best.safetensors", "log.jsonl", "settings.json"
@@ -113,7 +113,7 @@ class Run:
             if config.feature_weight:
                 self.features = matched_features(student, teacher, config.features)
         check_networks(self.student, self.teacher, data, config, self.device)
-        self.model: nn.Module = self.accelerator.prepare_model(self.student)
+        self.model = shared(self.accelerator, self.student)
         self.optimizer = make_optimizer(self.student, config)
         self.average = make_average(self.student, config.ema_decay) if config.ema_decay else None
         self.augment = Augmentation(config.augment, config.seed)
@@ -272,6 +272,9 @@ class Run:
                 other = F.cross_entropy(ours.float(), self._labels(batch, partners), reduction="none")
                 wrong = share * wrong + (1 - share) * other
             losses = losses + config.label_weight * wrong
+        if self.accelerator.num_processes > 1 and not (config.logits_weight or config.label_weight):
+            # Each process waits for the gradients of all parameters, those that features do not depend on, too.
+            losses = losses + 0 * ours.float().flatten(1).sum(1)
         named = labels if theirs is None else theirs.argmax(1)
         agreement = (ours.argmax(1) == named).float().reshape(len(images), -1).mean(1)
         return losses, agreement
