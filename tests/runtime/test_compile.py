@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
@@ -175,6 +177,77 @@ def test_the_network_may_change_afterwards() -> None:
         for parameter in model.parameters():
             parameter.add_(1.0)
     assert torch.equal(compiled(x), before)
+
+
+def test_shapes_that_come_later_see_the_weights_that_were_compiled() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 3, 3)).eval()  # the latter in PyTorch
+    before, x, more = copy.deepcopy(model), torch.randn(1, 3, 9, 9), torch.randn(2, 3, 12, 10)
+    compiled = compile(model, x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    assert_same(compiled, before, x)
+    assert_same(compiled, before, more)
+
+
+def test_networks_that_cannot_be_copied_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3)).eval()
+    model.lock = Lock()  # type: ignore[assignment]
+    with pytest.raises(SeparableError, match=r"Sequential cannot be copied: cannot pickle .*lock"):
+        compile(model, torch.randn(1, 3, 9, 9))
+
+
+def test_no_images_give_no_outputs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    compiled = compile(model, torch.randn(2, 3, 9, 9))
+    assert compiled(torch.randn(0, 3, 9, 9)).shape == (0, 5)
+
+
+def test_calls_within_inference_mode_and_outside_of_it() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3)).eval(), torch.randn(1, 3, 9, 9)
+    with torch.inference_mode():
+        compiled = compile(model, x)
+        assert_same(compiled, model, x)
+    assert_same(compiled, model, x)
+
+
+def test_views_with_another_sign() -> None:
+    model, z = nn.Conv2d(3, 8, 3).eval(), torch.randn(1, 3, 9, 9, dtype=torch.complex64)
+    x = z.conj().imag
+    assert x.is_neg()
+    assert_same(compile(model, x), model, x)
+
+
+def test_networks_are_prepared_from_several_threads_while_they_run_themselves() -> None:
+    models = [nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval() for _ in range(2)]
+    compiled = [compile(model, torch.randn(1, 3, 8, 8)) for model in models]
+
+    def one(size: int) -> None:
+        x = torch.randn(1, 3, size, 9)
+        for network, model in zip(compiled, models, strict=True):
+            assert_same(network, model, x)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(8, 20)))
+
+
+def test_a_compiled_network_is_its_own_copy_and_is_not_pickled() -> None:
+    compiled = compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 9, 9))
+    assert copy.deepcopy(compiled) is compiled
+    with pytest.raises(SeparableError, match=r"cannot be pickled: pickle the network, and compile it"):
+        pickle.dumps(compiled)
+
+
+def test_what_is_no_network_on_the_cpu_is_refused() -> None:
+    with pytest.raises(SeparableValueError, match=r"model is a function: expected a network"):
+        compile(lambda x: x, torch.randn(1, 3, 9, 9))  # type: ignore[arg-type]
+    with pytest.raises(SeparableError, match=r"weights are on meta: move the network to the CPU"):
+        compile(nn.Conv2d(3, 8, 3, device="meta"), torch.randn(1, 3, 9, 9))
+
+
+def test_one_number_for_each_image_is_verified() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 1, 8), nn.Flatten(0)).eval()
+    assert compile(model, torch.randn(2, 3, 8, 8)).verify(torch.randn(2, 3, 8, 8)).error < 1e-5
 
 
 def test_many_threads_calling_one_network_get_identical_results() -> None:
@@ -380,72 +453,6 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
     )
     assert f"{other} is of another version of torch-separable: reinstall the package" in done.stdout
-
-
-class Functional(nn.Module):
-    """A network that is a function of an image and two convolutions."""
-
-    def __init__(self, function: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> None:
-        super().__init__()
-        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, self.first, self.second)
-
-
-def _residual_of_what_is_changed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    y = first(x)
-    return second(nn.functional.relu(y, inplace=True)) + y
-
-
-def _sum_in_place(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    y = first(x)
-    y += second(y)
-    return second(y)
-
-
-def _view_that_outlives_its_memory(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    view = first(x).transpose(2, 3)
-    for _ in range(4):
-        x = second(x)
-    return view.softmax(1).transpose(2, 3) + x
-
-
-def _piece_changed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    upper, lower = first(x).chunk(2, 2)
-    return second(upper.relu_()) + lower
-
-
-def _padded_batch(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    return second(nn.functional.pad(first(x), (0, 0, 0, 0, 0, 0, 1, 0)))
-
-
-@pytest.mark.parametrize(
-    "function",
-    [_residual_of_what_is_changed, _sum_in_place, _view_that_outlives_its_memory, _piece_changed, _padded_batch],
-)
-def test_memory_that_is_shared_or_changed_in_place(function: Callable[..., Tensor]) -> None:
-    model, x = Functional(function).eval(), torch.randn(2, 3, 8, 9)
-    assert_same(compile(model, x), model, x)
-
-
-def _part_changed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    y = first(x)
-    y[:, :, ::2].relu_()
-    return second(y)
-
-
-def _view_of_what_is_changed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    y = first(x)
-    view = y.flatten(1)
-    return second(y.relu_()).flatten(1) + view
-
-
-@pytest.mark.parametrize("function", [_part_changed, _view_of_what_is_changed])
-def test_views_of_what_is_changed_in_place_are_refused(function: Callable[..., Tensor]) -> None:
-    with pytest.raises(SeparableError, match=r"in place by aten.relu_.default, and then reads .*Leave inplace=True"):
-        compile(Functional(function).eval(), torch.randn(2, 3, 8, 9))
 
 
 def test_a_dense_convolution_to_one_channel_is_no_half_of_a_separable_one() -> None:

@@ -72,6 +72,49 @@ def test_modules_that_share_their_code_keep_their_own_weights() -> None:
             assert close(networks[1](x), two(x))
 
 
+def test_blocks_compiled_one_by_one_and_batches_of_any_size_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[object] = []
+    pack = dynamo._Subgraph._pack
+    monkeypatch.setattr(dynamo._Subgraph, "_pack", lambda *args: packed.append(None) or pack(*args))
+    blocks = [nn.Conv2d(4, 4, 3, padding=1).eval() for _ in range(6)]
+    networks = [compiled(block) for block in blocks]
+    whole = torch.compile(nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU()).eval(), backend="separable", dynamic=True)
+    inputs = [torch.randn(n, 4, 8, 8) for n in range(2, 9)]
+    with torch.no_grad():
+        for turn in range(2):
+            x = inputs[0]
+            for network, block in zip(networks, blocks, strict=True):
+                assert close(network(x), block(x))
+            for x in inputs:
+                whole(x)
+            if turn == 0:
+                first = len(packed)
+    assert len(packed) == first
+
+
+class Viewed(nn.Module):
+    """A graph break after a convolution, and then a view that only PyTorch's usual layout allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return x.view(len(x), -1)
+
+
+@pytest.mark.filterwarnings("ignore:torch_separable. a subgraph")
+def test_outputs_are_laid_out_as_the_code_that_follows_expects() -> None:
+    model, x = Viewed().eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert close(compiled(model)(x), model(x))
+        x = x.contiguous(memory_format=torch.channels_last)
+        first = compiled(model.first)(x)
+        assert first.is_contiguous(memory_format=torch.channels_last)
+
+
 class Broken(nn.Module):
     """A graph break in the middle, and two tensors into the second half."""
 

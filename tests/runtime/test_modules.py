@@ -110,6 +110,32 @@ def test_training_runs_the_layers_themselves() -> None:
     assert all(torch.equal(one, two) for one, two in zip(plain.buffers(), fused.buffers(), strict=True))
 
 
+def test_parts_in_training_mode_and_hooks_run_the_layers_themselves() -> None:
+    model = randomised(nn.Sequential(DepthwiseSeparableConv2d(4, 8, 3, padding=1, norm_layer=nn.BatchNorm2d)))
+    plain, x = copy.deepcopy(model), torch.randn(2, 4, 8, 8)
+    fuse_modules(model)
+    called: list[nn.Module] = []
+    for network in (model, plain):
+        network[0].bn1.train()
+    model[0].conv_pw.register_forward_hook(lambda module, args, output: called.append(module))
+    with torch.no_grad():
+        assert_close(model(x), plain(x))
+        assert torch.equal(model[0].bn1.running_mean, plain[0].bn1.running_mean)
+    assert called
+
+
+def test_another_default_type_changes_nothing() -> None:
+    model = randomised(nn.Sequential(DepthwiseSeparableConv2d(4, 8, 3, padding=1), nn.Conv2d(8, 2, 1)))
+    plain, x = copy.deepcopy(model), torch.randn(2, 4, 8, 8)
+    fuse_modules(model)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            assert_close(model(x), plain(x))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_gradients_in_evaluation_mode_are_those_of_the_layers() -> None:
     model, x = network(), torch.randn(1, 3, 32, 32, requires_grad=True)
     model(x).sum().backward()

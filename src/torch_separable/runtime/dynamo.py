@@ -9,25 +9,28 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo import list_backends, register_backend
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from torch_separable.errors import SeparableError
 from torch_separable.runtime.engine import CompiledModel
 from torch_separable.runtime.library import InstructionSet, chosen_set
 from torch_separable.runtime.program import Convolution, Filtering, TorchCall
 
-_KEPT = 4  # sets of weights for which a subgraph stays packed: a network's, and a few modules' that share its code
+_KEPT = 64  # sets of weights, and sizes, for which a subgraph stays packed: modules that share its code have their own
 
 
 def separable(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """Compile a subgraph that ``torch.compile`` found.
 
-    Weights are packed when a subgraph first runs, and again when they have changed.
+    Weights are packed when a subgraph first runs, and again when they have changed; changes that PyTorch does not
+    notice, by ``parameter.data`` or of weights made under ``torch.inference_mode``, go unseen.
 
     Raises:
         SeparableError: gradients are wanted, or this installation has no kernel library. ``torch.compile`` passes it on
@@ -56,7 +59,10 @@ class _Subgraph:
         places = [node for node in graph.graph.nodes if node.op == "placeholder"]
         # Parameters and buffers are inputs of the graph; PyTorch marks them, for they stay where they are.
         self.constant = ["_dynamo_static_input_type" in node.meta.get("tensor_dict", {}) for node in places]
-        self.packed: OrderedDict[tuple[Any, ...], tuple[CompiledModel | None, list[Any]]] = OrderedDict()
+        self.packed: OrderedDict[tuple[Any, ...], _Packed] = OrderedDict()
+        # The code that follows was traced for outputs laid out as PyTorch would lay them out.
+        (returned,) = next(node for node in graph.graph.nodes if node.op == "output").args
+        self.contiguous = [_is_contiguous(node) for node in tree_leaves(returned)]
         self.lock = Lock()
 
     def __call__(self, *args: Any) -> Any:
@@ -64,14 +70,22 @@ class _Subgraph:
         constants = [value for value, constant in zip(args, self.constant, strict=True) if constant]
         given = [value for value, constant in zip(args, self.constant, strict=True) if not constant]
         tensors = [value for value in given if isinstance(value, Tensor)]
-        key = (*map(_state, constants), *(value for value in given if not isinstance(value, Tensor)))
+        numbers = (value for value in given if not isinstance(value, Tensor))
+        key = (*(constant.data_ptr() for constant in constants), *numbers)
+        versions = tuple(0 if constant.is_inference() else constant._version for constant in constants)
         with self.lock:
-            if key not in self.packed:
-                self.packed[key] = self._pack(args, tensors), constants  # alive, so that their addresses stay theirs
+            packed = self.packed.get(key)
+            if packed is None or packed.versions != versions:
+                self.packed[key] = packed = _Packed(self._pack(args, tensors), constants, versions)
                 if len(self.packed) > _KEPT:
                     self.packed.popitem(last=False)
-            compiled = self.packed[key][0]
-        return self.graph(*args) if compiled is None else compiled(tensors[0])
+        if packed.compiled is None:
+            return self.graph(*args)
+        leaves, structure = tree_flatten(packed.compiled(tensors[0]))
+        laid_out = [
+            leaf.contiguous() if contiguous else leaf for leaf, contiguous in zip(leaves, self.contiguous, strict=True)
+        ]
+        return tree_unflatten(laid_out, structure)
 
     def _pack(self, args: Sequence[Any], tensors: Sequence[Tensor]) -> CompiledModel | None:
         try:
@@ -87,6 +101,21 @@ class _Subgraph:
             warnings.warn(f"torch_separable: a subgraph ({what}) runs eagerly: {reason}", stacklevel=2)
             return None
         return compiled
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A subgraph with one set of weights.
+
+    Attributes:
+        compiled: what runs it; ``None`` where PyTorch does.
+        constants: the weights, kept alive so that their addresses stay theirs.
+        versions: how often each had been changed.
+    """
+
+    compiled: CompiledModel | None
+    constants: list[Any]
+    versions: tuple[int, ...]
 
 
 class _Bound(nn.Module):
@@ -130,9 +159,10 @@ def _check(compiled: CompiledModel, bound: nn.Module, x: Tensor) -> None:
             raise SeparableError("it changes its input in place")
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor's values are, and how often they were changed there."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+def _is_contiguous(node: Any) -> bool:
+    """Whether an output of a graph is a tensor in PyTorch's usual layout."""
+    value = node.meta.get("example_value") if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.is_contiguous()
 
 
 if "separable" not in list_backends():  # an installation's entry point has not said so

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
 from torch_separable.convert.calibrate import check_weights
-from torch_separable.errors import SeparableValueError
+from torch_separable.convert.layers import refresh_weights
+from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.notebook import table
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.runtime.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
@@ -52,12 +54,14 @@ def compile(
 ) -> CompiledModel:
     """Prepare a network to run with fused kernels.
 
-    The weights are those of now: batch norms are folded and everything is packed for this processor. Operators without
-    a kernel run in PyTorch and are named by ``fallbacks``.
+    The weights are those of now, of which a copy is kept: batch norms are folded and everything is packed for this
+    processor. Operators without a kernel run in PyTorch and are named by ``fallbacks``. Images that the network returns
+    are laid out channels-last.
 
     Args:
         model: the trained network, one tensor (N, C, H, W) in; it is not changed.
-        example_input: of the shape that it will see; other shapes are prepared when they first come.
+        example_input: of the shape that it will see; other shapes are prepared when they first come, and each holds
+            packed weights of its own.
         threads: at most so many; ``None`` follows ``torch.set_num_threads``.
         tune: whether the sizes of tiles are measured for shapes that were not measured before on this machine (about a
             second for a network); what is found is kept in the user's cache directory, and used by later calls of
@@ -67,8 +71,8 @@ def compile(
             slower. Inputs and outputs are float32 in either, and so are sums. ``verify`` says what it costs.
 
     Raises:
-        SeparableError: this installation has no kernel library, the network cannot be captured, or its weights are not
-            finite.
+        SeparableError: this installation has no kernel library, the network cannot be copied or captured, or its
+            weights are not finite, or not on the CPU.
 
     Example:
         >>> from torch_separable.models import mobilenet_v1
@@ -84,11 +88,28 @@ def compile(
         raise SeparableValueError(f"threads={threads!r}: must be a whole number, at least 1, or None")
     if dtype not in PRECISIONS:
         raise SeparableValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
+    if not isinstance(model, nn.Module):
+        raise SeparableValueError(f"model is a {type(model).__name__}: expected a network (torch.nn.Module)")
     kernels = chosen_set(dtype)
+    elsewhere = {p.device.type for p in (*model.parameters(), *model.buffers())} - {"cpu"}
+    if elsewhere:
+        raise SeparableError(f"weights are on {min(elsewhere)}: move the network to the CPU, model.to('cpu')")
     check_weights(model)
-    compiled = CompiledModel(model, kernels, threads, tune)
+    compiled = CompiledModel(_copied(model), kernels, threads, tune)
     compiled.prepare(example_input)
     return compiled
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """The network as it is now: what becomes of it afterwards is not to change what shapes to come compute."""
+    refresh_weights(model)
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SeparableError(
+            f"{type(model).__name__} cannot be copied: {first}. Take away what it holds besides weights and layers"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -141,7 +162,22 @@ class CompiledModel:
 
     def __call__(self, x: Tensor) -> Any:
         """Run the network without gradients: (N, C, H, W) to what the network returns."""
-        return self._prepared(_checked(x)).run(x.detach())
+        x = _checked(x)
+        return self._prepared(x).run(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
+        """Itself: nothing about it changes."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: packed weights are of this processor and process.
+
+        Raises:
+            SeparableError: always.
+        """
+        raise SeparableError(
+            "a compiled network cannot be pickled: pickle the network, and compile it where it is read"
+        )
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -157,8 +193,8 @@ class CompiledModel:
     def verify(self, x: Tensor) -> Verification:
         """Compare with PyTorch on real inputs (N, C, H, W)."""
         with evaluating(self.model), torch.no_grad():
-            expected = logits_of(self.model(x)).flatten(1)
-        got = logits_of(self(x)).flatten(1)
+            expected = logits_of(self.model(x)).reshape(len(x), -1)
+        got = logits_of(self(x)).reshape(len(x), -1)
         scale = expected.abs().max().clamp_min(1e-30)
         return Verification(
             float((got - expected).abs().max() / scale),
@@ -168,7 +204,8 @@ class CompiledModel:
 
     def profile(self, x: Tensor, rounds: int = 20) -> list[NodeTime]:
         """Time every operation by itself: medians of ``rounds``."""
-        return self._prepared(_checked(x)).profile(x.detach(), rounds)
+        x = _checked(x)
+        return self._prepared(x).profile(x, rounds)
 
     def explain(self, x: Tensor | None = None, rounds: int = 20) -> Breakdown:
         """Say what runs each operation, how long it takes, and how near that is to what this machine can do.
@@ -182,7 +219,7 @@ class CompiledModel:
             >>> [(node.kind, node.flops) for node in compiled.explain(rounds=3).nodes]
             [('import', 0), ('dense', 388800)]
         """
-        x = torch.randn(next(iter(self._programs))) if x is None else _checked(x).detach()
+        x = torch.randn(next(iter(self._programs))) if x is None else _checked(x)
         prepared = self._prepared(x)
         nodes = prepared.profile(x, rounds)
         whole = interleaved({"call": lambda: prepared.run(x)}, rounds=rounds)["call"]
@@ -212,7 +249,7 @@ def _checked(x: Tensor) -> Tensor:
         raise SeparableValueError(f"the input has shape {tuple(x.shape)}: expected (N, C, H, W)")
     if x.dtype != torch.float32 or x.device.type != "cpu":
         raise SeparableValueError(f"the input is {x.dtype} on {x.device}: expected torch.float32 on the CPU")
-    return x
+    return x.detach().resolve_neg()  # kernels read memory, which says nothing of a view's sign
 
 
 class Prepared:
@@ -330,7 +367,8 @@ class _Workspace:
     """Memory for one call at a time, views of its results there, and operations whose strides of the input it sets."""
 
     def __init__(self, plan: Schedule, dtype: torch.dtype) -> None:
-        self.memory = zeros(max(plan.size, 2), dtype)
+        with torch.inference_mode(False):  # calls outside of it write here, too
+            self.memory = zeros(max(plan.size, 2), dtype)
         self.operations = {id(step): type(step.operations)(*step.operations) for step in plan.steps}
         self.imports = [o for step in self.operations.values() for o in step if o.kind == Kind.IMPORT]
         places = [name for name in plan.program.outputs if name in plan.offsets]

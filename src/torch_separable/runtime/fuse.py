@@ -5,7 +5,7 @@ Batch norms go into weights, activations and residual sums into what computes th
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -122,13 +122,12 @@ def _without_copies(program: Program) -> Program:
             nodes.append(replace(node, **renamed))
     # PyTorch must see the shape that it expects, so what it reads is not renamed but copied after all.
     wanted = {name for node in nodes if isinstance(node, TorchCall) for name in inputs_of(node)} & names.keys()
-    copies = {names[name]: name for name in wanted}
-    result: list[Node] = []
+    copies: dict[str, list[Node]] = defaultdict(list)
+    for name in sorted(wanted):
+        copies[names[name]].append(Copy(name, names[name], name))
+    result = copies[program.input]
     for node in nodes:
-        result.append(node)
-        if node.output in copies:
-            name = copies[node.output]
-            result.append(Copy(name, node.output, name))
+        result += [node, *copies[node.output]]
     return replace(program, nodes=tuple(result))
 
 

@@ -7,6 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from threading import RLock
 from typing import Any
 
 import torch
@@ -34,9 +35,12 @@ from torch_separable.runtime.program import (
     Shape,
     TorchCall,
     Window,
+    inputs_of,
 )
 
 aten = torch.ops.aten
+
+_CAPTURING = RLock()  # torch.export keeps its state in global variables
 
 
 class Unsupported(Exception):  # noqa: N818 - it carries a reason to the caller, and never leaves this file
@@ -50,7 +54,7 @@ def lower(model: nn.Module, example: Tensor) -> Program:
         SeparableError: ``torch.export`` cannot trace it; the message holds its reason.
     """
     try:
-        with warnings.catch_warnings():
+        with _CAPTURING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.export about itself
             exported = torch.export.export(model, (example,), strict=False)
     except Exception as error:
@@ -59,11 +63,21 @@ def lower(model: nn.Module, example: Tensor) -> Program:
             f"{type(model).__name__} cannot be captured by torch.export: {first}. Run it as it is, "
             "or make it exportable"
         ) from error
-    return _Lowering(exported).program()
+    plain: frozenset[str] = frozenset()
+    while True:
+        program = _Lowering(exported, plain).program()
+        calls = [node for node in program.nodes if isinstance(node, TorchCall)]
+        # PyTorch knows of no blocks: where it runs a part of a separable layer after all, that one does without.
+        seen = {name for call in calls for name in (call.output, *inputs_of(call))} & program.blocks.keys()
+        if not seen:
+            return program
+        plain |= seen
 
 
 class _Lowering:
-    def __init__(self, exported: torch.export.ExportedProgram) -> None:
+    """One reading of a graph; the values in ``plain`` are not laid out in blocks."""
+
+    def __init__(self, exported: torch.export.ExportedProgram, plain: frozenset[str]) -> None:
         self.exported = exported
         self.graph = exported.graph
         signature = exported.graph_signature
@@ -78,12 +92,13 @@ class _Lowering:
         self.constants = constants
         self.inputs = list(signature.user_inputs)
         self.outputs = list(signature.user_outputs)
-        self.blocks = _blocks(self.graph, constants)
+        self.blocks = _blocks(self.graph, constants, plain)
         self.nodes: list[Node] = []
         self.shapes: dict[str, Shape] = {}
         self.vectors: set[str] = set()
-        # Images with zeros around them, which only convolutions read: the image, and the zeros above and to the left.
-        self.padded: dict[str, tuple[Any, Pair]] = {}
+        # Images with zeros around them, which only convolutions read: the image's name, the zeros above and to the
+        # left, and the call that makes them where another reader turns up.
+        self.padded: dict[str, tuple[str, Pair, TorchCall]] = {}
         # In-place operators rebind the name of what they change.
         self.names: dict[str, str] = {}
         self.roots = _roots(self.graph)
@@ -95,6 +110,8 @@ class _Lowering:
             if node.op == "placeholder":
                 if node.name not in self.constants:
                     self.see(node.name, node.meta["val"])
+            elif node.op == "get_attr":  # the graph that a higher-order operator, as an autocast block, calls
+                self.constants[node.name] = getattr(self.exported.graph_module, node.target)
             elif node.op == "call_function":
                 self.lower_node(node)
         outputs = tuple(self.names.get(name, name) for name in self.outputs)
@@ -121,20 +138,20 @@ class _Lowering:
             handler(self, node)
         except Unsupported as reason:
             for source in node.all_input_nodes:
-                if self.padded.pop(source.name, None) is not None:
-                    self.nodes.append(self.torch_call(source, "its reader runs in PyTorch"))
+                if (padded := self.padded.pop(source.name, None)) is not None:
+                    self.nodes.append(padded[2])
             self.nodes.append(self.torch_call(node, str(reason)))
             with suppress(Unsupported):  # its result stays PyTorch's alone where kernels could not read it
                 self.see(node.name, node.meta["val"])
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket.__name__.endswith("_"):
-            self.rebind(node)
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            self.rebind(node, node.target)
 
-    def rebind(self, node: fx.Node) -> None:
+    def rebind(self, node: fx.Node, target: torch._ops.OpOverload) -> None:
         """Let an in-place operator's result be read for what it changes, where nothing else reads that memory later."""
-        changed = node.args[0]
-        assert isinstance(changed, fx.Node)
-        if isinstance(self.nodes[-1], TorchCall):
-            raise SeparableError(f"the network changes a tensor in place by {node.target}, which cannot be compiled")
+        changed = node.args[0] if node.args else None
+        in_place = target.overloadpacket.__name__.endswith("_") and "out" not in node.kwargs
+        if not in_place or not isinstance(changed, fx.Node) or self.roots[changed].name in self.constants:
+            raise SeparableError(f"the network writes into a tensor by {node.target}, which cannot be compiled")
         current = self.names.get(changed.name, changed.name)
         nodes = list(self.graph.nodes)
         before, after = nodes[: nodes.index(node)], nodes[nodes.index(node) + 1 :]
@@ -175,10 +192,12 @@ class _Lowering:
     def constant(self, node: Any) -> Tensor:
         if not isinstance(node, fx.Node) or node.name not in self.constants:
             raise Unsupported("its weights are computed")
-        constant: Tensor = self.constants[node.name].detach()
+        constant: Any = self.constants[node.name]
+        if not isinstance(constant, Tensor):
+            raise Unsupported("its weights are computed")
         if constant.dtype != torch.float32:
             raise Unsupported(f"its weights are of {constant.dtype}")
-        return constant
+        return constant.detach()
 
     def torch_call(self, node: fx.Node, reason: str) -> TorchCall:
         def argument(value: Any) -> Any:
@@ -204,10 +223,14 @@ def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     roots: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else ()
-        shares = any(each.alias_info for each in returns) or node.target in (operator.getitem, aten.dropout.default)
+        shares = any(each.alias_info for each in returns) or node.target in _GIVE_WHAT_THEY_GET
         source = node.args[0] if shares and node.args else None
         roots[node] = roots[source] if isinstance(source, fx.Node) else node
     return roots
+
+
+# In evaluation mode these return their very argument, of which their schemas say nothing.
+_GIVE_WHAT_THEY_GET = (operator.getitem, aten.dropout.default, aten.feature_dropout.default)
 
 
 def _are_pieces(one: fx.Node, other: fx.Node) -> bool:
@@ -215,7 +238,7 @@ def _are_pieces(one: fx.Node, other: fx.Node) -> bool:
     return one.target is operator.getitem and other.target is operator.getitem and one.args[0] is other.args[0]
 
 
-def _blocks(graph: fx.Graph, constants: Mapping[str, Any]) -> dict[str, int]:
+def _blocks(graph: fx.Graph, constants: Mapping[str, Any], plain: frozenset[str]) -> dict[str, int]:
     """Find values between the two halves of a separable convolution whose multiplier is above 1, and the multiplier.
 
     Their channels interleave, c·D + d; kernels want D blocks of c. As only the two halves, and a batch norm and an
@@ -242,7 +265,8 @@ def _blocks(graph: fx.Graph, constants: Mapping[str, Any]) -> dict[str, int]:
             multiplier = inside // last
         else:
             continue
-        found.update({link.name: multiplier for link in chain})
+        if plain.isdisjoint(link.name for link in chain):
+            found.update({link.name: multiplier for link in chain})
     return found
 
 
@@ -288,8 +312,8 @@ _CONVOLUTION: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilati
 
 def _convolution(lowering: _Lowering, node: fx.Node) -> None:
     given = _arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), _CONVOLUTION)
-    image, before = lowering.padded.get(getattr(given["input"], "name", ""), (given["input"], (0, 0)))
-    source, weight = lowering.value(image), lowering.constant(given["weight"])
+    padded, before = lowering.padded.get(getattr(given["input"], "name", ""), (None, (0, 0), None))[:2]
+    source, weight = padded or lowering.value(given["input"]), lowering.constant(given["weight"])
     bias = torch.zeros(weight.shape[0]) if given["bias"] is None else lowering.constant(given["bias"])
     kernel, dilation, padding = _pair(weight.shape[2:]), _pair(given["dilation"]), given["padding"]
     if isinstance(padding, str):
@@ -368,7 +392,8 @@ def _add(lowering: _Lowering, node: fx.Node) -> None:
     if node.kwargs.get("alpha", 1) != 1:
         raise Unsupported("a sum with a factor")
     one, other = lowering.value(node.args[0]), lowering.value(node.args[1])
-    if lowering.shapes[one] != lowering.shapes[other]:
+    alike = (one in lowering.vectors) == (other in lowering.vectors)
+    if lowering.shapes[one] != lowering.shapes[other] or not alike:
         raise Unsupported("a sum that broadcasts")
     lowering.nodes.append(Add(node.name, one, other, node.name))
 
@@ -378,7 +403,8 @@ def _multiply(lowering: _Lowering, node: fx.Node) -> None:
     a, b = lowering.shapes[one], lowering.shapes[other]
     if a[2:] == (1, 1) and b[2:] != (1, 1):
         one, other, a, b = other, one, b, a
-    if a[:2] != b[:2] or b[2:] != (1, 1):
+    alike = (one in lowering.vectors) == (other in lowering.vectors)
+    if a[:2] != b[:2] or b[2:] != (1, 1) or not alike:
         raise Unsupported("a product that is no scaling of channels")
     lowering.nodes.append(Scale(node.name, one, other, node.name))
 
@@ -438,7 +464,8 @@ def _pad(lowering: _Lowering, node: fx.Node) -> None:
         lowering.nodes.append(Copy(node.name, source, node.name, before=before))
     elif not any(amounts[4:]) and all(_looks_around(user, node, lowering.constants) for user in node.users):
         # Kernels take what lies outside of an image as zeros, wherever their windows begin and end.
-        lowering.padded[node.name] = given["input"], (top, left)
+        call = lowering.torch_call(node, "its reader runs in PyTorch")
+        lowering.padded[node.name] = source, (top, left), call
     else:
         raise Unsupported("padding of pixels that not only convolutions read")
 
@@ -491,6 +518,9 @@ HANDLERS: dict[Any, Handler] = {
     aten.squeeze.dims: _reshaped,
     aten.unsqueeze.default: _reshaped,
     aten.dropout.default: _dropout,
+    aten.dropout_.default: _dropout,
+    aten.feature_dropout.default: _dropout,
+    aten.feature_dropout_.default: _dropout,
     aten.clone.default: _same,
     aten.contiguous.default: _same,
 }

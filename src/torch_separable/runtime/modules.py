@@ -85,8 +85,10 @@ def fuse_modules(model: nn.Module) -> FusedModules:
 class FusedSeparableConv2d(DepthwiseSeparableConv2d):
     """A depthwise separable layer that runs as one kernel in evaluation mode where no gradients are wanted.
 
-    In training mode, and wherever a gradient is wanted, the layers in it run one after the other, as in
-    `DepthwiseSeparableConv2d`. Weights that change are folded and packed anew. Made by `fuse_modules`.
+    In training mode, wherever a gradient is wanted, and where a layer in it is in training mode or has hooks, the
+    layers run one after the other, as in `DepthwiseSeparableConv2d`. Weights that change are folded and packed anew,
+    unless they change where PyTorch does not notice: by ``parameter.data``, or made under ``torch.inference_mode``.
+    Images come out channels-last. Made by `fuse_modules`.
     """
 
     @classmethod
@@ -111,6 +113,8 @@ class FusedSeparableConv2d(DepthwiseSeparableConv2d):
 
     def _runs_fused(self, input: Tensor) -> bool:
         if self.training or input.dtype != torch.float32 or input.device.type != "cpu" or input.dim() != 4:
+            return False
+        if any(part.training or _hooked(part) for part in self._modules.values() if part is not None):
             return False
         if self.conv_pw.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return False

@@ -100,7 +100,7 @@ def separable_conv2d(
             prepared = Prepared(schedule(program, kernels, threads, known_tiles(kernels, threads)), kernels, threads)
             known[key] = prepared, (first_weight, first_bias, second_bias)  # alive, so that their names stay theirs
         prepared = known[key][0]
-    prepared.run_into(out, x)
+    prepared.run_into(out, x.resolve_neg())  # kernels read memory, which says nothing of a view's sign
     return out
 
 
@@ -153,7 +153,7 @@ def _empty(x: Tensor, second: Tensor, window: Window, padding: Sequence[int]) ->
         )
     )
     shape = (x.shape[0], second.shape[0], height, width)
-    return torch.empty(shape, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _program(

@@ -21,9 +21,9 @@ def tile_of(operation: Operation, kernels: InstructionSet, threads: int, known: 
     """The tile of a convolution: the one that is known for its shape, by `shape_key`, or by rule."""
     shape = shape_key(operation)
     measured = known.get(shape) if shape is not None else None
-    if measured is None:
-        return _by_rule(operation, kernels, threads)
-    return min(measured[0], rows_of(operation)), min(measured[1], panels_of(operation, kernels))
+    rows, parts = _by_rule(operation, kernels, threads) if measured is None else measured
+    # Of no images there are no rows; a tile has one at the least.
+    return max(1, min(rows, rows_of(operation))), min(parts, panels_of(operation, kernels))
 
 
 def _by_rule(operation: Operation, kernels: InstructionSet, threads: int) -> Tile:
