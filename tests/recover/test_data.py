@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -33,6 +36,18 @@ def test_float_and_uint8_images_are_normalised_alike() -> None:
     bytes_ = coloured(mean=(0.5,) * 3, std=(0.2,) * 3)
     floats = coloured(images=bytes_.images.float() / 255, mean=(0.5,) * 3, std=(0.2,) * 3)
     torch.testing.assert_close(bytes_.take(slice(None))[0], floats.take(slice(None))[0])
+
+
+@pytest.mark.parametrize("made", [np.array, torch.tensor, lambda values: [np.float32(value) for value in values]])
+def test_mean_and_std_may_come_as_arrays(made: Callable[[list[float]], Any]) -> None:
+    values = [0.5, 0.25, 0.125]
+    data = coloured(mean=made(values), std=made(values))
+    plain = coloured(images=data.images, mean=tuple(values), std=tuple(values))
+    assert torch.equal(data.take(slice(0, 2))[0], plain.take(slice(0, 2))[0])
+    assert json.loads(json.dumps(data.describe()))["mean"] == values
+    loaded = load_data("digits", "test", mean=made(values[:1]), std=made(values[:1]))
+    assert json.loads(json.dumps(loaded.describe()))["std"] == values[:1]
+    assert all(type(value) is float for value in (*data.mean, *data.std, *loaded.mean, *loaded.std))
 
 
 def test_without_mean_and_std_images_lie_between_0_and_1() -> None:
@@ -117,6 +132,8 @@ def spoilt(value: float) -> Tensor:
         ({"labels": torch.zeros(12)}, "float32"),
         ({"labels": torch.full((12,), 3)}, "label 3 of image 0 .* 3 classes"),
         ({"labels": torch.full((12,), -1)}, "label -1 of image 0"),
+        ({"mean": 0.5}, "mean=0.5: must be numbers, one for each channel"),
+        ({"std": "imagenet"}, "std='imagenet': must be numbers, one for each channel"),
         ({"mean": (0.5,)}, r"mean=\(0.5,\) has 1 entries; .* 3 channels"),
         ({"std": (0.5, 0.0, 0.5)}, "std=.* above 0"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 
 from torch_separable.errors import SeparableError
-from torch_separable.recover import load_data
+from torch_separable.progress import progress_bar
+from torch_separable.recover import load_data, readers
 
 RNG = np.random.default_rng(0)
 COLOURED = RNG.integers(256, size=(6, 8, 10, 3), dtype=np.uint8)
@@ -61,6 +63,15 @@ def test_npz_images_are_scaled_to_cover_and_cropped(tmp_path: Path) -> None:
     assert load_data(f"npz:{tmp_path / 'a.npz'}", image_size=(8, 4)).image_shape == (1, 8, 4)
 
 
+@pytest.mark.parametrize("size", [5, 7, 31])
+def test_scaled_images_stay_within_what_they_were(tmp_path: Path, size: int) -> None:
+    white = np.ones((2, 64, 48, 3), dtype=np.float32)
+    data = load_data(saved(tmp_path / "white.npz", images=white), image_size=size)
+    assert float(data.images.max()) <= 1
+    with pytest.raises(SeparableError, match=r"reach from .* to 1\.5: must lie in 0..1"):
+        load_data(saved(tmp_path / "bright.npz", images=1.5 * white), image_size=size)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -75,6 +86,8 @@ def test_npz_images_are_scaled_to_cover_and_cropped(tmp_path: Path) -> None:
         ({"images": COLOURED, "labels": LABELS, "classes": np.array(["x", "y"])}, "label 2 of image 2"),
         ({"images": COLOURED, "labels": LABELS - 5}, "label -5 of image 0"),
         ({"images": COLOURED, "labels": LABELS, "classes": LABELS}, "`classes` is int64"),
+        ({"images": COLOURED, "labels": LABELS, "classes": np.array(["ü".encode(), b"y", b"z"])}, "are not ASCII"),
+        ({"images": COLOURED, "labels": LABELS * 10**6}, r"a label of .* is 2,000,000: .* below 1,000,000"),
         ({"images": np.array([{}, []], dtype=object)}, "Python objects"),
     ],
 )
@@ -95,6 +108,10 @@ def test_files_that_are_no_archives_are_named(tmp_path: Path) -> None:
     np.save(single, COLOURED)
     with pytest.raises(SeparableError, match=r"single\.npy is not a whole"):
         load_data(f"npz:{single}")
+    with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+        archive.writestr("images", "no array")
+    with pytest.raises(SeparableError, match=r"other\.npz: its `images` is no array"):
+        load_data(f"npz:{tmp_path / 'other.npz'}")
     saved(tmp_path / "whole.npz", images=COLOURED)
     torn = tmp_path / "torn.npz"
     whole = (tmp_path / "whole.npz").read_bytes()
@@ -135,6 +152,34 @@ def test_image_folder_may_have_any_name_and_other_files(tmp_path: Path) -> None:
     assert (len(data), data.classes) == (2, ("cat", "dog"))
 
 
+def test_image_folder_is_read_as_it_lies(tmp_path: Path) -> None:
+    """Whatever else is in it, whatever it is called, and whichever of it are links."""
+    root = image_folder(tmp_path / "a::b %20", "2024 hold-out", ("__cat__", "dog::x", "__cat__/more"))
+    for name in ("metadata.csv", "__cat__/metadata.jsonl"):
+        (root / "2024 hold-out" / name).write_text('{"file_name": "0.png", "label": 3}')
+    with zipfile.ZipFile(root / "2024 hold-out" / "dog::x" / "more.zip", "w") as archive:
+        archive.write(root / "2024 hold-out" / "__cat__" / "0.png", "inner.png")
+    elsewhere = image_folder(tmp_path / "elsewhere", "emu", ("",))
+    (root / "2024 hold-out" / "emu").symlink_to(elsewhere / "emu")
+    (root / "2024 hold-out" / "emu" / "0.png").rename(elsewhere / "emu" / "0.PNG")
+    (elsewhere / "emu" / "back").symlink_to(root)
+    (elsewhere / "emu" / "round").symlink_to(elsewhere / "emu")
+    Image.fromarray(COLOURED[3]).save(elsewhere / "emu" / "1.avif")
+    Image.fromarray(COLOURED[4]).save(elsewhere / "emu" / ".hidden.png")
+    data = load_data(f"folder:{root}", "2024 hold-out")
+    assert data.classes == ("__cat__", "dog::x", "emu")
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 0, 1, 2, 2]
+    expected = torch.from_numpy(COLOURED[[0, 2, 1, 0]]).permute(0, 3, 1, 2)
+    assert torch.equal(data.images[:4], expected)
+
+
+def test_image_beside_the_class_folders_is_named(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", "train", ("cat", "dog", ""))
+    with pytest.raises(SeparableError, match=r"train/2\.png lies beside the folders of the classes: move it"):
+        load_data(f"folder:{root}")
+
+
 def test_image_folder_without_classes_is_unlabelled(tmp_path: Path) -> None:
     data = load_data(f"folder:{image_folder(tmp_path / 'data', 'train', ('', '', ''))}")
     assert (len(data), data.labelled) == (3, False)
@@ -147,8 +192,9 @@ def test_broken_images_are_named_or_skipped(tmp_path: Path) -> None:
     (root / "train/dog/text.png").write_text("not an image")
     with pytest.raises(SeparableError, match=r"(torn|text)\.png in .* cannot be decoded"):
         load_data(f"folder:{root}")
-    with pytest.warns(UserWarning, match=r"2 broken images of .* skipped: .*\.png, .*\.png"):
+    with pytest.warns(UserWarning, match=r"2 broken images of .* skipped: .*\.png, .*\.png") as warned:
         data = load_data(f"folder:{root}", broken="skip")
+    assert warned[0].filename == __file__
     assert data.labels is not None
     assert (len(data), sorted(data.labels.tolist())) == (3, [0, 0, 1])
 
@@ -184,9 +230,11 @@ def test_wrong_image_folders_are_named(tmp_path: Path) -> None:
         load_data(f"folder:{root}", "empty")
 
 
-def table(labels: Any, kind: Any) -> datasets.Dataset:
-    columns = {"picture": [Image.fromarray(image) for image in COLOURED], "label": labels}
-    return datasets.Dataset.from_dict(columns, datasets.Features({"picture": datasets.Image(), "label": kind}))
+def table(labels: Any, kind: Any, count: int = len(COLOURED), **others: Any) -> datasets.Dataset:
+    """``others`` are more columns of the same labels, by name, each of another kind."""
+    columns = {"picture": [Image.fromarray(image) for image in COLOURED[:count]], **dict.fromkeys(others, labels)}
+    kinds = {"picture": datasets.Image(), **others, "label": kind}
+    return datasets.Dataset.from_dict({**columns, "label": labels}, datasets.Features(kinds))
 
 
 def test_data_set_on_disk_is_read_in_both_forms(tmp_path: Path) -> None:
@@ -215,6 +263,74 @@ def test_data_set_without_images_is_named(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
     with pytest.raises(SeparableError, match="no column of images: its columns are text"):
         load_data(f"hf:{tmp_path / 'text'}")
+    table([], datasets.ClassLabel(names=["x"]), 0).save_to_disk(tmp_path / "empty")
+    with pytest.raises(SeparableError, match=r"empty is empty, .*: there is no image to read"):
+        load_data(f"hf:{tmp_path / 'empty'}")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(SeparableError, match=r"`datasets` cannot read hf:.*nothing"):
         load_data(f"hf:{tmp_path / 'nothing'}")
+
+
+def test_data_set_of_several_labels_is_read_by_the_one_called_label(tmp_path: Path) -> None:
+    coarse = datasets.ClassLabel(names=["low", "middle", "high"])
+    named, numbered = datasets.ClassLabel(names=["x", "y", "z"]), datasets.Value("int64")
+    table(LABELS, named, coarse=coarse).save_to_disk(tmp_path / "named")
+    table(LABELS, numbered, coarse=coarse).save_to_disk(tmp_path / "numbered")
+    assert load_data(f"hf:{tmp_path / 'named'}").classes == ("x", "y", "z")
+    assert load_data(f"hf:{tmp_path / 'numbered'}").classes == ("0", "1", "2")
+    table(LABELS, named, coarse=coarse).rename_column("label", "fine").save_to_disk(tmp_path / "neither")
+    with pytest.warns(UserWarning, match="taken from its column coarse; fine could be meant as well"):
+        assert load_data(f"hf:{tmp_path / 'neither'}").classes == ("low", "middle", "high")
+
+
+def test_data_set_whose_labels_are_words_is_unlabelled_with_a_warning(tmp_path: Path) -> None:
+    table(list("xyzxyz"), datasets.Value("string")).save_to_disk(tmp_path / "words")
+    with pytest.warns(UserWarning, match=r"the column label of hf:.*words is string, .* count as unlabelled") as warned:
+        assert not load_data(f"hf:{tmp_path / 'words'}").labelled
+    assert warned[0].filename == __file__
+
+
+def test_rows_without_an_image_or_a_label_are_named(tmp_path: Path) -> None:
+    whole = table(LABELS, datasets.Value("int64"))
+    rows = [{**row, "picture": None} if index == 4 else row for index, row in enumerate(whole)]
+    datasets.Dataset.from_list(rows, whole.features).save_to_disk(tmp_path / "no-image")
+    with pytest.raises(SeparableError, match=r"image 4 in hf:.* cannot be decoded: its row holds no image"):
+        load_data(f"hf:{tmp_path / 'no-image'}")
+    with pytest.warns(UserWarning, match=r"1 broken images of .* skipped: image 4") as warned:
+        data = load_data(f"hf:{tmp_path / 'no-image'}", broken="skip")
+    assert warned[0].filename == __file__
+    assert data.labels is not None
+    assert data.labels.tolist() == LABELS[[0, 1, 2, 3, 5]].tolist()
+    for name, kind in (("named", datasets.ClassLabel(names=["x", "y", "z"])), ("numbered", datasets.Value("int64"))):
+        table([0, 1, None, 0, 1, 2], kind).save_to_disk(tmp_path / name)
+        with pytest.raises(SeparableError, match=rf"row 2 in the column label of hf:.*{name} has no label"):
+            load_data(f"hf:{tmp_path / name}")
+
+
+@pytest.mark.parametrize(("progress", "terminal"), [(True, True), (True, False), (False, True)])
+def test_bars_are_shown_only_on_a_terminal_and_where_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool, terminal: bool
+) -> None:
+    table(LABELS, datasets.Value("int64")).save_to_disk(tmp_path / "saved")
+    root = image_folder(tmp_path / "data", "train", ("cat",))
+    shown: list[bool] = []
+    load = datasets.load_from_disk
+
+    def watched(place: str) -> Any:
+        shown.append(not datasets.are_progress_bars_disabled())
+        return load(place)
+
+    def bar(title: str, total: int, *, shown: bool) -> Any:
+        ours.append(shown)
+        return progress_bar(title, total, shown=False)
+
+    ours: list[bool] = []
+    monkeypatch.setattr(datasets, "load_from_disk", watched)
+    monkeypatch.setattr(readers, "progress_bar", bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    datasets.enable_progress_bars()
+    load_data(f"hf:{tmp_path / 'saved'}", progress=progress)
+    assert shown == [progress and terminal]
+    assert not datasets.are_progress_bars_disabled()
+    load_data(f"folder:{root}", progress=progress)
+    assert ours == [progress, progress]

@@ -69,7 +69,8 @@ class ImageData:
         _check_labels(self)
         channels = self.images.shape[1]
         for field in ("mean", "std"):
-            values = getattr(self, field)
+            values = _numbers(field, getattr(self, field))
+            object.__setattr__(self, field, values)
             if values and len(values) != channels:
                 raise SeparableValueError(
                     f"{field}={values} has {len(values)} entries; the images of {self.name} have {channels} channels: "
@@ -211,6 +212,7 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     broken: Literal["refuse", "skip"] = "refuse",
+    progress: bool = True,
 ) -> ImageData:
     """Load images by a short description of where they are.
 
@@ -222,11 +224,15 @@ def load_data(
             - ``digits``: scikit-learn's 1,797 scans of handwritten digits, enlarged to 32x32, one channel, 0..1; 450
               of them, in equal shares of the classes, are the split ``test``, the others ``train``;
             - ``npz:PATH``: a NumPy archive with ``images`` (uint8, or float in 0..1; (N, H, W, C), (N, C, H, W) or
-              (N, H, W)) and optionally ``labels`` (N,) and ``classes``; or a folder of such archives, one a split,
-              named ``train.npz``, ``test.npz``, ...;
+              (N, H, W)) and optionally ``labels`` (N,) and ``classes``, taken for whatever split is asked for; or a
+              folder of such archives, one a split, named ``train.npz``, ``test.npz``, ...;
             - ``folder:PATH``: an image folder, ``PATH/split/CLASS/image.png``, or ``PATH/split/image.png`` without
-              labels, read through the ``imagefolder`` builder of ``datasets``;
-            - ``hf:NAME``: a data set of the Hugging Face hub, or the path of one on disk, through ``datasets``.
+              labels. Folders within a class's are of the class, links are followed, names that begin with a dot are
+              left out, and so is what Pillow does not know by its extension. Pixels are taken as they lie in the file:
+              an orientation that a camera noted (EXIF) is not applied, as in torchvision;
+            - ``hf:NAME``: a data set of the Hugging Face hub, or the path of one on disk, through ``datasets``. Labels
+              are its column ``label`` or ``labels``, or else the first of named classes. A single ``Dataset`` saved to
+              disk is taken for whatever split is asked for.
         split: which part, such as ``train`` or ``test``.
         image_size: height and width (one number for both) that the images are brought to: scaled until they cover it,
             then cropped at the centre. Needed where images differ in size.
@@ -234,6 +240,7 @@ def load_data(
         std: value that each channel is then divided by; none by default. ``IMAGENET_STD`` is at hand.
         broken: what to do about an image file that cannot be decoded: name it and ``refuse``, or name it in a warning
             and ``skip`` it.
+        progress: whether bars may appear on a terminal.
 
     Raises:
         SeparableError: the description, a file or its contents cannot be used; the message says which and why.
@@ -257,12 +264,20 @@ def load_data(
         case "npz":
             raw = readers.read_npz(place, split, size)
         case "folder":
-            raw = readers.read_folder(place, split, size, skip_broken=broken == "skip")
+            raw = readers.read_folder(place, split, size, skip_broken=broken == "skip", progress=progress)
         case "hf":
-            raw = readers.read_hub(place, split, size, skip_broken=broken == "skip")
+            raw = readers.read_hub(place, split, size, skip_broken=broken == "skip", progress=progress)
         case _:
             raise SeparableValueError(f"data {spec!r} is not one of {_SPECS}")
-    return ImageData(spec, split, raw.images, raw.labels, raw.classes, tuple(mean or ()), tuple(std or ()))
+    return ImageData(spec, split, raw.images, raw.labels, raw.classes, _numbers("mean", mean), _numbers("std", std))
+
+
+def _numbers(field: str, values: Sequence[float] | None) -> tuple[float, ...]:
+    """Plain numbers, whatever they came in: JSON has no others."""
+    try:
+        return () if values is None else tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise SeparableValueError(f"{field}={values!r}: must be numbers, one for each channel") from error
 
 
 def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import glob
+import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,6 +25,7 @@ from torch_separable.progress import progress_bar
 
 _HELD_OUT_DIGITS = 450
 _DIGITS_SIZE = (32, 32)
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def read_npz(place: str, split: str, size: tuple[int, int] | None) -> Raw:
         names = arrays.get("classes")
         if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
             raise SeparableError(f"{path}: `classes` is {names.dtype} of shape {names.shape}: must be a list of names")
-        classes = tuple(map(str, names.astype(str))) if names is not None else _numbered(labels)
+        classes = _numbered(labels, str(path)) if names is None else _npz_names(names, path)
     return Raw(_cover(images, size), labels, classes)
 
 
@@ -84,7 +85,7 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             wanted = ("images", "labels", "classes")
-            return {name: archive[name] if name in wanted else np.empty(0) for name in archive.files}
+            arrays = {name: archive[name] if name in wanted else np.empty(0) for name in archive.files}
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise SeparableError(
@@ -96,6 +97,12 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise SeparableError(f"{path} says that it holds more than this machine's memory: {error}") from error
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise SeparableError(f"{path} is not a whole .npz archive: {error}") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise SeparableError(
+                f"{path}: its `{name}` is no array of NumPy: save the archive by np.savez(path, images=..., labels=...)"
+            )
+    return arrays
 
 
 def _npz_images(images: NDArray[Any], path: Path) -> Tensor:
@@ -127,45 +134,124 @@ def _npz_labels(labels: NDArray[Any] | None, path: Path) -> Tensor | None:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def read_folder(place: str, split: str, size: tuple[int, int] | None, *, skip_broken: bool) -> Raw:
-    """An image folder, through the ``imagefolder`` builder of ``datasets``; see ``load_data``."""
-    datasets = optional("datasets", "train")
+def _npz_names(names: NDArray[Any], path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, names.astype(str)))
+    except UnicodeDecodeError as error:
+        raise SeparableError(f"{path}: `classes` holds bytes that are not ASCII: save the names as text") from error
+
+
+def read_folder(
+    place: str, split: str, size: tuple[int, int] | None, *, skip_broken: bool, progress: bool = True
+) -> Raw:
+    """An image folder, with a subfolder for each class or none; see ``load_data``."""
     root = Path(place).expanduser()
     if not root.is_dir():
         raise SeparableError(f"no image folder at {root}: no such folder")
+    folder = root / split
+    try:
+        paths, classes = _listed(root, split)
+    except OSError as error:
+        raise SeparableError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
+    entries = [{"path": str(path), "bytes": None} for path in paths]
+    pictures, kept = _decode(entries, str(folder), size, skip_broken=skip_broken, progress=progress)
+    images = _stack(pictures, str(folder))
+    if not classes:
+        return Raw(images, None, ())
+    number = {name: index for index, name in enumerate(classes)}
+    labels = [number[paths[index].relative_to(folder).parts[0]] for index in kept]
+    return Raw(images, torch.tensor(labels), classes)
+
+
+def _listed(root: Path, split: str) -> tuple[list[Path], tuple[str, ...]]:
+    """The images of a split in order, and the names of the classes; none where its folder has no subfolders."""
     splits = _subfolders(root)
     if split not in splits:
         raise SeparableError(f"no folder {split} in {root}: it has {', '.join(splits) or 'no folder'}")
     folder = root / split
+    own = _subfolders(folder)
     # The classes are numbered by the training split's folders, so that a split without some class agrees with it.
-    classes = _subfolders(root / "train") if "train" in splits else _subfolders(folder)
-    unknown = sorted(set(_subfolders(folder)) - set(classes))
+    classes = _subfolders(root / "train") if own and "train" in splits else own
+    unknown = sorted(set(own) - set(classes))
     if unknown:
         raise SeparableError(f"{folder} has the class {unknown[0]}, which {root / 'train'} has not")
-    with _reading(datasets, str(folder)):
-        table = datasets.load_dataset(
-            "imagefolder",
-            data_files={split: f"{glob.escape(str(folder))}/**"},
-            split=split,
-            drop_labels=not _subfolders(folder),
-        )
-    return _from_table(datasets, table, str(folder), size, skip_broken=skip_broken, classes=tuple(classes))
+    pillow = optional("PIL.Image", "train")
+    pillow.init()
+    suffixes = {suffix for suffix, form in pillow.registered_extensions().items() if form in pillow.OPEN}
+    paths = list(_files(folder, suffixes))
+    stray = next((path for path in paths if path.parent == folder), None)
+    if own and stray is not None:
+        raise SeparableError(f"{stray} lies beside the folders of the classes: move it into one, or elsewhere")
+    return paths, tuple(classes)
 
 
-def read_hub(place: str, split: str, size: tuple[int, int] | None, *, skip_broken: bool) -> Raw:
+def _files(folder: Path, suffixes: Collection[str], within: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files below ``folder`` in order, through links, too, but for those to a folder that they lie in."""
+    here = folder.resolve()
+    if here in within:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path, suffixes, (*within, here))
+        elif path.suffix.lower() in suffixes:
+            yield path
+
+
+def read_hub(place: str, split: str, size: tuple[int, int] | None, *, skip_broken: bool, progress: bool = True) -> Raw:
     """A data set by its name on the Hugging Face hub or by its path on disk; see ``load_data``."""
     datasets = optional("datasets", "train")
-    saved = Path(place).expanduser()
-    with _reading(datasets, f"hf:{place}"):
-        if (saved / "dataset_dict.json").is_file() or (saved / "state.json").is_file():
-            table = datasets.load_from_disk(str(saved))
-            if isinstance(table, datasets.DatasetDict):
-                if split not in table:
-                    raise SeparableError(f"no split {split} in {saved}: it has {', '.join(table)}")
-                table = table[split]
-        else:
-            table = datasets.load_dataset(str(saved) if saved.is_dir() else place, split=split)
-    return _from_table(datasets, table, f"hf:{place}", size, skip_broken=skip_broken)
+    with _bars(shown=progress), _reading(datasets, f"hf:{place}"):
+        table = _table(datasets, Path(place).expanduser(), place, split)
+    place = f"hf:{place}"
+    image_column = next((name for name, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
+    if image_column is None:
+        raise SeparableError(f"{place} has no column of images: its columns are {', '.join(table.features) or 'none'}")
+    label_column = _label_column(datasets, table, place)
+    encoded = table.cast_column(image_column, datasets.Image(decode=False))
+    pictures, kept = _decode(encoded[image_column], place, size, skip_broken=skip_broken, progress=progress)
+    images = _stack(pictures, place)
+    if label_column is None:
+        return Raw(images, None, ())
+    labels = _hub_labels(table[label_column], kept, f"the column {label_column} of {place}")
+    if bool((labels == -1).all()):  # how the hub marks test splits whose labels are kept secret
+        return Raw(images, None, ())
+    kind = table.features[label_column]
+    return Raw(images, labels, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else _numbered(labels, place))
+
+
+def _table(datasets: Any, saved: Path, place: str, split: str) -> Any:
+    """The ``datasets.Dataset`` of a split."""
+    if not (saved / "dataset_dict.json").is_file() and not (saved / "state.json").is_file():
+        return datasets.load_dataset(str(saved) if saved.is_dir() else place, split=split)
+    try:
+        table = datasets.load_from_disk(str(saved))
+    except IndexError as error:  # a table without rows has no file
+        raise SeparableError(f"{saved} is empty, or one of its splits is: there is no image to read") from error
+    if not isinstance(table, datasets.DatasetDict):
+        return table
+    if split not in table:
+        raise SeparableError(f"no split {split} in {saved}: it has {', '.join(table)}")
+    return table[split]
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """Keep away the bars of ``datasets`` and of the hub, unless they are to be shown and there is a terminal."""
+    libraries = [optional(name, "train") for name in ("datasets", "huggingface_hub.utils")]
+    silenced = [
+        library
+        for library in libraries
+        if not (shown and sys.stderr.isatty()) and not library.are_progress_bars_disabled()
+    ]
+    for library in silenced:
+        library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for library in silenced:
+            library.enable_progress_bars()
 
 
 @contextmanager
@@ -178,49 +264,46 @@ def _reading(datasets: Any, place: str) -> Iterator[None]:
         raise SeparableError(f"`datasets` cannot read {place}: {first}") from error
 
 
-def _from_table(
-    datasets: Any,
-    table: Any,
+def _label_column(datasets: Any, table: Any, place: str) -> str | None:
+    """The column ``label``, ``labels``, or else the first of named classes; a warning where another could be meant."""
+    kinds = table.features
+    named = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
+    usual = [name for name in ("label", "labels") if name in kinds]
+    for name in usual:
+        if name in named or (isinstance(kinds[name], datasets.Value) and "int" in kinds[name].dtype):
+            return name
+    if len(named) > 1:
+        warnings.warn(
+            f"the labels of {place} are taken from its column {named[0]}; {', '.join(named[1:])} could be meant as "
+            "well: rename the one that is to be learnt to label",
+            stacklevel=4,
+        )
+    if not named and usual:
+        kind = getattr(kinds[usual[0]], "dtype", type(kinds[usual[0]]).__name__)
+        warnings.warn(
+            f"the column {usual[0]} of {place} is {kind}, not the number of each image's class: its images count as "
+            "unlabelled",
+            stacklevel=4,
+        )
+    return named[0] if named else None
+
+
+def _hub_labels(column: Sequence[int | None], kept: list[int], name: str) -> Tensor:
+    """The labels of the images that were ``kept``, (N,)."""
+    labels = list(column)
+    missing = next((index for index in kept if labels[index] is None), None)
+    if missing is not None:
+        raise SeparableError(f"row {missing} in {name} has no label: fill it in, or drop the row")
+    return torch.tensor([labels[index] for index in kept], dtype=torch.int64)
+
+
+def _decode(
+    encoded: Sequence[dict[str, Any] | None],
     place: str,
     size: tuple[int, int] | None,
     *,
     skip_broken: bool,
-    classes: tuple[str, ...] | None = None,
-) -> Raw:
-    """Decode the image column of a ``datasets.Dataset``; ``classes`` renumbers its labels by name."""
-    image_column = next((name for name, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
-    if image_column is None:
-        raise SeparableError(f"{place} has no column of images: its columns are {', '.join(table.features) or 'none'}")
-    label_column = _label_column(datasets, table)
-    encoded = table.cast_column(image_column, datasets.Image(decode=False))
-    pictures, kept = _decode(encoded[image_column], place, size, skip_broken=skip_broken)
-    images = _stack(pictures, place)
-    if label_column is None:
-        return Raw(images, None, ())
-    kind = table.features[label_column]
-    labels = torch.tensor(table[label_column], dtype=torch.int64)[kept]
-    names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else _numbered(labels)
-    if classes is not None:
-        number = {name: index for index, name in enumerate(classes)}
-        labels, names = torch.tensor([number[names[label]] for label in labels.tolist()]), classes
-    if bool((labels == -1).all()):  # how the hub marks test splits whose labels are kept secret
-        return Raw(images, None, ())
-    return Raw(images, labels, names)
-
-
-def _label_column(datasets: Any, table: Any) -> str | None:
-    for name, kind in table.features.items():
-        if isinstance(kind, datasets.ClassLabel):
-            return str(name)
-    for name in ("label", "labels"):
-        kind = table.features.get(name)
-        if isinstance(kind, datasets.Value) and "int" in kind.dtype:
-            return name
-    return None
-
-
-def _decode(
-    encoded: Sequence[dict[str, Any]], place: str, size: tuple[int, int] | None, *, skip_broken: bool
+    progress: bool = True,
 ) -> tuple[list[NDArray[np.uint8]], list[int]]:
     """Pixels (H, W) or (H, W, 3) of each image that can be decoded, and the numbers of those."""
     pictures: list[NDArray[np.uint8]] = []
@@ -228,11 +311,13 @@ def _decode(
     broken: list[str] = []
     pillow = optional("PIL.Image", "train")
     operations = optional("PIL.ImageOps", "train")
-    with progress_bar(f"decoding {place}", len(encoded), shown=True) as advance:
+    with progress_bar(f"decoding {place}", len(encoded), shown=progress) as advance:
         for index, entry in enumerate(encoded):
             advance()
-            name = entry["path"] or f"image {index}"
+            name = (entry and entry["path"]) or f"image {index}"
             try:
+                if entry is None:
+                    raise ValueError("its row holds no image")
                 with pillow.open(BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]) as picture:
                     if picture.mode.startswith(("I", "F")):
                         raise ValueError(f"its pixels are {picture.mode}, more than 8 bits")
@@ -249,7 +334,7 @@ def _decode(
             pictures.append(np.asarray(plain))
             kept.append(index)
     if broken:
-        warnings.warn(f"{len(broken)} broken images of {place} skipped: {_some(broken)}", stacklevel=5)
+        warnings.warn(f"{len(broken)} broken images of {place} skipped: {_some(broken)}", stacklevel=4)
     return pictures, kept
 
 
@@ -278,12 +363,12 @@ def _cover(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     scale = max(size[0] / height, size[1] / width)
     scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
-    parts = [
-        F.interpolate(part, scaled, mode="bilinear", antialias=True, align_corners=False)[
-            ..., top : top + size[0], left : left + size[1]
-        ]
-        for part in torch.split(images, 1024)
-    ]
+    parts = []
+    for part in torch.split(images, 1024):
+        resized = F.interpolate(part, scaled, mode="bilinear", antialias=True, align_corners=False)
+        cropped = resized[..., top : top + size[0], left : left + size[1]]
+        # A mean of pixels lies between them; rounded, it may not.
+        parts.append(cropped.clamp(part.amin((1, 2, 3), keepdim=True), part.amax((1, 2, 3), keepdim=True)))
     return torch.cat(parts)
 
 
@@ -291,8 +376,14 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _numbered(labels: Tensor) -> tuple[str, ...]:
-    return tuple(map(str, range(int(labels.max()) + 1))) if labels.numel() else ()
+def _numbered(labels: Tensor, place: str) -> tuple[str, ...]:
+    """Names for classes that have numbers alone."""
+    most = int(labels.max()) if labels.numel() else -1
+    if most >= _MOST_CLASSES:
+        raise SeparableError(
+            f"a label of {place} is {most:,}: labels must be the number of each image's class, below {_MOST_CLASSES:,}"
+        )
+    return tuple(map(str, range(most + 1)))
 
 
 def _some(names: list[str], most: int = 3) -> str:
