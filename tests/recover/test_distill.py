@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
@@ -243,6 +244,17 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+class Partly(nn.Module):
+    """A network that does not call all that it has."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.inner, self.unused = network(seed), nn.ReLU()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.inner(pixels)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -260,6 +272,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         ({"config": RecoverConfig(), "epochs": 3}, "epochs is given beside config"),
         ({"lr": 0.1}, "'lr' is not a setting"),
         ({"feature_weight": 1.0}, r"features=\(...\)"),
+        (
+            {"feature_weight": 1.0, "features": ("2",), "teacher": network(1, width=9)},
+            r"module '2' gives a tensor of shape \(2, 6, 8, 8\) in the student and of \(2, 9, 8, 8\) in the teacher",
+        ),
+        (
+            {"feature_weight": 1.0, "features": ("unused",), "student": Partly(0), "teacher": Partly(1)},
+            "module 'unused' is not called in the student: name others",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -267,6 +287,18 @@ def test_what_does_not_fit_is_said_before_training(arguments: dict[str, Any], me
     with pytest.raises(SeparableError, match=message):
         recover(**full, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_folder_is_where_it_was_named_though_the_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recover(
+        network(0), network(1), images(), output_dir="run", on_epoch=lambda _: os.chdir(tmp_path / "elsewhere"), **QUICK
+    )
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.recover.config import RecoverConfig
 from torch_separable.recover.data import ImageData
 from torch_separable.recover.evaluate import logits_for, require_labels
+from torch_separable.recover.losses import watching
 
 
 def check_data(data: ImageData, validation: ImageData | None, config: RecoverConfig) -> None:
@@ -26,20 +29,25 @@ def check_data(data: ImageData, validation: ImageData | None, config: RecoverCon
 
 
 def check_networks(
-    student: nn.Module, teacher: nn.Module | None, data: ImageData, config: RecoverConfig, device: torch.device
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: ImageData,
+    config: RecoverConfig,
+    features: tuple[str, ...],
+    device: torch.device,
 ) -> None:
-    """Try the networks, in evaluation mode, on two images."""
+    """Try the networks, in evaluation mode, on two images; ``features`` are the modules that are compared."""
     if teacher is None and config.needs_teacher:
         raise SeparableValueError(
             "teacher is None: distillation needs one; for training on labels alone set logits_weight=0, label_weight=1"
         )
     images = data.take(slice(0, 2))[0].to(device)
-    shapes = []
+    shapes, outputs = [], {}
     for name, network in (("student", student), ("teacher", teacher)):
         if network is None:
             continue
         network.eval()
-        with torch.no_grad():
+        with torch.no_grad(), watching(network, features) as outputs[name]:
             logits = logits_for(network, images, data, name)
         if not logits.isfinite().all():
             raise SeparableError(f"the {name} gives NaN or infinite logits on {data.name}: check its weights")
@@ -49,8 +57,23 @@ def check_networks(
             f"the student gives logits of shape {shapes[0]}, the teacher {shapes[-1]}: they must agree; is this the "
             "network that the student was converted from?"
         )
+    for feature in features:
+        _check_feature(feature, outputs)
     if config.label_weight and (len(shapes[0]) != 2 or shapes[0][1] < len(data.classes)):
         raise SeparableError(
             f"the network gives logits of shape {shapes[0]}; {data.name} has {len(data.classes)} classes: label_weight "
             "needs logits (n, classes)"
+        )
+
+
+def _check_feature(feature: str, outputs: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Require that a module has run in both networks, and given outputs that can be compared."""
+    for name, seen in outputs.items():
+        if feature not in seen:
+            raise SeparableError(f"module {feature!r} is not called in the {name}: name others by features=(...)")
+    ours, theirs = (tuple(seen[feature].shape) for seen in outputs.values())
+    if ours != theirs:
+        raise SeparableError(
+            f"module {feature!r} gives a tensor of shape {ours} in the student and of {theirs} in the teacher: name "
+            "others to compare by features=(...)"
         )

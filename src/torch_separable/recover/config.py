@@ -21,7 +21,7 @@ class RecoverConfig:
     """The settings of ``recover``; two runs with the same settings, data and networks take the same course.
 
     Attributes:
-        epochs: passes through the images.
+        epochs: passes through the images, each in an order of its own; images that fill no last batch are left out.
         batch_size: images that one step of the optimizer sees, over all processes and parts together.
         optimizer: ``adamw`` (arXiv 1711.05101), or ``sgd`` with Nesterov momentum 0.9.
         learning_rate: its largest value; by default 0.001; for ``sgd`` without frozen norms 0.05.
@@ -97,7 +97,9 @@ class RecoverConfig:
             names = getattr(self, name)
             if isinstance(names, str):
                 raise SeparableValueError(f"{name}={names!r}: give a tuple of names, ({names!r},)")
-            if names is not None:
+            if names is not None or name == "augment":
+                if not isinstance(names, list | tuple) or not all(isinstance(part, str) for part in names):
+                    raise SeparableValueError(f"{name}={names!r}: must be a tuple of names")
                 object.__setattr__(self, name, tuple(names))
         for name in self.augment:
             _one_of("augment", name, AUGMENTATIONS)
@@ -117,6 +119,11 @@ class RecoverConfig:
         if self.logits_weight == self.label_weight == self.feature_weight == 0:
             raise SeparableValueError(
                 "logits_weight, label_weight and feature_weight are all 0: nothing would be learnt"
+            )
+        if self.feature_weight and self.features == ():
+            raise SeparableValueError(
+                f"features=() names no module, and feature_weight is {self.feature_weight:g}: name some, or give None "
+                "for all that the student has converted"
             )
         if self.gradient_accumulation > self.batch_size:
             raise SeparableValueError(

@@ -79,11 +79,11 @@ def recover(
         raise SeparableValueError(f"{next(iter(settings))} is given beside config: give either settings, or config")
     config = config or RecoverConfig.from_dict(settings)
     check_data(data, validation, config)
-    folder = None if output_dir is None else Path(output_dir)
+    folder = None if output_dir is None else Path(output_dir).absolute()  # on_epoch may change the directory
     run = Run(student, teacher, data, validation=validation, config=config, folder=folder, on_epoch=on_epoch)
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         try:
-            with nullcontext() if folder is None else sole_writer(folder):
+            with nullcontext() if output_dir is None else sole_writer(output_dir):
                 run.begin(resume=resume)
                 return run.train(progress=progress)
         except KeyboardInterrupt as interrupt:

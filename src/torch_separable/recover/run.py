@@ -112,7 +112,7 @@ class Run:
             self.teacher.eval().requires_grad_(False)
             if config.feature_weight:
                 self.features = matched_features(student, teacher, config.features)
-        check_networks(self.student, self.teacher, data, config, self.device)
+        check_networks(self.student, self.teacher, data, config, self.features, self.device)
         self.model = shared(self.accelerator, self.student)
         self.optimizer = make_optimizer(self.student, config)
         self.average = make_average(self.student, config.ema_decay) if config.ema_decay else None
