@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import pytest
 from rich.progress import Task, TaskID
 
@@ -36,6 +39,19 @@ def test_bar_appears_on_a_terminal_after_two_seconds(
     assert "training" in text
     assert "3/3" in text
     assert "loss 2" in text
+
+
+def test_bar_leaves_lines_alone_that_go_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "_PATIENCE_S", -1.0)
+    with (tmp_path / "lines").open("w+") as file, contextlib.redirect_stdout(file):
+        with progress_bar("training", 2, shown=True) as advance:
+            for epoch in range(2):
+                advance()
+                print(f"epoch {epoch}")
+        file.seek(0)
+        assert file.read() == "epoch 0\nepoch 1\n"
 
 
 @pytest.mark.parametrize(

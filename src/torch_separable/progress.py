@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ def progress_bar(title: str, total: int, *, shown: bool, done: int = 0) -> Itera
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
+        redirect_stdout=sys.stdout.isatty(),  # a file's lines are no matter of the terminal's
     )
     task = bar.add_task(title, total=total, completed=done, note="")
     wanted = shown and console.is_terminal
