@@ -15,6 +15,11 @@ from torch_separable.files import remove_leftovers
 LOCK = ".lock"
 
 
+def is_first_process() -> bool:
+    """Whether this is the first, or the only, process of its launch, as ``torchrun`` and ``accelerate`` number them."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
 @contextmanager
 def sole_writer(folder: str | Path, *, wait: float = 0.2, leftovers_of: str = "*") -> Iterator[None]:
     """Hold a folder for writing, and remove what a killed writer left half written in it.
@@ -38,7 +43,7 @@ def sole_writer(folder: str | Path, *, wait: float = 0.2, leftovers_of: str = "*
         ...     list(Path(place).iterdir())
         []
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    if not is_first_process():
         yield
         return
     place = Path(folder).absolute().resolve()

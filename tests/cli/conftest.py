@@ -82,6 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--rank", "1", "-o", "converted", folder=folder,
     )  # fmt: skip
     assert made.code == 0, made.err
+    shutil.copytree(folder / "converted", folder / "another")
     return folder
 
 

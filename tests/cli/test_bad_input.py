@@ -139,12 +139,33 @@ CHOICES = [
     (replaced(CONVERT, "-o", "small.pth/in/it"), "small.pth/in/it cannot be a run's folder", "Choose another"),
     ("convert networks_for_cli:pointwise --data digits -o refused", "no convolution to convert", "0:"),
     ("demo -o small.pth", "small.pth cannot be a run's folder", "Choose another"),
-    (f"{RECOVER} -o small.pth", "small.pth", "File exists"),
+    (f"{RECOVER} -o small.pth", "small.pth cannot be a run's folder", "Choose another"),
+    (f"{RECOVER} -o another", "another already holds another network", "choose another folder"),
+    (f"{RECOVER} -o another/../converted", "is the folder of the network that is to be rec", "choose another folder"),
+    (
+        f"{replaced(RECOVER, '--model', 'networks_for_cli:placed')} --model-arg path=/x/y --data npz:gone.npz",
+        "the network to recover has the argument path='/x/y': it could be the path of a file",
+        "",
+    ),
     (f"{RECOVER} --epochs 0", "epochs=0: must be a whole number of at least 1", ""),
     (f"{RECOVER} --set bath_size=4", "'bath_size' is not a setting of recover: it has augment, batch_size", ""),
     (f"{RECOVER} --set batch_size", "--set batch_size: expected name=value", ""),
     (f"{RECOVER} --set batch_size=half", "batch_size='half': must be a whole number", ""),
     (f"{RECOVER} --set optimizer=lion", "optimizer='lion': must be one of 'adamw', 'sgd'", ""),
+    (f"{RECOVER} --set augment=null", "augment=None: must be a tuple of names", ""),
+    (f"{RECOVER} --set augment=5", "augment=5: must be a tuple of names", ""),
+    (f"{RECOVER} --set 'augment={{[1]:2}}'", "augment='{[1]:2}': give a tuple of names", ""),
+    (f"{RECOVER} --set features=5 --set feature_weight=1", "features=5: must be a tuple of names", ""),
+    (f"{RECOVER} --set 'features=()' --set feature_weight=1", "features=() names no module", "None for all"),
+    (f"{RECOVER} --set validation=1", "'validation' is not a setting of recover", ""),
+    (f"{RECOVER} --set resume=false", "'resume' is not a setting of recover: it has augment, batch_size", ""),
+    (f"{RECOVER} --set student=1", "'student' is not a setting of recover", ""),
+    (f"{RECOVER} --set config=1", "'config' is not a setting of recover", ""),
+    (
+        f"{replaced(RECOVER, '--data', 'npz:coloured.npz')} --hold-out 0.999",
+        "--hold-out 0.999: none of the 40 images would be left to train on",
+        "",
+    ),
     (f"{RECOVER} --hold-out 1", "--hold-out 1.0: must be a share, at least 0 and below 1", ""),
     (f"{RECOVER} --hold-out -0.1", "--hold-out -0.1: must be a share", ""),
     (f"{RECOVER} --hold-out nan", "--hold-out nan: must be a share", ""),
@@ -190,6 +211,8 @@ def test_wrong_input_is_told_in_one_line(
     [
         (f"{CONVERT} --images 0", "--images"),
         (f"{CONVERT} --images many", "--images"),
+        (f"{CONVERT} --seed -1", "--seed"),
+        (f"{CONVERT} --seed 99999999999999999999", "--seed"),
         (f"{CONVERT} --sparsity 0.5", "--sparsity"),
         (f"convert {SMALL} --data digits", "--output"),
         (f"summary {SMALL}", "--input"),
@@ -220,6 +243,14 @@ def test_wrong_choices_are_told_before_anything_takes_time(separable: Callable[.
     for wrong in ("--order both", "--method magic", "--memory lots", "--budget 0.5", "--rank 0"):
         outcome = separable(*shlex.split(f"convert {network} --data digits -o refused {wrong}"))
         assert outcome.code == 2, wrong
+
+
+def test_wrong_settings_of_a_recovery_are_told_before_anything_is_read(separable: Callable[..., Any]) -> None:
+    recover = replaced(replaced(RECOVER, "--data", "npz:gone.npz"), "--teacher", "gone.safetensors")
+    for wrong in ("--epochs 0", "--set bath_size=4", "--set augment=5"):
+        assert "gone" not in separable(*shlex.split(f"{recover} {wrong}")).err
+    outcome = separable(*shlex.split(f"{replaced(RECOVER, '--data', 'npz:gone.npz')} -o another"))
+    assert "another already holds another network" in outcome.err
 
 
 def test_missing_extra_is_told_with_how_to_install_it(

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,42 @@ def test_recover_tells_each_epoch_in_words_and_as_json(separable: Callable[..., 
     assert [record["epoch"] for record in document["epochs"]] == [1, 2]
     assert document["epochs"][1]["loss"] < document["epochs"][0]["loss"]
     assert document["epochs"][0]["validation"] is None
+
+
+def test_finished_recovery_tells_all_its_epochs_again(separable: Callable[..., Any], place: Path) -> None:
+    command = shlex.split(f"{RECOVER} --epochs 7 --set epochs=1 -o finished --json")
+    first, again = of_json(separable(*command)), of_json(separable(*command))
+    assert [record["epoch"] for record in first["epochs"]] == [0, 1]
+    assert again == first
+    assert json.loads((place / "finished" / "results.json").read_text())["epochs"] == first["epochs"]
+    assert json.loads((place / "finished" / "config.json").read_text())["settings"]["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{CONVERT} --rank 1 --evaluate test -o bars --force",
+        f"{RECOVER} --epochs 1 --set max_steps=1 -o bars-recovered",
+        f"evaluate {SMALL} --weights small.safetensors --data digits",
+        f"export converted --model {SMALL} --to pt2 --data digits -o bars.pt2",
+    ],
+)
+def test_bars_of_reading_follow_quiet_and_json(
+    separable: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    asked: list[bool] = []
+
+    def watched(*arguments: Any, progress: bool, **settings: Any) -> Any:
+        asked.append(progress)
+        return load_data(*arguments, progress=progress, **settings)
+
+    monkeypatch.setattr(import_module("torch_separable.recover"), "load_data", watched)
+    for option, shown in (("", True), ("--json", False), ("--quiet", False)):
+        if option == "--quiet" and command.startswith("export"):
+            continue
+        asked.clear()
+        assert separable(*shlex.split(f"{command} {option}")).code == 0
+        assert set(asked) == {shown}
 
 
 def test_recover_goes_on_only_with_the_same_settings(separable: Callable[..., Any]) -> None:

@@ -111,10 +111,59 @@ def test_recovery_stopped_by_ctrl_c_goes_on_with_the_same_command(place: Path, s
     assert resumed.code == 0, resumed.err
     whole = separable(*recover, "-o", "unstopped", "--json")
     epochs = [[record["epoch"] for record in json.loads(outcome.out)["epochs"]] for outcome in (resumed, whole)]
-    assert epochs[1] == [0, 1, 2, 3, 4]
-    assert epochs[0] == epochs[1][-len(epochs[0]) :]
+    assert epochs[0] == epochs[1] == [0, 1, 2, 3, 4]
     weights, expected = (read_weights(place / name / "model.safetensors") for name in ("stopped", "unstopped"))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+RECOVER = (
+    "recover converted --model networks_for_cli:small --teacher small.safetensors --data digits --set batch_size=16"
+).split()
+
+
+@pytest.mark.slow
+def test_epochs_are_told_as_they_end_and_a_reader_may_leave(place: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    folder = place / "left"
+    with subprocess.Popen(
+        command(*RECOVER, "--epochs", "4", "-o", "left"),
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("epoch 0  validation")
+        assert len(read_records(folder / "log.jsonl")) < 4 * 80, "told before the last epoch has ended"
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert read_records(folder / "log.jsonl")[-1]["epoch"] == 4
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_first_of_two_processes_writes_and_tells_the_run(place: Path) -> None:
+    launched = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *("-m", "torch_separable", *RECOVER, "--epochs", "1", "--set", "max_steps=4", "-o", "launched"),
+        ],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert json.loads((place / "launched" / "settings.json").read_text())["processes"] == 2
+    assert launched.stdout.count("epoch 0") == 1
+    assert launched.stdout.count("written to launched") == 1
+    assert launched.stdout.count("page: ") == 1
+    assert not list((place / "launched").glob(".*"))
 
 
 def test_interrupt_while_pytorch_is_being_imported_is_a_line_too(place: Path) -> None:

@@ -100,7 +100,7 @@ def keyword_arguments(option: str, texts: Iterable[str] | None) -> dict[str, Any
             raise SeparableValueError(f"{option} {text}: expected name=value")
         try:
             arguments[key] = _JSON[value] if value in _JSON else ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             arguments[key] = value
     return arguments
 

@@ -54,7 +54,7 @@ def convert(
     evaluate: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Measure the accuracy of both networks on this split, too.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draw.")] = 0,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
@@ -97,6 +97,7 @@ def convert(
         "image_size": image_size,
         "mean": channel_values("--mean", mean),
         "std": channel_values("--std", std),
+        "progress": progress,
     }
     source = load_data(data, split, **prepared)
     held_out = None if evaluate is None else load_data(data, evaluate, **prepared)

@@ -54,10 +54,16 @@ def evaluate(
         evaluated = build_network(network, arguments, weights, trained=True)
     else:
         raise SeparableError(f"there is no folder {network}: --model goes with a folder that convert wrote")
+    progress = not (quiet or json)
     source = load_data(
-        data, split, image_size=image_size, mean=channel_values("--mean", mean), std=channel_values("--std", std)
+        data,
+        split,
+        image_size=image_size,
+        mean=channel_values("--mean", mean),
+        std=channel_values("--std", std),
+        progress=progress,
     )
-    result = evaluate_network(evaluated, source, batch_size, progress=not (quiet or json))
+    result = evaluate_network(evaluated, source, batch_size, progress=progress)
     if json:
         print_json(result.to_dict())
     else:

@@ -66,7 +66,12 @@ def export(
     compared = None
     if data is not None:
         source = load_data(
-            data, split, image_size=image_size, mean=channel_values("--mean", mean), std=channel_values("--std", std)
+            data,
+            split,
+            image_size=image_size,
+            mean=channel_values("--mean", mean),
+            std=channel_values("--std", std),
+            progress=not json,
         )
         compared = source.sample(min(images, len(source)))
     network, _ = converted_network(folder, model, keyword_arguments("--model-arg", model_arg), weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,9 +65,10 @@ def recover(
     from torch_separable.cli.report import page_of
     from torch_separable.convert import Plan
     from torch_separable.files import read_json
+    from torch_separable.locking import is_first_process
     from torch_separable.measure import compare
     from torch_separable.networks import built_by
-    from torch_separable.recover import EpochRecord, load_data
+    from torch_separable.recover import EpochRecord, RecoverConfig, load_data
     from torch_separable.recover import evaluate as evaluate_network
     from torch_separable.recover import recover as distil
     from torch_separable.recover.journal import read_records
@@ -74,40 +77,55 @@ def recover(
 
     if not 0 <= hold_out < 1:
         raise SeparableValueError(f"--hold-out {hold_out}: must be a share, at least 0 and below 1")
+    # The dense network was trained on the held-out images, too: they show the course, and do not choose by it.
+    config = RecoverConfig.from_dict({"epochs": epochs, "keep": "last", **keyword_arguments("--set", setting)})
     student, dense = converted_network(
         folder, model, keyword_arguments("--model-arg", model_arg), None, teacher=teacher
     )
+    network = built_by(dense)
+    assert network is not None
+    network.check("the network to recover")  # what could not be written in the end
+    place = output or folder / "recovered"
+    check_output(place, folder)
+    progress = not (quiet or json)
     source = load_data(
-        data, split, image_size=image_size, mean=channel_values("--mean", mean), std=channel_values("--std", std)
+        data,
+        split,
+        image_size=image_size,
+        mean=channel_values("--mean", mean),
+        std=channel_values("--std", std),
+        progress=progress,
     )
     validation = None
     if source.labelled and (held := round(len(source) * hold_out)):
+        if held == len(source):
+            raise SeparableValueError(f"--hold-out {hold_out}: none of the {held} images would be left to train on")
         # At random, for image folders come class by class; the same ones each time, so that a run can go on.
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
         source, validation = source.subset(order[held:]), source.subset(order[:held])
-    place = output or folder / "recovered"
-    progress = not (quiet or json)
-    settings = keyword_arguments("--set", setting)
-    history: list[EpochRecord] = []
 
     def follow(record: EpochRecord) -> None:
-        history.append(record)
-        if not (quiet or json):
-            print(record)
+        if not progress:
+            return
+        try:
+            print(record, flush=True)
+        except BrokenPipeError:  # the reader (as `head`) has seen enough; the weights are wanted all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     recovered = distil(
         student,
         dense,
         source,
+        config,
         validation=validation,
         output_dir=place,
         resume=not fresh,
         progress=progress,
         on_epoch=follow,
-        # The dense network was trained on the held-out images, too: they show the course, and do not choose by it.
-        **{"epochs": epochs, "keep": "last", **settings},
     )
-    described = {"data": source.describe(), "teacher": str(teacher), "epochs": epochs, "set": setting}
+    if not is_first_process():
+        return
+    described = {"data": source.describe(), "teacher": str(teacher), "epochs": config.epochs, "set": setting}
     # A run that goes on from a checkpoint has its first epochs in the log alone.
     epochs_done = [record for record in read_records(place / LOG) if record["kind"] == "epoch"]
     tried = [record["validation"] for record in epochs_done if record["validation"]]
@@ -116,7 +134,7 @@ def recover(
     if validation is not None and tried:
         before = evaluate_network(dense, validation, progress=progress).to_dict()
         converted, kept = tried[0], tried[-1]
-        if settings.get("keep") == "best":
+        if config.keep == "best":
             kept = max(tried, key=lambda result: (result["accuracy"], -result["loss"]))
     converted_by = read_json(folder / runs.CONFIG, "how the network was converted").get("command")
     results = {
@@ -133,16 +151,27 @@ def recover(
         "epochs": epochs_done,
         "commands": [command for command in (converted_by, runs.command_line()) if isinstance(command, str)],
     }
-    network = built_by(dense)
-    assert network is not None
     plan = Plan.load(folder / runs.PLAN)
     runs.write_run(place, recovered, plan, network, described, results, command=runs.command_line())
     if json:
-        print_json({"weights": str(place / runs.WEIGHTS), "epochs": [record.to_dict() for record in history]})
+        print_json({"weights": str(place / runs.WEIGHTS), "epochs": epochs_done})
     else:
         print(results_table(results))
         print(f"written to {place}: try it with separable evaluate {place} ...")
     print(page_of(place))
+
+
+def check_output(place: Path, folder: Path) -> None:
+    """Refuse to write over a network that is not of an earlier recovery, before anything is computed."""
+    from torch_separable import runs
+    from torch_separable.recover.run import CHECKPOINT, LOG
+
+    runs.check_place(place)
+    if place.exists() and place.samefile(folder):
+        raise SeparableError(f"{place} is the folder of the network that is to be recovered: choose another folder")
+    recovery = (place / CHECKPOINT).exists() or (place / LOG).exists()
+    if (place / runs.WEIGHTS).exists() and not recovery:
+        raise SeparableError(f"{place} already holds another network: choose another folder")
 
 
 def converted_network(
