@@ -81,7 +81,7 @@ def _dropped_in_place(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
 
 
 def _width_attention(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    y = first(x[:1])
+    y = first(x[:1, :, :, :3])  # as wide as it has channels
     return second(y * torch.sigmoid(y.mean((1, 2))))
 
 
