@@ -269,7 +269,10 @@ def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path,
     complex_ones = [name for name, tensor in expected.items() if given[name].is_complex() and not tensor.is_complex()]
     if complex_ones:
         raise SeparableError(f"{where} holds complex weights ({_some(complex_ones)}), and the network has real ones")
-    broken = [name for name, dtype in types.items() if not _finite(given[name].to(dtype))]
+    free = infinite_at_will(model)
+    broken = [
+        name for name, dtype in types.items() if not (_numbers if name in free else _finite)(given[name].to(dtype))
+    ]
     if broken:
         raise SeparableError(
             f"{where} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
@@ -285,11 +288,29 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_nested)
 
 
+def infinite_at_will(model: nn.Module) -> set[str]:
+    """Names of the buffers in which infinities have their uses, as in masks: all but the statistics of batch norms."""
+    return {
+        f"{name}.{buffer}" if name else buffer
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in module._buffers
+    }
+
+
 def _finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     wide = tensor.float() if tensor.itemsize == 1 else tensor  # not every 8-bit type can be asked
     return bool(wide.isfinite().all())
+
+
+def _numbers(tensor: Tensor) -> bool:
+    """Whether no value is NaN."""
+    if not tensor.is_floating_point():
+        return True
+    wide = tensor.float() if tensor.itemsize == 1 else tensor
+    return not bool(wide.isnan().any())
 
 
 def _some(names: list[str], separator: str = ", ", most: int = 3) -> str:

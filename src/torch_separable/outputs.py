@@ -39,10 +39,14 @@ def logits_of(output: object) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode for the block, and back into its own mode afterwards."""
+    """Put every module into evaluation mode for the block, and back into its own mode afterwards.
+
+    By its flag alone: a network's own ``train`` and ``eval`` may do more, as merging adapters into weights.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, mode in modes:

@@ -150,11 +150,13 @@ def _counted(plan: Plan, dense: nn.Module, model: nn.Module, input_shape: tuple[
     if not all(plan.parameters):
         plan = replace(plan, parameters=(_parameters(dense), _parameters(model)))
     if not all(plan.macs) and input_shape is not None:
-        example = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1)).detach()
-        image = torch.zeros(1, *input_shape)
-        separable = analyze(model, image.to(example.device, example.dtype)).macs
-        plan = replace(plan, macs=(analyze(dense, image).macs, separable))
+        plan = replace(plan, macs=(_macs(dense, input_shape), _macs(model, input_shape)))
     return plan
+
+
+def _macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+    example = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(1)).detach()
+    return analyze(module, example.new_zeros(1, *input_shape)).macs
 
 
 def _parameters(module: nn.Module) -> int:

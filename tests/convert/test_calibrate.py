@@ -191,7 +191,7 @@ def test_memory_is_bounded() -> None:
             statistics = calibrate(model, given, memory=bound)
             apply(model, plan(model, statistics, rank=2, order="depthwise_first"), statistics)
         if bound == memory:
-            assert live.most - running.most <= memory
+            assert live.most - running.most - given.nbytes <= memory  # the images, laid out anew, come besides
         else:
             assert live.most - running.most > 1.5 * memory, "more would be taken where more may be"
 

@@ -365,3 +365,19 @@ def test_batch_norms_keep_their_statistics_in_distillation_and_not_in_training_o
     assert torch.equal(distilled[1].running_mean, student[1].running_mean)
     assert not torch.equal(distilled[1].weight, student[1].weight)
     assert not torch.equal(trained[1].running_mean, student[1].running_mean)
+
+
+def test_networks_that_flatten_by_view_are_trained() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(256, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.conv(x).relu().view(len(x), -1))
+            return result
+
+    data = ImageData("noise", "train", torch.rand(16, 3, 8, 8))
+    student, teacher = Viewing(), Viewing()
+    recovered = recover(student, teacher, data, epochs=1, batch_size=8, progress=False)
+    assert not torch.equal(recovered.head.weight, student.head.weight)

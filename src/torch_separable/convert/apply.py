@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -230,9 +231,24 @@ def _replace(student: nn.Module, layer: LayerPlan, factors: tuple[Factors, ...],
     conv = student.get_submodule(layer.name)
     separable = separable_of(conv, factors, bias)
     for parent in list(student.modules()):
-        for key, child in list(parent._modules.items()):
-            if child is conv:
-                setattr(parent, key, separable)
+        # Also where it stands in a list or dictionary besides: by that a network may call it.
+        parent.__dict__.update(_exchanged(vars(parent), conv, separable))
+
+
+def _exchanged(held: Any, conv: nn.Module, separable: nn.Module, within: tuple[Any, ...] = ()) -> Any:
+    """What is held, with ``separable`` for ``conv``; lists and dictionaries are changed in place."""
+    if held is conv:
+        return separable
+    if type(held) not in (tuple, list, dict, OrderedDict) or any(held is outer for outer in within):
+        return held
+    within = (*within, held)
+    if type(held) is tuple:
+        return tuple(_exchanged(value, conv, separable, within) for value in held)
+    for key, value in list(held.items() if isinstance(held, dict) else enumerate(held)):
+        exchanged = _exchanged(value, conv, separable, within)
+        if exchanged is not value:
+            held[key] = exchanged
+    return held
 
 
 def separable_of(conv: Any, factors: tuple[Factors, ...], bias: Tensor | None) -> nn.Module:
@@ -283,6 +299,10 @@ def separable_of(conv: Any, factors: tuple[Factors, ...], bias: Tensor | None) -
     if last.bias is not None and own is not None:
         last.bias.requires_grad_(own.requires_grad)
     layer.train(conv.training)
+    # What the network put on its convolution, and may ask it for.
+    base = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(conv, kind))
+    usual = {"weight", *vars(base(1, 1, 1, device="meta")), *vars(layer)}
+    layer.__dict__.update({name: value for name, value in vars(conv).items() if name not in usual})
     for hooks in _HOOKS:
         kept = {i: h for i, h in getattr(conv, hooks).items() if not isinstance(h, COMPUTES_WEIGHT)}
         getattr(layer, hooks).update(kept)

@@ -18,6 +18,7 @@ from torch_separable.convert.record import Batch, Flow, Recording, placed, recor
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.files import infinite_at_will
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.progress import progress_bar
@@ -75,7 +76,7 @@ class Statistics:
     Attributes:
         layers: the convertible convolutions that ran, in the order in which they run.
         kept: why other convolutions stay, by module name.
-        batches: the calibration images, channels-last where they are images.
+        batches: the calibration images, channels-last where the network can take that.
         outputs: the dense network's outputs for them, flat for each image, shape (N, ...).
         macs: multiply-accumulates of the whole dense network for each image.
         parameters: of the whole dense network.
@@ -131,6 +132,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
     if "" in found.convertible:
         raise SeparableError("the network is a single convolution, which has no place in a network: wrap it in one")
     refresh_weights(model)
+    batches = _laid_out(model, batches)
     # A first look: which layers run, in which order, and how often.
     once = record(model, [_first(batches[0], _FEWEST_IMAGES)], found.convertible, dict.fromkeys(found.convertible, 1))
     running = {name: found.convertible[name] for name in once}
@@ -279,9 +281,7 @@ def _dense_moments(conv: Conv, recording: Recording) -> tuple[Moments, ...]:
 
 
 def batches_of(images: Images) -> tuple[Batch, ...]:
-    """Check images and cut them into batches; images of two dimensions are laid out channels-last.
-
-    Convolutions keep that layout up, and a pass through a network is up to a third faster in it.
+    """Check images and cut them into batches.
 
     Raises:
         SeparableError: none, too few, or NaN or infinity among them.
@@ -326,35 +326,50 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
         raise SeparableError(
             f"{count} calibration images: at least {_FEWEST_IMAGES} are needed, and 256 to 1,024 recommended"
         )
-    return tuple(map(_channels_last, batches))
+    return batches
 
 
-def _channels_last(batch: Batch) -> Batch:
+def _laid_out(model: nn.Module, batches: Sequence[Batch]) -> tuple[Batch, ...]:
+    """Lay images of two dimensions out channels-last, unless the network needs PyTorch's usual layout.
+
+    Convolutions keep that layout up, and a pass through a network is up to a third faster in it; but what flattens
+    their outputs by ``view`` cannot take it.
+    """
+    try:
+        with evaluating(model), torch.no_grad():
+            run(model, _first(_as(torch.channels_last, batches[0]), _FEWEST_IMAGES))
+    except SeparableError:  # what is wrong besides is told where all images are run
+        return tuple(_as(torch.contiguous_format, batch) for batch in batches)
+    return tuple(_as(torch.channels_last, batch) for batch in batches)
+
+
+def _as(layout: torch.memory_format, batch: Batch) -> Batch:
     def one(value: Tensor) -> Tensor:
         images = value.dim() == 4 and value.is_floating_point()
-        return value.contiguous(memory_format=torch.channels_last) if images else value
+        return value.contiguous(memory_format=layout) if images else value
 
     return {name: one(value) for name, value in batch.items()} if isinstance(batch, Mapping) else one(batch)
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise a SeparableError that names the first parameter or buffer holding NaN or infinity."""
+    """Raise a SeparableError that names the first parameter or buffer holding NaN, or infinity where it has no use."""
+    free = infinite_at_will(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise SeparableError(f"weights {name} do not exist yet: load them, or run the network on an image first")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and (tensor.isnan() if name in free else ~tensor.isfinite()).any():
             raise SeparableError(f"weights {name} hold NaN or infinity: load the weights of a finished training")
 
 
 def network_outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """Run the network in evaluation mode; return its outputs, flat for each image, in float32."""
-    with evaluating(model), rank_by_rank(model), torch.inference_mode():
+    with evaluating(model), rank_by_rank(model), torch.no_grad():
         return joined(model, [logits_of(run(model, batch)) for batch in batches])
 
 
 def joined(model: nn.Module, logits: Sequence[Tensor]) -> Tensor:
     """Logits of each batch as one tensor, flat for each image, in float32."""
-    outputs = [tensor.float().flatten(1).cpu() for tensor in logits]
+    outputs = [flat(tensor) for tensor in logits]
     for i, output in enumerate(outputs):
         if output.shape[1] != outputs[0].shape[1]:
             raise SeparableError(
@@ -362,6 +377,11 @@ def joined(model: nn.Module, logits: Sequence[Tensor]) -> Tensor:
                 f"images, and {outputs[0].shape[1]:,} for the first: give images of one size"
             )
     return torch.cat(outputs)
+
+
+def flat(logits: Tensor) -> Tensor:
+    """A batch's logits flat for each image, (n, ...), in float32 on the CPU."""
+    return logits.detach().float().cpu().reshape(len(logits) if logits.dim() else 1, -1)
 
 
 def norm_affine(model: nn.Module, name: str | None, channels: int) -> tuple[Tensor, Tensor]:
@@ -374,8 +394,9 @@ def norm_affine(model: nn.Module, name: str | None, channels: int) -> tuple[Tens
     if norm.running_mean is None or norm.running_var is None:
         return scale, shift
     scale = (norm.running_var.cpu().double() + norm.eps).rsqrt()
-    if norm.affine:
+    if norm.weight is not None:
         scale = scale * norm.weight.detach().cpu().double()
+    if norm.bias is not None:
         shift = norm.bias.detach().cpu().double()
     return scale, shift - scale * norm.running_mean.cpu().double()
 

@@ -115,8 +115,9 @@ def convert(
     chosen = plan(model, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress)
     converted = apply(model, chosen, statistics, progress=progress)
     outputs = network_outputs(converted, statistics.batches)
-    difference = (outputs - statistics.outputs).square().mean()
-    variance = statistics.outputs.var(dim=0, unbiased=False).mean().clamp_min(1e-30)
+    finite = statistics.outputs.isfinite().all(0)  # all but those that are masked
+    difference = (outputs - statistics.outputs)[:, finite].square().mean()
+    variance = statistics.outputs[:, finite].var(dim=0, unbiased=False).mean().clamp_min(1e-30)
     report = Report(
         macs=chosen.macs,
         parameters=chosen.parameters,

@@ -63,7 +63,7 @@ def time_layers(
     convs = survey(model).convertible
     first = statistics.batches[0]
     one: Any = first[:1] if isinstance(first, Tensor) else {k: v[:1] for k, v in first.items()}
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         timers: dict[Any, _Timer] = {None: timer(model, one)}
         for layer, possible in zip(statistics.layers, choices, strict=True):
             conv = convs[layer.name]

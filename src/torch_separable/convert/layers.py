@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from torch_separable.cost.formulas import ConvSpec
+from torch_separable.nn.separable import SEPARABLE
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BASES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SEPARABLE: tuple[type[nn.Module], ...] = tuple(SEPARABLE.values())
 # Hooks that compute the weight before each call. A parametrisation (`torch.nn.utils.parametrize`) needs none.
 COMPUTES_WEIGHT = (WeightNorm, SpectralNorm, BasePruningMethod)
 
@@ -50,11 +54,19 @@ def survey(model: nn.Module) -> Survey:
     """
     convertible: dict[str, Conv] = {}
     kept: dict[str, str] = {}
+    halves: set[int] = set()
+    uses = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     for name, module in model.named_modules():
+        if isinstance(module, _SEPARABLE):
+            halves |= {id(part) for part in module.modules()}
         if isinstance(module, _TRANSPOSED):
             kept[name] = "transposed convolution: its factorisations are not implemented"
         elif isinstance(module, _BASES):
             reason = _reason_to_keep(module)
+            if reason is None and id(module) in halves:
+                reason = "half of a separable layer already"
+            if reason is None and uses[id(module._parameters.get("weight"))] > 1 and "weight" in module._parameters:
+                reason = "its kernel is another layer's as well"
             if reason is None:
                 convertible[name] = module
             else:
@@ -71,6 +83,9 @@ def _reason_to_keep(conv: Conv) -> str | None:
     for method in ("forward", "_conv_forward"):
         if method in vars(conv) or getattr(type(conv), method) is not getattr(base, method):
             return f"{type(conv).__name__} computes something else than {base.__name__}: it overrides {method}"
+    computed = "weight" not in conv._parameters and not parametrize.is_parametrized(conv, "weight")
+    if computed and not any(isinstance(hook, COMPUTES_WEIGHT) for hook in conv._forward_pre_hooks.values()):
+        return "its weight is computed by code that a separable layer could not run"
     if conv.weight.is_complex():
         return "complex weights"
     return None

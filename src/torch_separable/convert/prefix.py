@@ -9,7 +9,7 @@ runs again as it stands; its operations up to that layer are answered from what 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+_SMALL = 1024  # bytes of a tensor that is kept in any case
+_PLAIN = (int, float, str, torch.dtype, torch.device, torch.memory_format, type(None))
 
 
 class Prefix:
     """What a network computed before one of its layers, kept for passes over the same batches.
 
     Whatever the network computes before the layer must be the same in every pass: later passes may exchange this layer
-    and those after it, and none before.
+    and those after it, and none before. Tensors that are no longer in use are given without their values, but for those
+    up to a kilobyte or not of floating point, which a network may read by ``tolist`` or ``numpy``.
 
     Args:
         memory: bytes that the kept tensors may take; batches beyond run from the beginning.
@@ -64,7 +68,7 @@ class Prefix:
             handle.remove()
             if mode.result is not None:
                 self.known[index] = mode.result
-        if answers and not mode.reached:
+        if answers and not mode.reached and not mode.live:
             raise _Diverged  # it ended on answers alone
         return returned
 
@@ -101,6 +105,7 @@ class _Step:
     """
 
     func: Any
+    given: tuple[Any, ...]
     leaves: tuple[Any, ...] | None = None
     structure: TreeSpec | None = None
 
@@ -121,12 +126,14 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Seen:
-    """An operation of the pass in progress, and where its results lie."""
+    """An operation of the pass in progress, and where its results lie; those that may be read are held."""
 
     func: Any
+    given: tuple[Any, ...]
     leaves: tuple[Any, ...] | None = None
     memory: tuple[StorageWeakRef | None, ...] = ()
     structure: TreeSpec | None = None
+    held: tuple[Tensor, ...] = ()
 
 
 class _Diverged(BaseException):  # nothing that a network catches
@@ -142,7 +149,8 @@ class _Mode(TorchDispatchMode):
         self.known = deque(known.steps)
         self.seen: list[_Seen] = []
         self.room = room
-        self.open, self.reached = True, False
+        self.open, self.reached, self.live = True, False, False
+        self.own: set[int] = set()  # memory that came to be in this pass
         self.result: _Known | None = None
 
     def __torch_dispatch__(
@@ -152,17 +160,19 @@ class _Mode(TorchDispatchMode):
         if not self.open:
             return func(*args, **kwargs)
         step = self.known.popleft() if self.known else None
-        if step is not None and step.func is not func:
+        given = tuple(map(_form, tree_leaves((args, kwargs))))
+        if step is not None and (step.func is not func or step.given != given):
             raise _Diverged
+        self.live |= step is None
         if func.is_view:
-            self.seen.append(_Seen(func))
+            self.seen.append(_Seen(func, given))
             return func(*args, **kwargs)
         if func._schema.is_mutable:
             written = _written(func, args, kwargs)
-            if written is None:
+            if written is None or not self._are_own(_targets(func, args, kwargs).values()):
                 self.open = False  # nothing is kept of such a pass
                 return func(*args, **kwargs)
-            self.seen.append(_Seen(func))
+            self.seen.append(_Seen(func, given))
             return func(*args, **kwargs) if step is None else written[0]
         result = func(*args, **kwargs) if step is None else step.answer()
         leaves, structure = tree_flatten(result)
@@ -170,9 +180,16 @@ class _Mode(TorchDispatchMode):
             self.open = False
             return result
         memory = tuple(StorageWeakRef(x.untyped_storage()) if isinstance(x, Tensor) else None for x in leaves)
+        self.own |= {reference.cdata for reference in memory if reference is not None}
         outlines = tuple(_Outline.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        self.seen.append(_Seen(func, outlines, memory, structure))
+        held = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor) and _may_be_read(leaf))
+        self.seen.append(_Seen(func, given, outlines, memory, structure, held))
         return result
+
+    def _are_own(self, written: Iterable[Any]) -> bool:
+        """Whether all that is written into came to be in this pass, so that its final state is kept with the rest."""
+        tensors = [leaf for leaf in tree_leaves(list(written)) if isinstance(leaf, Tensor)]
+        return all(StorageWeakRef(tensor.untyped_storage()).cdata in self.own for tensor in tensors)
 
     def close(self, *_: Any) -> None:
         """The layer is reached: keep what is in use, and let all operations pass from now on."""
@@ -187,13 +204,27 @@ class _Mode(TorchDispatchMode):
         size = sum(memory.nbytes() for each in in_use for memory in each if memory is not None)
         if size <= self.room:
             steps = [
-                _Step(seen.func)
+                _Step(seen.func, seen.given)
                 if seen.leaves is None
-                else _Step(seen.func, tuple(map(_kept, seen.leaves, each)), seen.structure)
+                else _Step(seen.func, seen.given, tuple(map(_kept, seen.leaves, each)), seen.structure)
                 for seen, each in zip(self.seen, in_use, strict=True)
             ]
             self.result = _Known(tuple(steps), size)
         self.seen = []
+
+
+def _form(argument: Any) -> Any:
+    """What an argument must be again for an operation to be the same: a number its value, a tensor its form."""
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.dtype
+    if isinstance(argument, float):
+        return repr(argument)  # by which NaN is what it was
+    return argument if isinstance(argument, _PLAIN) else type(argument)
+
+
+def _may_be_read(tensor: Tensor) -> bool:
+    """Whether a network may look at a result other than by operations, as it does at numbers and indices."""
+    return tensor.nbytes <= _SMALL or not tensor.is_floating_point()
 
 
 def _is_plain(leaf: Any) -> bool:
@@ -217,11 +248,7 @@ def _kept(leaf: Any, memory: torch.UntypedStorage | None) -> Any:
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any] | None:
     """What an operation that writes into its arguments returns of them; ``None`` where it returns other things, too."""
-    targets = {}
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = kwargs.get(argument.name) if i >= len(args) else args[i]
-            targets[frozenset(argument.alias_info.before_set)] = value
+    targets = _targets(func, args, kwargs)
     values = []
     for returned in func._schema.returns:
         alias = returned.alias_info
@@ -229,3 +256,13 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tup
             return None
         values.append(targets[frozenset(alias.before_set)])
     return (values[0] if len(values) == 1 else tuple(values) or None,)
+
+
+def _targets(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[frozenset[str], Any]:
+    """The arguments that an operation writes into, by the names that its schema gives their memory."""
+    targets = {}
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = kwargs.get(argument.name) if i >= len(args) else args[i]
+            targets[frozenset(argument.alias_info.before_set)] = value
+    return targets

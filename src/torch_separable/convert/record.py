@@ -110,11 +110,12 @@ def record(
     first = next(iter(layers.values()), model)
     with evaluating(model), torch.no_grad(), recorder.attached():
         for i, batch in enumerate(batches):
+            given = placed(model, batch)
 
-            def call(i: int = i, batch: Batch = batch) -> Any:
+            def call(i: int = i, batch: Batch = batch, given: Batch = given) -> Any:
                 recorder.begin_batch(i, batch)
                 with recorder:
-                    return run(model, batch)
+                    return run_on(model, given)
 
             try:
                 returned = call() if prefix is None else prefix.run(i, first, call)
@@ -129,12 +130,16 @@ def record(
 
 
 def run(model: nn.Module, batch: Batch) -> Any:
-    """Call ``model`` on a batch, on the device and (for images) in the dtype of its parameters.
+    """Call ``model`` on a copy of a batch, on the device and (for images) in the dtype of its parameters.
 
     Raises:
         SeparableError: the model refuses the batch; the message holds its shape and the reason.
     """
-    batch = placed(model, batch)
+    return run_on(model, placed(model, batch))
+
+
+def run_on(model: nn.Module, batch: Batch) -> Any:
+    """Call ``model`` on what `placed` made of a batch; errors are those of `run`."""
     try:
         return model(**batch) if isinstance(batch, Mapping) else model(batch)
     except SeparableError:
@@ -149,17 +154,15 @@ def run(model: nn.Module, batch: Batch) -> Any:
 
 
 def placed(model: nn.Module, batch: Batch) -> Batch:
-    """Return a batch on the device and, where it is floating point, in the dtype of the model's parameters.
+    """Return a copy of a batch on the device and, where it is floating point, in the dtype of the model's parameters.
 
-    Images come channels-last: convolutions keep that up, and are up to a third faster so.
+    A network may change its input in place; the batch stays for other passes.
     """
     reference = next(model.parameters(), torch.zeros(()))
 
     def one(value: Tensor) -> Tensor:
-        images = value.dim() == 4 and value.is_floating_point()
-        layout = torch.channels_last if images else torch.preserve_format
         dtype = reference.dtype if value.is_floating_point() else value.dtype
-        return value.to(reference.device, dtype, memory_format=layout)
+        return value.to(reference.device, dtype, copy=True)
 
     return {name: one(value) for name, value in batch.items()} if isinstance(batch, Mapping) else one(batch)
 
@@ -303,7 +306,7 @@ class _Recorder(TorchDispatchMode):
                     )
             index = self._draw(name, call, (result.shape[0], *result.shape[2:]))
             if self.wants_patches:
-                seen.patches.add(patches_of(conv, given), index, self.batches)
+                seen.patches.add(patches_of(conv, given.detach()), index, self.batches)
             seen.outputs.append(_at(result, index))
             if self.batch == 0:
                 seen.input_size = tuple(given.shape[2:])
@@ -413,4 +416,4 @@ def _is_plain_sum(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 def _at(tensor: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     """Values of (N, M, *size) at pixels, (P, M), in single precision on the CPU."""
     where: tuple[Any, ...] = (index[0], slice(None), *index[1:])
-    return tensor[where].float().cpu()
+    return tensor.detach()[where].float().cpu()

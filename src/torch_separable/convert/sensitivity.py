@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_separable.convert.calibrate import LayerStatistics, Statistics, over_processes
+from torch_separable.convert.calibrate import LayerStatistics, Statistics, flat, over_processes
 from torch_separable.convert.factorize import Factors, Moments, Order, decouple, decouple_weighted, output_error
 from torch_separable.convert.layers import Conv, grouped_weight
 from torch_separable.convert.plan import Method
 from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.reconstruct import biases, fit_groups, importance_of
-from torch_separable.convert.record import Batch, images_in, input_of, run
+from torch_separable.convert.record import Batch, images_in, input_of, placed, run_on
 from torch_separable.outputs import evaluating, logits_of
 
 Choice = tuple[Order, int]
@@ -181,12 +181,14 @@ def _change(
 
     handle = conv.register_forward_hook(exchanged, prepend=True, with_kwargs=True)
     try:
-        with evaluating(model), torch.inference_mode():
-            returned = [prefix.run(i, conv, partial(run, model, batch)) for i, batch in enumerate(batches)]
-            outputs = [logits_of(output).float().flatten(1).cpu() for output in returned]
+        with evaluating(model), torch.no_grad():
+            returned = [
+                prefix.run(i, conv, partial(run_on, model, placed(model, batch))) for i, batch in enumerate(batches)
+            ]
+            outputs = [flat(logits_of(output)) for output in returned]
     finally:
         handle.remove()
-    squared = (torch.cat(outputs) - reference).square()
+    squared = (torch.cat(outputs) - reference)[:, reference.isfinite().all(0)].square()  # without masked ones
     total, count = over_processes(squared.sum(dtype=torch.float64), torch.tensor(squared.numel(), dtype=torch.float64))
     return float(total / count)
 

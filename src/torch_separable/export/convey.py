@@ -91,7 +91,7 @@ def export(
     compared = torch.randn(_NOISE, *shape, generator=torch.Generator().manual_seed(0)) if images is None else images
     batches = _batches(compared.detach().cpu().float(), batch)
     with torch.no_grad():
-        expected = torch.cat([ready(one) for one in batches])
+        expected = torch.cat([ready(one.clone()) for one in batches])  # it may change its input in place
     largest = float(expected.abs().max())
     parity = {name: _difference(name, run, batches, expected) for name, run in runtimes.items()}
     allowed = TOLERANCE[form] * max(1.0, largest)
@@ -154,7 +154,7 @@ def _batches(images: Tensor, batch: int | None) -> list[Tensor]:
 def _difference(name: str, run: Callable[[Tensor], Tensor], batches: list[Tensor], expected: Tensor) -> float:
     try:
         with torch.no_grad():
-            outputs = torch.cat([run(one) for one in batches])
+            outputs = torch.cat([run(one.clone()) for one in batches])
     except Exception as error:
         raise SeparableError(f"{name} cannot run what was exported: {error}") from error
     if outputs.shape != expected.shape:

@@ -78,13 +78,16 @@ def _fold(module: fx.GraphModule, conv: fx.Node, norm: fx.Node) -> None:
 
     layer, _, name = str(kernel.target).rpartition(".")
     owner = module.get_submodule(layer)
+    path = f"{layer}." if layer else ""
     shared = len(kernel.users) > 1 or _uses(module, str(kernel.target)) > 1
-    suffix = f"_{norm.name}" if shared else ""  # a kernel that runs elsewhere, too, stays for there
+    # What is called bias there may be of another convolution, or serve something else.
+    own = getattr(_bias_of(conv), "target", None) == f"{path}bias" and _uses(module, f"{path}bias") == 1
+    taken = getattr(owner, "bias", None) is not None and not own
+    suffix = f"_{norm.name}" if shared or taken else ""  # what runs elsewhere, too, stays for there
     dtype = _stored(module, kernel).dtype
     with module.graph.inserting_before(conv):
         for key, value in ((name, weight * scale.view(-1, *[1] * (weight.dim() - 1))), ("bias", shift)):
             setattr(owner, key + suffix, nn.Parameter(value.to(dtype), requires_grad=False))
-        path = f"{layer}." if layer else ""
         folded = tuple(module.graph.get_attr(f"{path}{key}{suffix}") for key in (name, "bias"))
     conv.args = (conv.args[0], *folded, *conv.args[3:])
     conv.kwargs = {key: value for key, value in conv.kwargs.items() if key != "bias"}

@@ -100,7 +100,12 @@ def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
     if importlib.util.find_spec("openvino") is not None:
         ov = optional("openvino", "export")
         core = ov.Core()
-        # Without the hint, processors with bfloat16 instructions compute in it, to three digits.
-        compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        try:
+            # Without the hint, processors with bfloat16 instructions compute in it, to three digits.
+            compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [""])[-1]
+            warnings.warn(f"OpenVINO {ov.__version__} refuses the file: {reason}", stacklevel=3)
+            return found
         found["OpenVINO"] = lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
     return found

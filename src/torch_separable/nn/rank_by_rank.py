@@ -91,6 +91,6 @@ def _forward(layer: _DepthwiseSeparableConv, input: Tensor) -> Tensor:
         total = part if total is None else total + part
     assert total is not None
     for name in ("bn2", "act2"):
-        if hasattr(layer, name):
+        if getattr(layer, name, None) is not None:
             total = getattr(layer, name)(total)
     return total

@@ -154,6 +154,13 @@ class _DepthwiseSeparableConv(nn.Module):
         except SeparableError as error:
             raise AttributeError(str(error)) from error
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the second of the two, as networks ask their convolutions for it."""
+        last: Any = self.conv_pw if self.order == "depthwise_first" else self.conv_dw
+        bias: Tensor | None = last.bias
+        return bias
+
     def extra_repr(self) -> str:
         """Say what the children do not."""
         return (

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.outputs import evaluating
 from torch_separable.recover.config import RecoverConfig
 from torch_separable.recover.data import ImageData
-from torch_separable.recover.evaluate import logits_for, require_labels
+from torch_separable.recover.evaluate import device_of, logits_for, require_labels
 from torch_separable.recover.losses import watching
 
 
@@ -26,6 +27,22 @@ def check_data(data: ImageData, validation: ImageData | None, config: RecoverCon
             f"validation images have shape {validation.image_shape}, those to train on "
             f"{data.image_shape}: they must agree"
         )
+
+
+def layout_for(networks: Sequence[nn.Module], data: ImageData) -> torch.memory_format:
+    """Channels-last, unless a network cannot take that, as where it flattens the maps of convolutions by ``view``.
+
+    Convolutions of both kinds, forward and backward, are faster in this layout on CPU and GPU.
+    """
+    for network in networks:
+        device = device_of(network)
+        images = data.take(slice(0, 2))[0].to(device).contiguous(memory_format=torch.channels_last)
+        with evaluating(network), torch.no_grad():
+            try:
+                network(images)
+            except RuntimeError:  # what is wrong besides is told by `check_networks`
+                return torch.contiguous_format
+    return torch.channels_last
 
 
 def check_networks(

@@ -23,7 +23,7 @@ from torch_separable.outputs import logits_of
 from torch_separable.progress import Advance, progress_bar
 from torch_separable.recover.augment import Augmentation, derive_seed
 from torch_separable.recover.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
-from torch_separable.recover.checks import check_networks
+from torch_separable.recover.checks import check_networks, layout_for
 from torch_separable.recover.config import RecoverConfig
 from torch_separable.recover.data import UNLABELLED, ImageData
 from torch_separable.recover.evaluate import Evaluation, device_of, evaluate, evaluation_of
@@ -101,14 +101,14 @@ class Run:
         }
         if teacher is not None and config.needs_teacher:
             self.identity["teacher"] = describe_network(teacher)
-        # Convolutions of both kinds, forward and backward, are faster in this layout on CPU and GPU.
-        self.student = _moved(copy.deepcopy(student), self.device, torch.channels_last)
+        self.layout = layout_for([network for network in (student, teacher) if network is not None], data)
+        self.student = _moved(copy.deepcopy(student), self.device, self.layout)
         # By the student as it was given: a checkpoint to go on from has statistics of the run's own images.
         self.frozen = [m for m in self.student.modules() if config.frozen_norms and _has_statistics(m)]
         self.teacher: nn.Module | None = None
         self.features: tuple[str, ...] = ()
         if teacher is not None and config.needs_teacher:
-            self.teacher = _moved(copy.deepcopy(teacher), self.device, torch.channels_last)
+            self.teacher = _moved(copy.deepcopy(teacher), self.device, self.layout)
             self.teacher.eval().requires_grad_(False)
             if config.feature_weight:
                 self.features = matched_features(student, teacher, config.features)
@@ -254,7 +254,7 @@ class Run:
             partners, share = mixing[0], mixing[1].to(self.device)
             weight = share.view(-1, 1, 1, 1)
             images = weight * images + (1 - weight) * self._take(batch, partners)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             ours, theirs = logits_of(self.model(images)), None
             if self.teacher is not None:

@@ -1,0 +1,194 @@
+"""Networks that are written in ways of their own are converted all the same, and left as they were."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_separable as ts
+from torch_separable.convert import Budget
+from torch_separable.errors import SeparableError
+from torch_separable.nn import DepthwiseSeparableConv2d
+
+
+class Written(nn.Module):
+    """Two convolutions, and a head over what ``flat`` makes of their maps."""
+
+    def __init__(self, forward: Callable[[Written, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+        self.written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.written(self, x)
+
+
+def pooled(y: Tensor) -> Tensor:
+    return y.relu().mean((2, 3))
+
+
+def viewed(net: Written, x: Tensor) -> Tensor:
+    y = net.second(net.first(x).relu())
+    return net.head(y.view(len(x), 8, -1).mean(2))
+
+
+def changing_its_input(net: Written, x: Tensor) -> Tensor:
+    return net.head(pooled(net.second(net.first(x.mul_(2).sub_(1)).relu())) + x.mean())
+
+
+def reading_a_list(net: Written, x: Tensor) -> Tensor:
+    y = net.first(x).relu()
+    order = y.mean((2, 3)).mean(0).argsort().tolist()
+    return net.head(pooled(net.second(y[:, order])))
+
+
+def one_number(net: Written, x: Tensor) -> Tensor:
+    return net.head(pooled(net.second(net.first(x).relu())))[:, :1].squeeze(1)
+
+
+def taking_gradients(net: Written, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = net.first(x).relu().detach().requires_grad_()
+        (slope,) = torch.autograd.grad(y.square().sum(), y)
+    return net.head(pooled(net.second(slope)))
+
+
+def asking_for_the_bias(net: Written, x: Tensor) -> Tensor:
+    assert net.second.bias is not None
+    return net.head(pooled(net.second(net.first(x).relu())) + net.second.bias.mean() * 0)
+
+
+def masked(net: Written, x: Tensor) -> Tensor:
+    y = net.head(pooled(net.second(net.first(x).relu())))
+    return y.masked_fill(torch.tensor([False, True, False, False, False]), -torch.inf)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [viewed, changing_its_input, reading_a_list, one_number, taking_gradients, asking_for_the_bias, masked],
+)
+def test_a_network_converted_at_full_rank_is_what_it_was(forward: Callable[[Written, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, images = Written(forward).eval(), torch.randn(72, 3, 8, 8)
+    before = images.clone()
+    statistics = ts.calibrate(model, images)
+    plan = ts.plan(model, statistics, rank=9, order="depthwise_first")
+    converted = ts.apply(model, plan, statistics)
+    assert len(plan.converted) == 2
+    assert torch.equal(images, before)
+    fresh = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(converted(fresh.clone()), model(fresh.clone()), rtol=1e-3, atol=1e-3)
+    conversion = ts.convert(model, images, budget=Budget(macs=0.7))
+    assert 0 <= conversion.report.output_error < 1
+    assert torch.equal(images, before)
+
+
+def test_convolutions_that_stand_in_a_list_are_replaced_there() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = {"all": []}
+            for i in range(2):
+                conv = nn.Conv2d(4, 4, 3, padding=1)
+                self.add_module(f"conv{i}", conv)
+                self.stages["all"].append((conv, nn.ReLU()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for conv, relu in self.stages["all"]:
+                x = relu(conv(x))
+            return x
+
+    model, images = Listed().eval(), torch.randn(16, 4, 8, 8)
+    conversion = ts.convert(model, images, rank=1)
+    assert ts.analyze(conversion.model, images[:1]).macs == conversion.report.macs[1] < conversion.report.macs[0]
+    assert isinstance(model.stages["all"][0][0], nn.Conv2d)
+
+
+@pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
+def test_a_converted_network_is_converted_again(order: str) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval()
+    images = torch.randn(16, 4, 8, 8)
+    statistics = ts.calibrate(model, images)
+    plan = ts.plan(model, statistics, rank=2, order=order)  # type: ignore[arg-type]
+    once = ts.apply(model, plan, statistics)
+    once.append(nn.Conv2d(8, 4, 3))
+    twice = ts.convert(once, images, rank=1)
+    assert twice.report.converted == ("3",)
+    assert isinstance(twice.model[0], DepthwiseSeparableConv2d)
+
+
+def test_a_buffer_may_be_infinite_and_a_weight_may_not(tmp_path: object) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    model.register_buffer("mask", torch.full((2,), -torch.inf))
+    assert ts.convert(model, torch.randn(8, 3, 8, 8), rank=1).report.agreement >= 0
+    model.mask.fill_(torch.nan)
+    with pytest.raises(SeparableError, match="weights mask hold NaN"):
+        ts.calibrate(model, torch.randn(8, 3, 8, 8))
+
+
+def test_a_networks_own_train_is_not_called() -> None:
+    class Merging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.merged = nn.Conv2d(3, 4, 3), False
+
+        def train(self, mode: bool = True) -> Merging:
+            self.merged = not mode
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.conv(x)
+            return result
+
+    model = Merging()
+    ts.calibrate(model, torch.randn(8, 3, 8, 8))
+    assert model.training
+    assert not model.merged
+
+
+def test_what_a_network_put_on_its_convolutions_stays_there() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    model[0].place = [1, 2]  # type: ignore[assignment]
+    converted = ts.convert(model, torch.randn(8, 3, 8, 8), rank=1).model
+    assert converted[0].place == [1, 2]
+
+
+def test_a_weight_that_a_hook_of_the_networks_own_computes_is_kept() -> None:
+    def scaled(module: nn.Module, args: object) -> None:
+        module.weight = module.weight_orig * 2  # type: ignore[operator]
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    weight = model[0].weight
+    del model[0]._parameters["weight"]
+    model[0].weight_orig = nn.Parameter(weight.detach())
+    model[0].weight = weight.detach() * 2
+    model[0].register_forward_pre_hook(scaled)
+    conversion = ts.convert(model, torch.randn(8, 3, 8, 8), rank=1)
+    assert conversion.report.converted == ("1",)
+    assert "computed" in conversion.report.kept["0"]
+
+
+@pytest.mark.parametrize("changed", [{"bias": None}, {"weight": None, "bias": None}])
+def test_batch_norms_without_all_of_their_parameters(changed: dict[str, None]) -> None:
+    norm = nn.BatchNorm2d(8)
+    for name in changed:
+        setattr(norm, name, None)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU()).eval()
+    images = torch.randn(16, 3, 8, 8)
+    statistics = ts.calibrate(copy.deepcopy(model), images)
+    converted = ts.apply(model, ts.plan(model, statistics, rank=9, order="pointwise_first"), statistics)
+    torch.testing.assert_close(converted(images), model(images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_kernel_of_two_layers_stays_theirs() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[1].weight = model[0].weight
+    conversion = ts.convert(model, torch.randn(16, 4, 12, 12), rank=1)
+    assert conversion.report.converted == ("2",)
+    assert conversion.report.kept["0"] == "its kernel is another layer's as well"
+    assert conversion.model[1].weight is conversion.model[0].weight
