@@ -120,6 +120,13 @@ def test_numbers_keep_their_type(tmp_path: Path, conversion: Conversion, dtype: 
     assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {dtype}
 
 
+def test_a_loaded_network_of_another_type_is_counted_when_it_is_saved(tmp_path: Path, conversion: Conversion) -> None:
+    save(conversion, tmp_path / "one")
+    loaded = load(tmp_path / "one").to(torch.bfloat16)
+    save(loaded, tmp_path / "two", input_shape=(3, 32, 32))
+    assert Plan.load(tmp_path / "two" / runs.PLAN).macs == conversion.plan.macs
+
+
 def test_network_separable_from_the_start_is_saved_too(tmp_path: Path) -> None:
     network = mobilenet_v1(0.25, num_classes=4)
     assert same(load(save(network, tmp_path)), network)

@@ -140,3 +140,26 @@ def test_norm_is_folded_only_where_that_changes_nothing(model: nn.Module, folded
     assert fold_batch_norms(graph) == folded
     torch.testing.assert_close(graph(images), model(images), rtol=1e-5, atol=1e-5)
     assert fold_batch_norms(graph) == 0
+
+
+class Kernels(nn.Module):
+    """Two kernels in one module, each with a batch norm, and a bias that is of neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.ParameterList([torch.randn(8, 3, 3, 3), torch.randn(10, 8, 3, 3)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(10)])
+        self.bias = nn.Parameter(torch.randn(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for kernel, norm in zip(self.kernels, self.norms, strict=True):
+            x = norm(nn.functional.conv2d(x, kernel)).relu()
+        return x + self.bias.view(1, -1, 1, 1)
+
+
+def test_kernels_that_share_a_module_have_biases_of_their_own() -> None:
+    model, x = trained(Kernels()), torch.randn(2, 3, 8, 8)
+    graph = captured(model, x)
+    fold_batch_norms(graph)
+    assert operators(graph)["batch_norm"] == 0
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-4)

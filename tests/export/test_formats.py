@@ -90,6 +90,21 @@ def test_convolution_with_a_norm_is_two_conv_nodes_once_it_is_converted(tmp_path
     assert made.input_shape == (3, 12, 12)
 
 
+def test_a_file_that_openvino_refuses_is_written_all_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")).eval()
+    with pytest.warns(UserWarning, match=r"OpenVINO .* refuses the file"):
+        file = export(model, tmp_path / "ring.onnx", input_shape=(3, 8, 8))
+    assert list(file.parity) == ["ONNX Runtime"]
+
+
+def test_a_network_that_changes_its_input_is_exported(tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 8, 8)
+    before = images.clone()
+    export(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)), tmp_path / "net.pt2", images=images)
+    assert torch.equal(images, before)
+
+
 def test_mobilenet_is_conv_nodes_and_activations(tmp_path: Path) -> None:
     made = export(mobilenet_v1(0.25), tmp_path / "m.onnx", input_shape=(3, 64, 64))
     assert made.operators == {"Conv": 27, "Relu": 27, "ReduceMean": 1, "Gemm": 1}
