@@ -33,6 +33,8 @@ def test_json_is_one_document(separable: Callable[..., Any]) -> None:
         ((), "--input: give the shape of one image, as 3,224,224"),
         (("--input", "3,32,32", "--peers", "tvm"), "no engine is called tvm"),
         (("--input", "3,32,32", "--threads", "0"), "--threads 0: expected whole numbers"),
+        (("--input", "5,8,8"), "CifarResNet"),
+        (("--input", "3,32,32", "--dense-arg", "a=1"), "--dense-arg a=1: goes with --dense"),
     ],
 )
 def test_wrong_options_are_one_line(separable: Callable[..., Any], arguments: tuple[str, ...], message: str) -> None:

@@ -248,4 +248,5 @@ def test_attention_macs_are_those_of_its_two_products(
 
 def test_heads_that_share_keys_each_cost_their_own() -> None:
     shared = attention_macs((2, 8, 5, 16), (2, 2, 7, 16), (2, 2, 7, 16))
+    assert attention_macs((1, 1, 5, 16), (2, 8, 7, 16), (2, 8, 7, 16)) == 2 * 8 * 5 * 7 * (16 + 16)
     assert shared == attention_macs((2, 8, 5, 16), (2, 8, 7, 16), (2, 8, 7, 16)) == 2 * 8 * 5 * 7 * (16 + 16)

@@ -396,3 +396,36 @@ def test_what_is_no_countable_network_is_refused(model: Callable[[], Any], text:
         analyze(model(), torch.rand(1, 3))
     assert str(refusal.value).startswith(text)
     assert isinstance(refusal.value, SeparableValueError) == ("lazy" not in text and "no shape" not in text)
+
+
+def test_embeddings_that_keep_to_a_norm_stay_as_they_were() -> None:
+    network = nn.Embedding(10, 4, max_norm=1.0)
+    with everything_stays(network):
+        analyze(network, torch.arange(10))
+
+
+def test_buffers_of_any_kind_stay_as_they_were() -> None:
+    class Buffered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.inference_mode():
+                self.register_buffer("made", torch.zeros(3))
+            self.register_buffer("adjacency", torch.eye(3).to_sparse())
+            self.register_buffer("wide", torch.full((1,), torch.nan).expand(3))
+            self.register_buffer("grown", torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                self.made.add_(1)
+            self.grown.resize_(5).fill_(1)
+            return torch.sparse.mm(self.adjacency, x)
+
+    network = Buffered()
+    analyze(network, torch.rand(3, 2))
+    assert network.made.tolist() == [0] * 3
+    assert network.grown.tolist() == [0, 0]
+
+
+def test_views_that_are_not_marked_as_such_move_nothing() -> None:
+    plain, biased = (analyze(nn.Linear(64, 64, bias=bias), torch.rand(2, 8, 64)).bytes for bias in (False, True))
+    assert biased - plain == 64 * 4

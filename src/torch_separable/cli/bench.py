@@ -65,6 +65,7 @@ def bench(
     from torch_separable.cli.networks import build_network
     from torch_separable.cli.recover import converted_network
     from torch_separable.cli.report import page_of
+    from torch_separable.cost import analyze
     from torch_separable.runtime import available, compile
 
     if output is not None:
@@ -77,6 +78,8 @@ def bench(
         raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
     arguments = keyword_arguments("--model-arg", model_arg)
     examples = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+    if dense_arg and dense is None:
+        raise SeparableValueError(f"--dense-arg {dense_arg[0]}: goes with --dense, which names the network")
     twin: Any = None
     if folder is not None:
         network, twin = converted_network(folder, None, arguments, weights)
@@ -84,6 +87,7 @@ def bench(
             raise SeparableValueError(f"--dense {dense}: the folder {folder} knows its dense network")
     else:
         network = build_network(model, arguments, weights)
+        analyze(network, examples[:1])  # which says in words what it cannot take
         if weights is None:
             network = lifelike(network, examples)
         if dense is not None:
@@ -100,8 +104,8 @@ def bench(
         progress=not (quiet or json),
     )
     results: dict[str, Any] = {"kind": "bench", "title": f"{model}: engine beside engine", "bench": done.to_dict()}
-    if available():
-        first = done.cases[0]
+    first = done.cases[0]
+    if available() and first.ours() is not None:
         operations = compile(network, examples[: first.batch], threads=first.threads).explain()
         results["operations"] = operations.to_dict()
     if output is not None:

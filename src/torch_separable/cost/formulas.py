@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from torch_separable.errors import SeparableValueError
 
@@ -174,7 +175,7 @@ def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int
     """MACs of scaled dot-product attention: ``Q Kᵀ`` and the product with ``V``, in full even where a mask is causal.
 
     Vaswani et al., "Attention Is All You Need" (arXiv 1706.03762), equation 1. With fewer heads in key and value
-    (grouped queries) each is used by several queries.
+    (grouped queries) each is used by several queries; dimensions of 1 are repeated.
 
     Args:
         query: shape (..., heads, queries, width).
@@ -182,4 +183,5 @@ def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int
         value: shape (..., heads, keys, value width).
     """
     *batch, queries, width = query
-    return math.prod(batch) * queries * key[-2] * (width + value[-1])
+    together = zip_longest(reversed(batch), reversed(key[:-2]), fillvalue=1)
+    return math.prod(min(pair) and max(pair) for pair in together) * queries * key[-2] * (width + value[-1])

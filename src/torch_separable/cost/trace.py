@@ -106,7 +106,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for module in modules
         for state in (vars(module), module._parameters, module._buffers, module._modules)
     ]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # Embeddings that keep to a norm scale their weights in every pass.
+    scaled = [m.weight for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None]
+    values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in (*model.buffers(), *scaled)]
     devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)):
         for module in modules:
@@ -119,10 +121,27 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             for state, before in states:
                 state.clear()
                 state.update(before)
-            with torch.no_grad():
-                for buffer, value in values:
-                    if not buffer.is_meta and not torch.equal(buffer, value):
-                        buffer.copy_(value)
+            for tensor, value, version in values:
+                if not _is_still(tensor, value, version):
+                    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                        if tensor.shape != value.shape:
+                            tensor.resize_(value.shape)
+                        tensor.copy_(value)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; ``None`` where PyTorch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _is_still(tensor: Tensor, value: Tensor, version: int | None) -> bool:
+    """Whether a tensor holds what it held; of sparse ones, by the number of their changes."""
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        return tensor.is_meta or version == _version(tensor)
+    if tensor.shape != value.shape:
+        return False
+    # Not by that number: batch norms change their statistics uncounted.
+    return torch.equal(tensor, value) or bool(((tensor == value) | tensor.isnan() & value.isnan()).all())
 
 
 def _eager() -> AbstractContextManager[object]:
@@ -198,11 +217,19 @@ class _Counter(TorchDispatchMode):
                 trace.products.append(_TWO_DIMENSIONAL[packet](args))
         elif not is_free(func):
             self.uncounted[str(packet)] += 1
-        if packet is func or not func.is_view:
+        if packet is func or not (func.is_view or packet in _MOVE_NOTHING):
             made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
             trace.bytes += sum(leaf.numel() * leaf.element_size() for leaf in (*given, *made))
         return out
 
+
+# Views that PyTorch does not mark as such.
+_MOVE_NOTHING = {
+    torch.ops.aten._unsafe_view,
+    torch.ops.aten.unsafe_split,
+    torch.ops.aten.unsafe_split_with_sizes,
+    torch.ops.aten.lift_fresh,
+}
 
 _TWO_DIMENSIONAL: dict[Any, Any] = {
     torch.ops.aten.mm: lambda args: (args[0].shape[1], args[1].shape[1]),
