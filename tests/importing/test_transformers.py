@@ -102,7 +102,25 @@ def test_weights_in_a_file_are_recognised_too(tmp_path: Path, trained: Any) -> N
                 "hidden_sizes": [64, 128, 256, 512],
                 "downsample_in_bottleneck": True,
             },
-            "downsample_in_bottleneck=True",
+            "No ImageNetResNet of this package has downsample_in_bottleneck=True: convert the network as it is",
+        ),
+        (
+            lambda: resnet18(num_classes=7),
+            "ResNet",
+            {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "hidden_act": "gelu"},
+            "No ImageNetResNet of this package has activation='gelu'",
+        ),
+        (
+            lambda: mobilenet_v2(0.35, num_classes=7, **TENSORFLOW),
+            "MobileNetV2",
+            {"depth_multiplier": 0.35, "hidden_act": "silu"},
+            "No MobileNetV2 of this package has activation='silu'",
+        ),
+        (
+            lambda: mobilenet_v2(0.35, num_classes=7, **TENSORFLOW),
+            "MobileNetV2",
+            {"depth_multiplier": 0.35, "output_stride": 8},
+            "No MobileNetV2 of this package has output_stride=8",
         ),
     ],
 )
@@ -140,3 +158,11 @@ def test_what_does_not_fit_is_reported_key_by_key() -> None:
     assert torch.equal(network.stem[1].weight, state["mobilenet_v1.conv_stem.convolution.weight"])
     with pytest.raises(ts.SeparableError, match=r"1 missing .*1 unknown .*2 of another shape"):
         import_weights(mobilenet_v1(0.25, num_classes=9, activation="relu6", **TENSORFLOW), state)
+
+
+def test_own_networks_that_compute_otherwise_are_refused_too() -> None:
+    with pytest.raises(
+        ts.SeparableError, match=r"Build it with padding='same', batch_norm_eps=0.001, activation='relu6'"
+    ):
+        import_weights(mobilenet_v1(0.25), mobilenet_v1(0.25, activation="relu6", **TENSORFLOW))
+    assert import_weights(mobilenet_v1(0.25), mobilenet_v1(0.25)).complete

@@ -13,6 +13,7 @@ from torch_separable.models import EfficientNetLite, ImageNetResNet, MobileNetV1
 Pairs = Iterator[tuple[str, str]]
 _TENSORFLOW = {"padding": "same", "batch_norm_eps": 1e-3}
 _TORCH = {"padding": "symmetric", "batch_norm_eps": 1e-5}
+_RELU6 = {"activation": "relu6"}
 
 
 @dataclass(frozen=True)
@@ -160,20 +161,25 @@ def _keras_mobilenet_v2(network: MobileNetV2) -> Pairs:
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout("timm mobilenetv1", MobileNetV1, _timm_mobilenet_v1, {"activation": "relu6", **_TORCH}),
+        Layout("timm mobilenetv1", MobileNetV1, _timm_mobilenet_v1, {**_RELU6, **_TORCH}),
         Layout("timm mobilenetv2", MobileNetV2, _timm_inverted_residuals, _TORCH),
         Layout("timm efficientnet_lite", EfficientNetLite, _timm_inverted_residuals),  # and its tf_efficientnet_lite
         Layout("torchvision mobilenet_v2", MobileNetV2, _torchvision_mobilenet_v2, _TORCH),
+        Layout("transformers MobileNetV1", MobileNetV1, _transformers_mobilenet_v1, {**_RELU6, **_TENSORFLOW}),
         Layout(
-            "transformers MobileNetV1",
-            MobileNetV1,
-            _transformers_mobilenet_v1,
-            {"activation": "relu6", **_TENSORFLOW},
+            "transformers MobileNetV2",
+            MobileNetV2,
+            _transformers_mobilenet_v2,
+            {"output_stride": 32, **_RELU6, **_TENSORFLOW},
         ),
-        Layout("transformers MobileNetV2", MobileNetV2, _transformers_mobilenet_v2, _TENSORFLOW),
-        Layout("transformers ResNet", ImageNetResNet, _transformers_resnet, {"downsample_in_bottleneck": False}),
+        Layout(
+            "transformers ResNet",
+            ImageNetResNet,
+            _transformers_resnet,
+            {"downsample_in_bottleneck": False, "activation": "relu"},
+        ),
         Layout("efficientnet-lite-pytorch", EfficientNetLite, _efficientnet_lite_pytorch, _TENSORFLOW),
-        Layout("Keras MobileNet", MobileNetV1, _keras_mobilenet_v1, {"activation": "relu6", **_TENSORFLOW}),
+        Layout("Keras MobileNet", MobileNetV1, _keras_mobilenet_v1, {**_RELU6, **_TENSORFLOW}),
         Layout("Keras MobileNetV2", MobileNetV2, _keras_mobilenet_v2, _TENSORFLOW),
     )
 }

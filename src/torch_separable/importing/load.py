@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -13,8 +14,10 @@ from torch_separable.files import load_state, read_weights
 from torch_separable.importing.keras import is_keras, keras_state
 from torch_separable.importing.layouts import LAYOUTS, Layout
 from torch_separable.importing.report import ImportReport
+from torch_separable.models._layers import Activation, Padding
 
 OWN = "own"
+_CONVENTIONS = ("padding", "batch_norm_eps", "activation")
 
 
 def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> ImportReport:
@@ -44,10 +47,10 @@ def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> Imp
           shape       fc.weight: (1000, 512), the network has (7, 512)
           shape       fc.bias: (1000,), the network has (7,)
     """
-    where, given, stated = _read(source)
+    where, given, stated = _read(source, model)
     layout = recognise(model, given)
     name = OWN if layout is None else layout.name
-    theirs = {} if layout is None else {k: stated.get(k, v) for k, v in layout.conventions.items()}
+    theirs = stated if layout is None else {k: stated.get(k, v) for k, v in layout.conventions.items()}
     differing = tuple((k, getattr(model, k, None), v) for k, v in theirs.items() if getattr(model, k, None) != v)
     state, unexpected = _renamed(model, given, layout)
     expected = model.state_dict()
@@ -79,10 +82,21 @@ def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> Imp
         right = ", ".join(f"{k}={v!r}" for k, _, v in differing)
         raise SeparableError(
             f"{where} are of a network with {right}, and this {type(model).__name__} has {ours}: its outputs would be "
-            f"others. Build it with {right} ({' '.join(f'--model-arg {k}={v}' for k, _, v in differing)})"
+            f"others. {_remedy(model, {k: v for k, _, v in differing})}"
         )
     load_state(model, {**state, **{key: given[key] for key in unexpected}}, where)
     return report
+
+
+def _remedy(model: nn.Module, right: Mapping[str, Any]) -> str:
+    """How to build the network as the weights need it, where its class can."""
+    accepted = inspect.signature(type(model).__init__).parameters
+    allowed = {"activation": get_args(Activation), "padding": get_args(Padding)}
+    beyond = [f"{k}={v!r}" for k, v in right.items() if k not in accepted or v not in allowed.get(k, (v,))]
+    if beyond:
+        return f"No {type(model).__name__} of this package has {', '.join(beyond)}: convert the network as it is"
+    listed = ", ".join(f"{k}={v!r}" for k, v in right.items())
+    return f"Build it with {listed} ({' '.join(f'--model-arg {k}={v}' for k, v in right.items())})"
 
 
 def recognise(model: nn.Module, given: Mapping[str, Tensor]) -> Layout | None:
@@ -126,12 +140,12 @@ def _renamed(
     return state, tuple(unexpected)
 
 
-def _read(source: Any) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+def _read(source: Any, model: nn.Module) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """What to call the source in a message, its tensors by name, and what it says of its conventions."""
     if isinstance(source, str | Path):
         return str(source), read_weights(source), {}
     if isinstance(source, nn.Module) and not is_keras(source):
-        return f"the weights of {type(source).__name__}", dict(source.state_dict()), _stated(source)
+        return f"the weights of {type(source).__name__}", dict(source.state_dict()), _stated(source, model)
     if is_keras(source):
         return f"the weights of Keras' {source.name}", keras_state(source), {}
     if isinstance(source, Mapping) and source and all(isinstance(value, Tensor) for value in source.values()):
@@ -142,13 +156,16 @@ def _read(source: Any) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     )
 
 
-def _stated(source: nn.Module) -> dict[str, Any]:
-    """The conventions in the configuration of a network of transformers, by our names."""
+def _stated(source: nn.Module, model: nn.Module) -> dict[str, Any]:
+    """The conventions in a network of our own, or in the configuration of one of transformers, by our names."""
+    if isinstance(source, type(model)):
+        return {name: getattr(source, name) for name in _CONVENTIONS if hasattr(model, name)}
     config = getattr(source, "config", None)
     stated = {
         "padding": {True: "same", False: "symmetric"}.get(getattr(config, "tf_padding", None)),  # type: ignore[arg-type]
         "batch_norm_eps": getattr(config, "layer_norm_eps", None),
         "activation": getattr(config, "hidden_act", None),
         "downsample_in_bottleneck": getattr(config, "downsample_in_bottleneck", None),
+        "output_stride": getattr(config, "output_stride", None),
     }
     return {name: value for name, value in stated.items() if value is not None}

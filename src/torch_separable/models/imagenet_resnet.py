@@ -62,7 +62,7 @@ class ImageNetResNet(nn.Module):
         in_channels: channels of the images.
     """
 
-    downsample_in_bottleneck = False
+    downsample_in_bottleneck, activation = False, "relu"
 
     def __init__(
         self, blocks: tuple[int, int, int, int], bottleneck: bool, num_classes: int = 1000, in_channels: int = 3

@@ -34,6 +34,8 @@ class MobileNetV2(nn.Module):
         batch_norm_eps: added to variances; TensorFlow's weights need 1e-3.
     """
 
+    output_stride = 32  # of all strides together: none is replaced by dilation, as for segmentation
+
     def __init__(
         self,
         width_multiplier: float = 1.0,
