@@ -192,3 +192,31 @@ def test_a_kernel_of_two_layers_stays_theirs() -> None:
     assert conversion.report.converted == ("2",)
     assert conversion.report.kept["0"] == "its kernel is another layer's as well"
     assert conversion.model[1].weight is conversion.model[0].weight
+
+
+class Stacking(nn.Module):
+    """A small U-Net that keeps its skips on itself, and takes the last or the first of them."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.up = nn.ModuleList(nn.Conv2d(8, 4, 3, padding=1) for _ in range(2))
+        self.skips: list[Tensor] = []
+        self.place = place
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.down:
+            x = conv(x).relu()
+            self.skips.append(x)
+        for conv in self.up:
+            x = conv(torch.cat([x, self.skips.pop(self.place)], 1))
+        return x
+
+
+@pytest.mark.parametrize("place", [-1, 0])
+def test_what_passes_push_onto_a_network_does_not_stay_there(place: int) -> None:
+    model, images = Stacking(place).eval(), torch.randn(16, 4, 8, 8)
+    conversion = ts.convert(model, images, budget=Budget(macs=0.6))
+    assert model.skips == []
+    assert conversion.model.skips == []
+    assert conversion.report.output_error < 1

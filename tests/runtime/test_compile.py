@@ -209,6 +209,7 @@ def test_calls_within_inference_mode_and_outside_of_it() -> None:
         compiled = compile(model, x)
         assert_same(compiled, model, x)
     assert_same(compiled, model, x)
+    assert_same(compiled, model, torch.randn(2, 3, 11, 9))
 
 
 def test_views_with_another_sign() -> None:

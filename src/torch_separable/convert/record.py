@@ -7,6 +7,7 @@ what becomes of an output afterwards: whether it is added to a residual branch, 
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -141,7 +142,8 @@ def run(model: nn.Module, batch: Batch) -> Any:
 def run_on(model: nn.Module, batch: Batch) -> Any:
     """Call ``model`` on what `placed` made of a batch; errors are those of `run`."""
     try:
-        return model(**batch) if isinstance(batch, Mapping) else model(batch)
+        with _containers_kept(model):
+            return model(**batch) if isinstance(batch, Mapping) else model(batch)
     except SeparableError:
         raise
     except Exception as error:
@@ -151,6 +153,32 @@ def run_on(model: nn.Module, batch: Batch) -> Any:
             f"{type(model).__name__} cannot take a batch of shape {shape}: {first or type(error).__name__}. "
             "Give images of the size and channels that it was trained on"
         ) from error
+
+
+@contextmanager
+def _containers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what the network's own lists and dictionaries held, where the block is left early.
+
+    A network may push values onto itself and pop them later.
+    """
+    own = [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) in _CONTAINERS and name not in _OF_EVERY_MODULE
+    ]
+    before = [type(container)(container) for container in own]
+    try:
+        yield
+    except BaseException:
+        for container, held in zip(own, before, strict=True):
+            container.clear()
+            (container.extend if isinstance(container, list | deque) else container.update)(held)
+        raise
+
+
+_CONTAINERS = (list, dict, set, deque)
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def placed(model: nn.Module, batch: Batch) -> Batch:

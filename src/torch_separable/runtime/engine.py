@@ -104,7 +104,8 @@ def _copied(model: nn.Module) -> nn.Module:
     """The network as it is now: what becomes of it afterwards is not to change what shapes to come compute."""
     refresh_weights(model)
     try:
-        return copy.deepcopy(model)
+        with torch.inference_mode(False):
+            return copy.deepcopy(model)
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SeparableError(
