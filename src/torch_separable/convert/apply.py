@@ -232,7 +232,7 @@ def _replace(student: nn.Module, layer: LayerPlan, factors: tuple[Factors, ...],
     separable = separable_of(conv, factors, bias)
     for parent in list(student.modules()):
         # Also where it stands in a list or dictionary besides: by that a network may call it.
-        parent.__dict__.update(_exchanged(vars(parent), conv, separable))
+        _exchanged(vars(parent), conv, separable)
 
 
 def _exchanged(held: Any, conv: nn.Module, separable: nn.Module, within: tuple[Any, ...] = ()) -> Any:

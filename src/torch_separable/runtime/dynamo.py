@@ -71,12 +71,11 @@ class _Subgraph:
         given = [value for value, constant in zip(args, self.constant, strict=True) if not constant]
         tensors = [value for value in given if isinstance(value, Tensor)]
         numbers = (value for value in given if not isinstance(value, Tensor))
-        key = (*(constant.data_ptr() for constant in constants), *numbers)
-        versions = tuple(0 if constant.is_inference() else constant._version for constant in constants)
+        key, state = (*map(id, constants), *numbers), tuple(map(_state, constants))
         with self.lock:
             packed = self.packed.get(key)
-            if packed is None or packed.versions != versions:
-                self.packed[key] = packed = _Packed(self._pack(args, tensors), constants, versions)
+            if packed is None or packed.state != state:
+                self.packed[key] = packed = _Packed(self._pack(args, tensors), constants, state)
                 if len(self.packed) > _KEPT:
                     self.packed.popitem(last=False)
         if packed.compiled is None:
@@ -109,13 +108,13 @@ class _Packed:
 
     Attributes:
         compiled: what runs it; ``None`` where PyTorch does.
-        constants: the weights, kept alive so that their addresses stay theirs.
-        versions: how often each had been changed.
+        constants: the weights, kept alive so that their identities stay theirs.
+        state: where each one's values were, and how often they had been changed there.
     """
 
     compiled: CompiledModel | None
     constants: list[Any]
-    versions: tuple[int, ...]
+    state: tuple[tuple[int, int], ...]
 
 
 class _Bound(nn.Module):
@@ -157,6 +156,11 @@ def _check(compiled: CompiledModel, bound: nn.Module, x: Tensor) -> None:
         bound(probe)
         if probe._version != before:
             raise SeparableError("it changes its input in place")
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's values are, and how often they were changed there."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _is_contiguous(node: Any) -> bool:
