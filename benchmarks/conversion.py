@@ -55,7 +55,7 @@ GOALS = {
     ("resnet56", 4): (89.0, 92.6),
 }
 IMAGES = 1024
-# The schedules of recovery, the same for ours and the peers', chosen on the last 5,000 training images.
+# The schedules of recovery, the same for ours and the peers', chosen on training images that were held out.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "labels": {
         "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 64, "label_weight": 0.5, "feature_weight": 1.0,

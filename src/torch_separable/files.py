@@ -270,9 +270,7 @@ def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path,
     if complex_ones:
         raise SeparableError(f"{where} holds complex weights ({_some(complex_ones)}), and the network has real ones")
     free = infinite_at_will(model)
-    broken = [
-        name for name, dtype in types.items() if not (_numbers if name in free else _finite)(given[name].to(dtype))
-    ]
+    broken = [name for name, dtype in types.items() if not _is_sound(given[name].to(dtype), infinite=name in free)]
     if broken:
         raise SeparableError(
             f"{where} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
@@ -298,19 +296,12 @@ def infinite_at_will(model: nn.Module) -> set[str]:
     }
 
 
-def _finite(tensor: Tensor) -> bool:
+def _is_sound(tensor: Tensor, *, infinite: bool) -> bool:
+    """Whether no value is NaN, nor (unless that is allowed) infinite."""
     if not tensor.is_floating_point():
         return True
     wide = tensor.float() if tensor.itemsize == 1 else tensor  # not every 8-bit type can be asked
-    return bool(wide.isfinite().all())
-
-
-def _numbers(tensor: Tensor) -> bool:
-    """Whether no value is NaN."""
-    if not tensor.is_floating_point():
-        return True
-    wide = tensor.float() if tensor.itemsize == 1 else tensor
-    return not bool(wide.isnan().any())
+    return not bool((wide.isnan() if infinite else ~wide.isfinite()).any())
 
 
 def _some(names: list[str], separator: str = ", ", most: int = 3) -> str:

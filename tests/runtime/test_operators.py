@@ -149,6 +149,18 @@ def _written_out(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
     return second(y)
 
 
+def _changed_within_a_block(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    y = first(x)
+    with torch.autocast("cpu", enabled=False):
+        y.add_(1)
+    return second(y)
+
+
+def test_what_a_block_changes_from_outside_is_refused() -> None:
+    with pytest.raises(SeparableError, match="changes a tensor in place within a block"):
+        compile(Functional(_changed_within_a_block).eval(), torch.randn(2, 3, 8, 9))
+
+
 def _list_in_place(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
     y = first(x)
     torch._foreach_add_([y], 1.0)

@@ -83,6 +83,16 @@ def channel_values(name: str, text: str | None) -> tuple[float, ...] | None:
         raise SeparableValueError(f"{name} {text}: expected numbers separated by commas, or imagenet") from None
 
 
+def preparation(image_size: int | None, mean: str | None, std: str | None, *, progress: bool) -> dict[str, Any]:
+    """What `load_data` is told by the options of a command about images."""
+    return {
+        "image_size": image_size,
+        "mean": channel_values("--mean", mean),
+        "std": channel_values("--std", std),
+        "progress": progress,
+    }
+
+
 _JSON = {"true": True, "false": False, "null": None}
 
 

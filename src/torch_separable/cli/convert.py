@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,8 +17,8 @@ from torch_separable.cli.arguments import (
     Quiet,
     Std,
     Weights,
-    channel_values,
     keyword_arguments,
+    preparation,
     print_json,
     read_budget,
 )
@@ -93,12 +93,7 @@ def convert(
     arguments = keyword_arguments("--model-arg", model_arg)
     Network(model, arguments).check("the network to convert")  # what could not be written in the end
     network = build_network(model, arguments, weights, trained=True)
-    prepared: dict[str, Any] = {
-        "image_size": image_size,
-        "mean": channel_values("--mean", mean),
-        "std": channel_values("--std", std),
-        "progress": progress,
-    }
+    prepared = preparation(image_size, mean, std, progress=progress)
     source = load_data(data, split, **prepared)
     held_out = None if evaluate is None else load_data(data, evaluate, **prepared)
     sample = source.sample(min(images, len(source)), seed=seed)

@@ -17,8 +17,8 @@ from torch_separable.cli.arguments import (
     Quiet,
     Std,
     Weights,
-    channel_values,
     keyword_arguments,
+    preparation,
     print_json,
 )
 from torch_separable.errors import SeparableError
@@ -55,14 +55,7 @@ def evaluate(
     else:
         raise SeparableError(f"there is no folder {network}: --model goes with a folder that convert wrote")
     progress = not (quiet or json)
-    source = load_data(
-        data,
-        split,
-        image_size=image_size,
-        mean=channel_values("--mean", mean),
-        std=channel_values("--std", std),
-        progress=progress,
-    )
+    source = load_data(data, split, **preparation(image_size, mean, std, progress=progress))
     result = evaluate_network(evaluated, source, batch_size, progress=progress)
     if json:
         print_json(result.to_dict())

@@ -15,8 +15,8 @@ from torch_separable.cli.arguments import (
     ModelArgs,
     Std,
     Weights,
-    channel_values,
     keyword_arguments,
+    preparation,
     print_json,
     whole_numbers,
 )
@@ -65,14 +65,7 @@ def export(
     shape = None if size is None else whole_numbers("--input", size)
     compared = None
     if data is not None:
-        source = load_data(
-            data,
-            split,
-            image_size=image_size,
-            mean=channel_values("--mean", mean),
-            std=channel_values("--std", std),
-            progress=not json,
-        )
+        source = load_data(data, split, **preparation(image_size, mean, std, progress=not json))
         compared = source.sample(min(images, len(source)))
     network, _ = converted_network(folder, model, keyword_arguments("--model-arg", model_arg), weights)
     exported = export_network(

@@ -18,8 +18,8 @@ from torch_separable.cli.arguments import (
     ModelArgs,
     Quiet,
     Std,
-    channel_values,
     keyword_arguments,
+    preparation,
     print_json,
 )
 from torch_separable.errors import SeparableError, SeparableValueError
@@ -88,14 +88,7 @@ def recover(
     place = output or folder / "recovered"
     check_output(place, folder)
     progress = not (quiet or json)
-    source = load_data(
-        data,
-        split,
-        image_size=image_size,
-        mean=channel_values("--mean", mean),
-        std=channel_values("--std", std),
-        progress=progress,
-    )
+    source = load_data(data, split, **preparation(image_size, mean, std, progress=progress))
     validation = None
     if source.labelled and (held := round(len(source) * hold_out)):
         if held == len(source):

@@ -175,6 +175,11 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
             "Give more images",
             stacklevel=2,
         )
+    known = joined(model, outputs)
+    if not known.isfinite().all(0).any():
+        raise SeparableError(
+            f"no output of {type(model).__name__} is finite for all calibration images: nothing is left to compare"
+        )
     total = analyze(model, _first(placed(model, batches[0]), 1))
     layers = []
     for name, conv in running.items():
@@ -201,7 +206,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         layers=tuple(layers),
         kept=kept,
         batches=batches,
-        outputs=joined(model, outputs),
+        outputs=known,
         macs=total.macs,
         parameters=sum(p.numel() for p in model.parameters()),
         memory=memory,

@@ -111,7 +111,13 @@ class _Lowering:
                 if node.name not in self.constants:
                     self.see(node.name, node.meta["val"])
             elif node.op == "get_attr":  # the graph that a higher-order operator, as an autocast block, calls
-                self.constants[node.name] = getattr(self.exported.graph_module, node.target)
+                called = getattr(self.exported.graph_module, node.target)
+                if _changes_what_it_gets(called):
+                    raise SeparableError(
+                        "the network changes a tensor in place within a block (as of torch.autocast) that it was made "
+                        "outside of, which cannot be compiled. Leave inplace=True, or the underscore, out"
+                    )
+                self.constants[node.name] = called
             elif node.op == "call_function":
                 self.lower_node(node)
         outputs = tuple(self.names.get(name, name) for name in self.outputs)
@@ -227,6 +233,21 @@ def _roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         source = node.args[0] if shares and node.args else None
         roots[node] = roots[source] if isinstance(source, fx.Node) else node
     return roots
+
+
+def _changes_what_it_gets(called: Any) -> bool:
+    """Whether a graph that a higher-order operator calls writes into its arguments."""
+    if not isinstance(called, fx.GraphModule):
+        return False
+    roots = _roots(called.graph)
+    for node in called.graph.nodes:
+        if node.op == "get_attr" and _changes_what_it_gets(getattr(called, node.target)):
+            return True
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            given = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node)]
+            if any(roots[value].op == "placeholder" for value in given):
+                return True
+    return False
 
 
 # In evaluation mode these return their very argument, of which their schemas say nothing.
