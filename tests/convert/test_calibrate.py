@@ -125,7 +125,7 @@ class Pyramid(nn.Module):
 def test_layer_called_several_times_is_counted_and_sampled_at_each_call() -> None:
     model, given = Pyramid(), images()
     head = calibrate(model, given)["head"]
-    assert (head.calls, head.input_pixels) == (3, 64 + 16 + 4)
+    assert (head.inputs, head.input_pixels) == (((1, 8, 8), (1, 4, 4), (1, 2, 2)), 64 + 16 + 4)
     assert head.macs == 4 * 4 * 9 * (64 + 16 + 4)
     assert head.moments is not None
     assert head.moments[0].count == 16 * (64 + 16 + 4)
@@ -153,6 +153,15 @@ def test_costs_are_counted_for_each_image_where_one_image_makes_several_inputs()
     statistics = calibrate(Halves(), images())
     assert statistics["conv"].macs == statistics.macs == 2 * 6 * 2 * 4 * 3 * 9
     assert statistics["conv"].input_pixels == 64
+    assert statistics["conv"].inputs == ((2, 8, 4),)
+
+
+def test_each_image_has_as_many_pixels_in_the_sample_whatever_its_batch() -> None:
+    model, given = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 2, 3)), torch.zeros(64, 1, 32, 32)
+    given[60:] = 1.0  # in a batch of 4, beside one of 60
+    nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
+    (moments,) = calibrate(model, [given[:60], given[60:]])["1"].moments or ()
+    torch.testing.assert_close(moments.patch_mean, torch.full((18,), 4 / 64, dtype=torch.float64), rtol=0, atol=1e-3)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -367,7 +376,7 @@ class ByName(nn.Module):
 def test_images_in_every_form() -> None:
     model, given = small(), images(40)
     of_tensor = calibrate(model, given).layers
-    for form in (given.split(16), list(given.split(10)), (batch for batch in given.split(7))):
+    for form in (given.split(16), [given[:0], *given.split(10)], (batch for batch in given.split(7))):
         for one, other in zip(of_tensor, calibrate(model, form).layers, strict=True):
             assert one.name == other.name
             assert one.moments is not None
@@ -383,7 +392,7 @@ def test_images_in_every_form() -> None:
 def test_sequences_and_volumes_are_images_too() -> None:
     for conv, shape in ((nn.Conv1d(3, 4, 5), (16, 3, 20)), (nn.Conv3d(2, 4, 3), (16, 2, 5, 6, 7))):
         layer = calibrate(nn.Sequential(conv), torch.randn(shape))["0"]
-        assert layer.input_size == shape[2:]
+        assert layer.inputs == ((1, *shape[2:]),)
         assert layer.macs == conv.weight.numel() * math.prod(layer.spec.output_size(shape[2:]))
 
 
@@ -414,6 +423,9 @@ def test_images_of_no_use_are_refused_in_words() -> None:
         calibrate(model, [[images(), torch.zeros(16)]])  # type: ignore[list-item]
     with refused("batch 0 of the calibration images is of torch.uint8: expected floating point", SeparableValueError):
         calibrate(model, torch.zeros(16, 3, 8, 8, dtype=torch.uint8))
+    for held, shapes in ((torch.tensor(3.0), r"\(8, 3, 8, 8\), \(\)"), (torch.ones(3), r"\(8, 3, 8, 8\), \(3,\)")):
+        with refused(f"batch 0 .* holds tensors of shapes {shapes}: all need the images as their first dimension"):
+            calibrate(ByName(), [{"pixel_values": images(8), "ids": held}])
     broken = images(80)
     broken[70, 0, 2, 2] = torch.nan
     with refused("batch 1 of the calibration images holds NaN or infinity: leave these images out"):

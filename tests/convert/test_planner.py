@@ -215,6 +215,31 @@ def test_milliseconds_that_cannot_be_right_are_warned_of(monkeypatch: pytest.Mon
         plan(net, statistics, budget=Budget(latency_ms=20, engine="pytorch"))
 
 
+def test_milliseconds_are_those_of_every_call_at_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clips(nn.Module):
+        """Frames folded into the batch, and one layer at two sizes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, clips: Tensor) -> Tensor:
+            y = self.stem(clips.flatten(0, 1)).relu()
+            logits = self.head(y).mean((2, 3)) + self.head(y[..., ::2, ::2]).mean((2, 3))
+            return logits.view(len(clips), -1)
+
+    net = Clips().eval()
+    statistics = calibrate(net, torch.randn(8, 5, 3, 12, 12))
+    # A millisecond for each pixel, and as much for the network as for its layers.
+    latency = import_module("torch_separable.convert.latency")
+    monkeypatch.setattr(
+        latency, "_pytorch", lambda module, images: lambda: 5 * 324.0 if module is net else images[:, 0].numel()
+    )
+    times = latency.time_layers(net, statistics, [[]] * 2, "pytorch")
+    assert [times(layer, None) for layer in statistics.layers] == [5 * 144, 5 * (144 + 36)]
+    assert times.rest == 0
+
+
 def test_what_cannot_be_compiled_is_measured_in_pytorch_when_that_is_said() -> None:
     net = nn.Sequential(nn.Conv1d(4, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 16, 3, padding=1)).eval()
     statistics = calibrate(net, torch.randn(64, 4, 64))

@@ -42,11 +42,11 @@ class LayerStatistics:
     Attributes:
         name: its module name.
         spec: its shape.
-        input_size: spatial size of its input (of the last call).
+        inputs: for each call the input's shape that one image makes of it, images and spatial size: (1, H, W), and
+            (T, H, W) where the network folds T frames into the batch.
         input_pixels: pixels of its input for each image, over all its calls.
         macs: its multiply-accumulates for each image, over all its calls.
         parameters: its parameters as they stand (a parametrised weight has other ones than its shape says).
-        calls: how often the network calls it.
         flow: what becomes of its output.
         scale: factor of each output channel in the batch norm that follows (ones without), shape (M,), float64.
         shift: the batch norm's other term, shape (M,), float64.
@@ -57,16 +57,20 @@ class LayerStatistics:
 
     name: str
     spec: ConvSpec
-    input_size: tuple[int, ...]
+    inputs: tuple[tuple[int, ...], ...]
     input_pixels: int
     macs: int
     parameters: int
-    calls: int
     flow: Flow
     scale: Tensor
     shift: Tensor
     pixels: int
     moments: tuple[Moments, ...] | None
+
+    @property
+    def calls(self) -> int:
+        """How often the network calls it."""
+        return len(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -190,11 +194,10 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
             LayerStatistics(
                 name=name,
                 spec=spec_of(conv),
-                input_size=recording.input_size,
+                inputs=recording.inputs,
                 input_pixels=recording.input_pixels,
                 macs=recording.macs,
                 parameters=sum(p.numel() for p in conv.parameters()),
-                calls=recording.calls,
                 flow=flow,
                 scale=scale,
                 shift=shift,
@@ -297,7 +300,7 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
         size = max(_LEAST_BATCH, min(_BATCH, _BATCH_PIXELS // max(1, images[0, 0].numel()))) if len(images) else 1
         batches: tuple[Batch, ...] = tuple(images.split(size)) if len(images) else ()
     elif isinstance(images, Iterable):
-        batches = tuple(images)
+        batches = tuple(batch for batch in images if not _is_empty(batch))
     else:
         raise SeparableValueError(f"images are a {type(images).__name__}: expected a tensor or an iterable of batches")
     count = 0
@@ -307,6 +310,13 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
             raise SeparableValueError(
                 f"batch {i} of the calibration images is a {type(batch).__name__}: expected a tensor (N, C, H, W), or "
                 "a mapping of tensors; leave labels away"
+            )
+        counts = {len(tensor) if tensor.dim() else None for tensor in tensors}
+        if len(counts) > 1 or None in counts:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            raise SeparableValueError(
+                f"batch {i} of the calibration images holds tensors of shapes {shapes}: all need the images as their "
+                "first dimension"
             )
         for tensor in tensors:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -332,6 +342,11 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
             f"{count} calibration images: at least {_FEWEST_IMAGES} are needed, and 256 to 1,024 recommended"
         )
     return batches
+
+
+def _is_empty(batch: object) -> bool:
+    tensors = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+    return any(isinstance(tensor, Tensor) and tensor.dim() > 0 and not len(tensor) for tensor in tensors)
 
 
 def _laid_out(model: nn.Module, batches: Sequence[Batch]) -> tuple[Batch, ...]:

@@ -6,7 +6,8 @@ import statistics as middle
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class LayerTimes:
     """What one image takes in each layer, dense or factorised.
 
     Attributes:
-        known: milliseconds of one call, by what a layer is and its choice of order and rank (None: dense).
+        known: milliseconds of one call, by what a layer is, its input, and its choice of order and rank (None: dense).
         rest: milliseconds of the dense network that its convertible layers do not account for.
     """
 
@@ -48,7 +49,7 @@ class LayerTimes:
 
     def __call__(self, layer: LayerStatistics, choice: Choice | None) -> float:
         """Milliseconds of all calls of a layer, dense or with a choice of order and rank."""
-        return self.known[_key(layer, choice)] * layer.calls
+        return sum(self.known[layer.spec, shape, choice] for shape in layer.inputs)
 
 
 def time_layers(
@@ -67,24 +68,21 @@ def time_layers(
         timers: dict[Any, _Timer] = {None: timer(model, one)}
         for layer, possible in zip(statistics.layers, choices, strict=True):
             conv = convs[layer.name]
-            image = torch.ones(1, layer.spec.in_channels, *layer.input_size).to(conv.weight)
-            for choice in (None, *possible):
-                if _key(layer, choice) not in timers:
-                    timers[_key(layer, choice)] = alone(_module(conv, choice), image)
+            for shape, choice in product(dict.fromkeys(layer.inputs), (None, *possible)):
+                if (layer.spec, shape, choice) not in timers:
+                    images = torch.ones(shape[0], layer.spec.in_channels, *shape[1:]).to(conv.weight)
+                    timers[layer.spec, shape, choice] = alone(_module(conv, choice), images)
         known = _agreed(quietest(timers, rounds=_ROUNDS))
     whole = known.pop(None)
-    layers = sum(known[_key(layer, None)] * layer.calls for layer in statistics.layers)
+    taken = LayerTimes(known, 0.0)
+    layers = sum(taken(layer, None) for layer in statistics.layers)
     if layers > _DISTURBED * whole:
         warnings.warn(
             f"the network's layers take {layers:.3g} ms one by one, and the whole of it {whole:.3g} ms: other work "
             "disturbs what is measured. Plan again while the machine does nothing else, or with fewer threads",
             stacklevel=2,
         )
-    return LayerTimes(known, max(whole - layers, 0.0))
-
-
-def _key(layer: LayerStatistics, choice: Choice | None) -> Any:
-    return layer.spec, layer.input_size, choice
+    return replace(taken, rest=max(whole - layers, 0.0))
 
 
 def _module(conv: Any, choice: Choice | None) -> nn.Module:

@@ -6,6 +6,7 @@ what becomes of an output afterwards: whether it is added to a residual branch, 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -56,9 +57,9 @@ class Recording:
         outputs: its output there, (P, M).
         residual: the other operand of the addition that follows there, (P, M), if there is one.
         flow: what became of the output.
-        input_size: spatial size of the input (of the last call).
+        inputs: for each call the input's shape that one image makes of it, images and spatial size: (1, H, W), and
+            (T, H, W) where the network folds T frames into the batch.
         input_pixels: pixels of the input for each image, over all calls.
-        calls: number of calls for each batch.
         macs: multiply-accumulates for each image, over all calls.
     """
 
@@ -66,10 +67,14 @@ class Recording:
     outputs: Tensor
     residual: Tensor | None
     flow: Flow
-    input_size: tuple[int, ...]
+    inputs: tuple[tuple[int, ...], ...]
     input_pixels: int
-    calls: int
     macs: int
+
+    @property
+    def calls(self) -> int:
+        """How often the network calls it for each batch."""
+        return len(self.inputs)
 
 
 def record(
@@ -88,7 +93,7 @@ def record(
     """Run ``model`` over ``batches`` in evaluation mode and record the ``layers``, in the order in which they run.
 
     The pixels are drawn from ``seed``, the layer's name, the batch and the call alone, so that the dense network and
-    its converted copy are recorded at the same ones.
+    its converted copy are recorded at the same ones. Of each batch as many are drawn as its share of the images says.
 
     Args:
         model: the network; its state is as before afterwards.
@@ -107,14 +112,15 @@ def record(
     Raises:
         SeparableError: the network cannot take a batch, or a layer's input or output holds NaN or infinity.
     """
-    recorder = _Recorder(model, layers, pixels, len(batches), patches=patches, stop_early=stop_early, seed=seed)
+    images = [images_in(batch) for batch in batches]
+    recorder = _Recorder(model, layers, pixels, images, patches=patches, stop_early=stop_early, seed=seed)
     first = next(iter(layers.values()), model)
     with evaluating(model), torch.no_grad(), recorder.attached():
         for i, batch in enumerate(batches):
             given = placed(model, batch)
 
             def call(i: int = i, batch: Batch = batch, given: Batch = given) -> Any:
-                recorder.begin_batch(i, batch)
+                recorder.begin_batch(i)
                 with recorder:
                     return run_on(model, given)
 
@@ -211,10 +217,10 @@ class _Rows:
         self.held = torch.empty(0, 0)
         self.used = 0
 
-    def add(self, patches: Tensor, index: tuple[Tensor, ...], batches: int) -> None:
-        """Take what stands at ``index``; as many are expected of each of ``batches``."""
+    def add(self, patches: Tensor, index: tuple[Tensor, ...], share: float) -> None:
+        """Take what stands at ``index``, which is expected to be a ``share`` of all that comes."""
         if not self.used:
-            self.held = torch.empty(len(index[0]) * batches, patches[(0,) * len(index)].numel())
+            self.held = torch.empty(math.ceil(len(index[0]) / share), patches[(0,) * len(index)].numel())
         while self.used + len(index[0]) > len(self.held):
             self.held = torch.cat([self.held, torch.empty_like(self.held)])
         for block in zip(*(i.split(_BLOCK) for i in index), strict=True):
@@ -238,8 +244,7 @@ class _Seen:
     rectified: int = 0
     branches: bool = False  # used elsewhere, too, before it is added to anything
     used_otherwise: bool = False
-    input_size: tuple[int, ...] = ()
-    calls: int = 0
+    inputs: list[tuple[int, ...]] = field(default_factory=list)
     input_pixels: int = 0
     output_pixels: int = 0
 
@@ -260,7 +265,7 @@ class _Recorder(TorchDispatchMode):
         model: nn.Module,
         layers: Mapping[str, Conv],
         pixels: Mapping[str, int],
-        batches: int,
+        images: Sequence[int],
         *,
         patches: bool,
         stop_early: bool,
@@ -268,10 +273,9 @@ class _Recorder(TorchDispatchMode):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.layers, self.pixels = model, layers, pixels
-        self.batches, self.wants_patches, self.stop_early, self.seed = batches, patches, stop_early, seed
+        self.images, self.wants_patches, self.stop_early, self.seed = images, patches, stop_early, seed
         self.seen: dict[str, _Seen] = {}
         self.batch = -1
-        self.images = 0
         self.calls: dict[str, int] = {}
         self.followed: set[str] = set()  # layers of which it was seen what their output goes into
         self.tracks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -295,10 +299,8 @@ class _Recorder(TorchDispatchMode):
                     stack.callback(handle.remove)
             yield
 
-    def begin_batch(self, index: int, batch: Batch) -> None:
+    def begin_batch(self, index: int) -> None:
         self.batch = index
-        if self.batch == 0:
-            self.images = images_in(batch)
         self.calls = {}
         self.followed = set()
         self.tracks = WeakTensorKeyDictionary()
@@ -334,20 +336,24 @@ class _Recorder(TorchDispatchMode):
                     )
             index = self._draw(name, call, (result.shape[0], *result.shape[2:]))
             if self.wants_patches:
-                seen.patches.add(patches_of(conv, given.detach()), index, self.batches)
+                seen.patches.add(patches_of(conv, given.detach()), index, self._share)
             seen.outputs.append(_at(result, index))
             if self.batch == 0:
-                seen.input_size = tuple(given.shape[2:])
-                seen.calls = call + 1
+                seen.inputs.append((max(1, round(len(given) / self.images[0])), *given.shape[2:]))
                 seen.input_pixels += given[:, 0].numel()
                 seen.output_pixels += result[:, 0].numel()
             self.tracks[output] = (_Track(name, index),)
 
         return hook
 
+    @property
+    def _share(self) -> float:
+        """Of the images, that of the current batch."""
+        return self.images[self.batch] / sum(self.images)
+
     def _draw(self, name: str, call: int, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
         total = torch.Size(shape).numel()
-        wanted = min(total, -(-self.pixels[name] // self.batches))
+        wanted = min(total, math.ceil(self.pixels[name] * self._share))
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name} {self.batch} {call}".encode()))
         # Drawn with replacement: as good, and it needs no permutation of millions of pixels.
         flat = torch.randint(total, (wanted,), generator=generator) if wanted < total else torch.arange(total)
@@ -422,10 +428,9 @@ class _Recorder(TorchDispatchMode):
                     residual=has_residual,
                     rectified=rectified and not seen.used_otherwise,
                 ),
-                input_size=seen.input_size,
-                input_pixels=round(seen.input_pixels / self.images),
-                calls=seen.calls,
-                macs=round(seen.output_pixels * self.layers[name].weight.numel() / self.images),
+                inputs=tuple(seen.inputs),
+                input_pixels=round(seen.input_pixels / self.images[0]),
+                macs=round(seen.output_pixels * self.layers[name].weight.numel() / self.images[0]),
             )
         return result
 
