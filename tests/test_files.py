@@ -29,6 +29,7 @@ from torch_separable.files import (
     load_weights,
     read_json,
     read_weights,
+    remove_leftovers,
     replacing,
     save_weights,
     write_json,
@@ -69,6 +70,40 @@ def test_file_appears_when_the_block_ends_with_the_permissions_that_it_would_hav
     plain = tmp_path / "plain.txt"
     plain.touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_link_stays_one_and_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+    real, link = tmp_path / "real" / "a.txt", tmp_path / "a.txt"
+    real.parent.mkdir()
+    real.write_text("before")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    with replacing(link) as aside:
+        aside.write_text("after")
+    assert link.is_symlink()
+    assert real.read_text() == "after"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert names_in(tmp_path) == ["a.txt", "real"]
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a[1].onnx", "*"])
+def test_leftovers_of_one_file_are_removed_and_no_others(tmp_path: Path, name: str) -> None:
+    for owner in (name, "b.onnx"):
+        (tmp_path / f".{owner}.abcd1234.part").touch()
+    remove_leftovers(tmp_path, name)
+    assert names_in(tmp_path) == [".b.onnx.abcd1234.part"]
+    remove_leftovers(tmp_path)
+    assert names_in(tmp_path) == []
+
+
+def test_a_state_that_is_no_tensor_is_named(tmp_path: Path) -> None:
+    class Noting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"steps": 3}
+
+    with pytest.raises(SeparableError, match=r"0\._extra_state of the network's state is a dict, and files of weights"):
+        save_weights(nn.Sequential(Noting(2, 2)), tmp_path / "w.safetensors")
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, SystemExit])

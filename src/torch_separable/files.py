@@ -7,9 +7,11 @@ of one. Weights are safetensors, or ``.pth`` files read with ``weights_only=True
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import pickle
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` that takes its place when the block ends without an exception.
 
     Whatever interrupts the block, ``path`` keeps what it had and the temporary file is removed. In an inner block, that
-    temporary file is written as it is.
+    temporary file is written as it is. A link stays one: the file that it leads to is replaced. So do permissions.
 
     Raises:
         SeparableError: the folder cannot be made or written, or the disk is full.
@@ -52,6 +54,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         except OSError as error:
             raise _cannot_write(_ASIDE[path], error) from error
         return
+    if path.is_symlink():
+        path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -63,9 +67,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield aside
         flush(aside)
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)
+        aside.chmod(_mode_of(path))
         aside.replace(path)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -74,13 +76,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what writers of ``name`` that were killed left aside in ``folder``; nobody else may be writing there.
+def _mode_of(path: Path) -> int:
+    """The permissions of a file, or those that a new one gets."""
+    with contextlib.suppress(FileNotFoundError):
+        return stat.S_IMODE(path.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what writers of the file ``name``, or of any, that were killed left aside in ``folder``.
+
+    Nobody else may be writing there.
 
     Raises:
         SeparableError: one cannot be removed.
     """
-    for leftover in folder.glob(f".{name}.????????.part"):
+    for leftover in folder.glob(f".{'*' if name is None else glob.escape(name)}.????????.part"):
         try:
             leftover.unlink(missing_ok=True)
         except OSError as error:
@@ -135,6 +148,12 @@ def save_weights(
     Tensors that share memory (tied weights) are written once for each name.
     """
     state = source.state_dict() if isinstance(source, nn.Module) else source
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise SeparableError(
+                f"{name} of the network's state is a {type(value).__name__}, and files of weights hold tensors alone: "
+                "have the module's get_extra_state return a tensor, or nothing"
+            )
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as aside:
         try:

@@ -21,7 +21,7 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def sole_writer(folder: str | Path, *, wait: float = 0.2, leftovers_of: str = "*") -> Iterator[None]:
+def sole_writer(folder: str | Path, *, wait: float = 0.2, leftovers_of: str | None = None) -> Iterator[None]:
     """Hold a folder for writing, and remove what a killed writer left half written in it.
 
     The operating system releases the lock of a process that dies, whatever it dies of. A thread that holds the folder

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torch_separable.errors import SeparableError
 
@@ -39,11 +41,17 @@ def logits_of(output: object) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode for the block, and back into its own mode afterwards.
+    """Put every module into evaluation mode for the block; modes and buffers are as before afterwards.
 
-    By its flag alone: a network's own ``train`` and ``eval`` may do more, as merging adapters into weights.
+    By its flag alone: a network's own ``train`` and ``eval`` may do more, as merging adapters into weights. Buffers may
+    be written in evaluation, too: counters, what was seen last.
     """
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, None if buffer is None or is_lazy(buffer) or buffer.is_meta else buffer.detach().clone())
+        for module, _ in modes
+        for name, buffer in module._buffers.items()
+    ]
     try:
         for module, _ in modes:
             module.training = False
@@ -51,3 +59,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, name, buffer, held in buffers:
+            module._buffers[name] = buffer
+            if buffer is not None and held is not None:
+                _put_back(buffer, held)
+
+
+def _put_back(buffer: Tensor, held: Tensor) -> None:
+    with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
+        if buffer.layout != torch.strided or not torch.equal(buffer, held):
+            buffer.copy_(held)

@@ -131,6 +131,7 @@ CHOICES = [
     (f"{CONVERT} --budget macs=0.01", "Budget(macs=0.01) cannot be met", "Raise the budget"),
     (f"{CONVERT} --order both", "order='both': must be one of depthwise_first, pointwise_first", ""),
     (f"{CONVERT} --method magic", "method='magic': must be one of least_squares, svd", ""),
+    (f"{CONVERT} --keep stem", "keep names 'stem', and no convolution of the network is called", "there are "),
     (f"{CONVERT} --memory lots", "--memory lots: expected a number of bytes, as 4GB or 512MB", ""),
     (f"{CONVERT} --memory infGB", "--memory infGB: expected a number of bytes", ""),
     (f"{CONVERT} --memory 1KB", "--memory 1KB: at least 1MB is needed", ""),

@@ -180,6 +180,14 @@ def test_convert_replaces_a_network_only_where_it_is_told_to(separable: Callable
     assert (place / "forced" / "model.safetensors").read_bytes() != before
 
 
+def test_layers_that_are_asked_for_stay_dense(separable: Callable[..., Any], place: Path) -> None:
+    assert separable(*shlex.split(f"{CONVERT} --rank 1 --keep 0 -o kept --quiet")).code == 0
+    layers = {layer.name: layer for layer in Plan.load(place / "kept" / "plan.json").layers}
+    assert (layers["0"].order, layers["0"].reason) == (None, "as was asked for")
+    assert any(layer.order for layer in layers.values())
+    assert json.loads((place / "kept" / "config.json").read_text())["settings"]["keep"] == ["0"]
+
+
 def test_full_rank_conversion_is_as_accurate_as_the_dense_network(separable: Callable[..., Any]) -> None:
     assert separable(*shlex.split(f"{CONVERT} --rank 9 --mean .5 --std .5 -o exact")).code == 0
     arguments = ["--data", "digits", "--mean", ".5", "--std", ".5", "--json"]

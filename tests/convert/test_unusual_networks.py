@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from threading import Lock
 
 import pytest
 import torch
@@ -220,3 +222,113 @@ def test_what_passes_push_onto_a_network_does_not_stay_there(place: int) -> None
     assert model.skips == []
     assert conversion.model.skips == []
     assert conversion.report.output_error < 1
+
+
+class Routed(nn.Module):
+    """Experts, each of which sees the images that the values before it send there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.experts = nn.ModuleList([nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        chosen = (y.mean((1, 2, 3)) * 997).long() % 3
+        mixed = torch.zeros_like(y)
+        for i, expert in enumerate(self.experts):
+            if (chosen == i).any():
+                mixed[chosen == i] = expert(y[chosen == i])
+        return pooled(self.last(mixed.relu()))
+
+
+def test_experts_that_see_other_images_after_conversion_are_named_and_can_be_kept() -> None:
+    torch.manual_seed(0)
+    net, images = Routed().eval(), torch.randn(64, 3, 12, 12)
+    assert ts.convert(net, images, rank=9).report.output_error < 1e-6
+    with pytest.raises(SeparableError, match=r"layer experts\.\d does not see the same images .* keep=\['experts"):
+        ts.convert(net, images, rank=2)
+    report = ts.convert(net, images, rank=2, keep=["experts"]).report
+    assert report.converted == ("first", "last")
+    assert report.kept == {f"experts.{i}": "as was asked for" for i in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("hidden", "message"),
+    [
+        (
+            lambda conv: lambda x: conv(x.abs()),
+            r"layer second is not called in the converted network: a function that Hidden",
+        ),
+        (partial, r"layer second was replaced, and Hidden goes on with the dense one"),
+    ],
+    ids=["function", "object"],
+)
+def test_a_layer_that_is_called_behind_the_networks_attributes_is_not_said_to_be_converted(
+    hidden: Callable[[nn.Module], Callable[[Tensor], Tensor]], message: str
+) -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.call = hidden(self.second)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return pooled(self.call(self.first(x).relu()))
+
+    net, images = Hidden().eval(), torch.randn(64, 3, 12, 12)
+    with pytest.raises(SeparableError, match=rf"{message}.*keep=\['second'\]"):
+        ts.convert(net, images, rank=2)
+    assert ts.convert(net, images, rank=2, keep=["second"]).report.converted == ("first",)
+
+
+@pytest.mark.parametrize("reassigned", [False, True], ids=["in place", "another tensor"])
+def test_buffers_that_a_network_writes_in_evaluation_are_put_back(reassigned: bool) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if reassigned:
+                self.seen = self.seen + len(x)
+            else:
+                self.seen += len(x)
+            return self.second(self.first(x).relu()).mean((2, 3))
+
+    net = Counting().eval()
+    net(torch.randn(3, 3, 12, 12))
+    buffer = net.seen
+    converted = ts.convert(net, torch.randn(64, 3, 12, 12), budget=Budget(macs=0.6)).model
+    assert net.seen is buffer
+    assert net.seen == converted.seen == 3
+    converted(torch.randn(2, 3, 12, 12))
+    assert (net.seen, converted.seen) == (3, 5)
+
+
+def test_what_cannot_be_copied_is_named_with_what_to_do() -> None:
+    net, images = Written(one_number).eval(), torch.randn(64, 3, 12, 12)
+    statistics = ts.calibrate(net, images)
+    plan = ts.plan(net, statistics, rank=2)
+    vars(net.first)["remembered"] = [net.first(images)]  # as a pass of training may leave
+    with pytest.raises(
+        SeparableError, match=r"Written cannot be copied: first\.remembered holds what a pass with grad"
+    ):
+        ts.apply(net, plan, statistics)
+    vars(net.first)["remembered"] = None
+    vars(net)["lock"] = Lock()
+    with pytest.raises(SeparableError, match=r"cannot be copied: lock, of type lock \(cannot pickle"):
+        ts.compile(net, images[:1])
+    del net.lock
+    ts.apply(net, plan, statistics)
+
+
+def test_statistics_of_another_network_are_refused() -> None:
+    images = torch.randn(64, 3, 12, 12)
+    net, other = nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(nn.Conv2d(3, 8, 5))
+    statistics = ts.calibrate(net, images)
+    with pytest.raises(SeparableError, match="statistics are of another network: their layer 0 is no such convolution"):
+        ts.plan(other, statistics, rank=1)
+    with pytest.raises(SeparableError, match="statistics are of another network"):
+        ts.apply(other, ts.plan(other, ts.calibrate(other, images), rank=1), statistics)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+
+from torch_separable.copying import copied
 
 
 def lifelike(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
@@ -22,7 +22,7 @@ def lifelike(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
         >>> bool(outputs.std(0).mean() > 0.1)
         True
     """
-    made = copy.deepcopy(model)
+    made = copied(model)
     generator = torch.Generator().manual_seed(seed)
     norms = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():

@@ -47,6 +47,10 @@ def convert(
     method: Annotated[
         str, typer.Option(help="least_squares, or svd: the baseline that sees no data.")
     ] = "least_squares",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave a layer, or all in a module, dense: conv1, or a pattern; repeatable."),
+    ] = None,
     images: Annotated[
         int, typer.Option(min=1, help="Calibration images; 256 to 1,024 suffice. No labels are used.")
     ] = 512,
@@ -105,6 +109,7 @@ def convert(
         rank=rank,
         order=order,  # type: ignore[arg-type]
         method=method,  # type: ignore[arg-type]
+        keep=keep or (),
         memory=read_bytes(memory),
         progress=progress,
     )
@@ -126,6 +131,7 @@ def convert(
         "rank": rank,
         "order": order,
         "method": method,
+        "keep": keep or [],
         "evaluate": evaluate,
     }
     results = {

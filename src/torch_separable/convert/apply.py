@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, LayerStatistics, Statistics, calibrate
+from torch_separable.convert.calibrate import (
+    DEFAULT_MEMORY,
+    Images,
+    LayerStatistics,
+    Statistics,
+    calibrate,
+    check_statistics,
+)
 from torch_separable.convert.factorize import Factors, decouple
 from torch_separable.convert.layers import COMPUTES_WEIGHT, Conv, grouped_weight, refresh_weights, survey
 from torch_separable.convert.plan import LayerPlan, Plan
 from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.reconstruct import reconstruct
-from torch_separable.convert.record import Recording, record
+from torch_separable.convert.record import Recording, record, run
+from torch_separable.copying import copied
 from torch_separable.errors import SeparableError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.nn.separable import SEPARABLE
+from torch_separable.outputs import evaluating
 from torch_separable.progress import progress_bar
 
 _HOOKS = (
@@ -77,7 +86,7 @@ def apply(
     refresh_weights(model)
     found = survey(model).convertible
     check_plan(model, plan, found)
-    student = copy.deepcopy(model)
+    student = copied(model)
     if plan.method == "svd" or images is None:
         for entry in plan.converted:
             conv = found[entry.name]
@@ -85,6 +94,7 @@ def apply(
         return student
 
     statistics = images if isinstance(images, Statistics) else calibrate(model, images, memory=memory)
+    check_statistics(model, statistics, found)
     order = [layer.name for layer in statistics.layers]
     planned = {layer.name: layer for layer in plan.converted}
     never_ran = [name for name in planned if name not in order]
@@ -106,7 +116,7 @@ def apply(
                 layer = statistics[name]
                 converted = dense[name]
                 if sequential:
-                    converted = _record_student(student, name, statistics, layer, before)
+                    converted = _record_student(student, name, statistics, layer, dense[name], before)
                 weight = grouped_weight(found[name])
                 entry = planned[name]
                 assert entry.order is not None
@@ -122,6 +132,7 @@ def apply(
                 )
                 _replace(student, entry, factors, bias)
                 advance(name)
+    _check_called(student, names, statistics)
     return student
 
 
@@ -139,7 +150,7 @@ def outline(model: nn.Module, plan: Plan) -> nn.Module:
     refresh_weights(model)
     found = survey(model).convertible
     check_plan(model, plan, found)
-    student = copy.deepcopy(model)
+    student = copied(model)
     for entry in plan.converted:
         assert entry.order is not None
         conv = found[entry.name]
@@ -157,7 +168,7 @@ def _new_bias(plan: Plan, conv: Conv) -> Tensor | None:
 
 
 def _record_student(
-    student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics, before: Prefix
+    student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics, dense: Recording, before: Prefix
 ) -> Recording:
     conv: Any = student.get_submodule(name)
     wanted, pixels = {name: conv}, {name: layer.pixels}
@@ -165,7 +176,37 @@ def _record_student(
         recordings = record(
             student, statistics.batches, wanted, pixels, patches=True, stop_early=layer.calls == 1, prefix=before
         )
+    if name not in recordings:
+        raise SeparableError(
+            f"layer {name} is not called in the converted network: a function that {type(student).__name__} holds "
+            f"calls the original's, or no image reaches it any more. Keep it dense: keep=[{name!r}]"
+        )
+    if recordings[name].shapes != dense.shapes:
+        raise SeparableError(
+            f"layer {name} does not see the same images in the converted network as in the dense one: which images "
+            f"reach it depends on values that conversion changes. Keep it dense: keep=[{name!r}]"
+        )
     return recordings[name]
+
+
+def _check_called(student: nn.Module, names: list[str], statistics: Statistics) -> None:
+    """Require that the network calls what took the place of its convolutions."""
+    waiting = dict.fromkeys(names)
+    with ExitStack() as stack:
+        for name in names:
+            hook = student.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: waiting.pop(name, None))
+            stack.callback(hook.remove)
+        stack.enter_context(evaluating(student))
+        stack.enter_context(torch.no_grad())
+        for batch in statistics.batches:
+            if waiting:
+                run(student, batch)
+    if waiting:
+        name = next(iter(waiting))
+        raise SeparableError(
+            f"layer {name} was replaced, and {type(student).__name__} goes on with the dense one: it must hold it in "
+            f"an object that is no module, list or dictionary. Keep it dense: keep=[{name!r}]"
+        )
 
 
 def _runs(names: list[str], statistics: Statistics, *, patches: bool) -> list[list[str]]:

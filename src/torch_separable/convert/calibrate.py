@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_separable.convert.factorize import Moments, dense_moments
-from torch_separable.convert.layers import Conv, grouped_weight, refresh_weights, spec_of, survey
+from torch_separable.convert.layers import Conv, grouped_weight, refresh_weights, spec_of, survey, without
 from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.record import Batch, Flow, Recording, placed, record, run
 from torch_separable.cost import analyze
@@ -102,7 +102,14 @@ class Statistics:
         raise KeyError(name)
 
 
-def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY, progress: bool = False) -> Statistics:
+def calibrate(
+    model: nn.Module,
+    images: Images,
+    *,
+    keep: Sequence[str] = (),
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = False,
+) -> Statistics:
     """Gather second moments of each convertible convolution's input patches, ``E[x xᵀ]``, from unlabelled images.
 
     The network runs in evaluation mode and is not changed. A few thousand output pixels of each layer are sampled over
@@ -113,6 +120,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         model: the trained dense network.
         images: a tensor (N, C, H, W), prepared as in training, or an iterable of batches: tensors, or mappings that the
             network takes as keyword arguments.
+        keep: convolutions that stay as they are: names, those of modules that hold them, or patterns, as ``*.conv1``.
         memory: bytes that samples, moments and what passes keep for the next may take at a time; a layer that needs
             more by itself for 1,024 output pixels takes it. The layers are recorded in as many passes as that needs.
         progress: whether a bar may appear on a terminal.
@@ -120,6 +128,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
     Raises:
         SeparableError: there is nothing to convert, too few images, or images that the network cannot take; NaN or
             infinity in the images, the weights, or (naming the layer) in an activation.
+        SeparableValueError: ``keep`` names nothing that could be converted.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
@@ -129,7 +138,7 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
     """
     batches = batches_of(images)
     check_weights(model)
-    found = survey(model)
+    found = without(survey(model), keep)
     if not found.convertible:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.kept.items())[:3])
         raise SeparableError(f"{type(model).__name__} has no convolution to convert ({reasons or 'none at all'})")
@@ -214,6 +223,25 @@ def calibrate(model: nn.Module, images: Images, *, memory: int = DEFAULT_MEMORY,
         parameters=sum(p.numel() for p in model.parameters()),
         memory=memory,
     )
+
+
+def check_statistics(model: nn.Module, statistics: Statistics, found: Mapping[str, Conv]) -> None:
+    """Require that the statistics are of this network.
+
+    Args:
+        model: the network.
+        statistics: from `calibrate`.
+        found: its convolutions that can be converted, by name.
+
+    Raises:
+        SeparableError: naming the first layer that differs.
+    """
+    for layer in statistics.layers:
+        if layer.name not in found or spec_of(found[layer.name]) != layer.spec:
+            raise SeparableError(
+                f"the statistics are of another network: their layer {layer.name} is no such convolution of "
+                f"{type(model).__name__}. Give what calibrate(...) returned for this network"
+            )
 
 
 def moments_of(model: nn.Module, statistics: Statistics, name: str) -> tuple[Moments, ...]:

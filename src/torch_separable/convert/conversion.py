@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ def convert(
     rank: int | None = None,
     order: Order | None = None,
     method: Method = "least_squares",
+    keep: Sequence[str] = (),
     memory: int = DEFAULT_MEMORY,
     progress: bool = False,
 ) -> Conversion:
@@ -97,6 +98,7 @@ def convert(
         rank: one rank for all layers, instead of a budget.
         order: allow only this order.
         method: ``"least_squares"``, or ``"svd"`` for the baseline that looks at weights alone.
+        keep: convolutions that stay as they are: names, those of modules that hold them, or patterns, as ``*.conv1``.
         memory: bytes that samples and moments may take at a time.
         progress: whether bars may appear on a terminal.
 
@@ -111,7 +113,7 @@ def convert(
         True
     """
     check_choice(budget, rank, order, method)  # before the minutes that calibration may take
-    statistics = calibrate(model, images, memory=memory, progress=progress)
+    statistics = calibrate(model, images, keep=keep, memory=memory, progress=progress)
     chosen = plan(model, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress)
     converted = apply(model, chosen, statistics, progress=progress)
     outputs = network_outputs(converted, statistics.batches)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from torch_separable.cost.formulas import ConvSpec
+from torch_separable.errors import SeparableValueError
 from torch_separable.nn.separable import SEPARABLE
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -72,6 +75,39 @@ def survey(model: nn.Module) -> Survey:
             else:
                 kept[name] = reason
     return Survey(convertible, kept)
+
+
+def without(found: Survey, keep: Sequence[str]) -> Survey:
+    """Return the survey with some convolutions kept because it was asked for.
+
+    Args:
+        found: from `survey`.
+        keep: names of convolutions, names of modules that hold them, or patterns of either (`fnmatch`), as ``*.conv1``.
+
+    Raises:
+        SeparableValueError: one of them matches no convolution.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)))
+        >>> list(without(survey(net), ["0", "*.1"]).convertible), list(without(survey(net), ["1"]).convertible)
+        (['1.0'], ['0'])
+    """
+    if isinstance(keep, str) or not all(isinstance(pattern, str) for pattern in keep):
+        raise SeparableValueError(f"keep={keep!r}: give a list of names, such as ['conv1']")
+    names = [*found.convertible, *found.kept]
+    kept = set()
+    for pattern in keep:
+        within = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+        if not within:
+            some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+            raise SeparableValueError(
+                f"keep names {pattern!r}, and no convolution of the network is called or lies in that: there are {some}"
+            )
+        kept |= set(within)
+    return Survey(
+        {name: conv for name, conv in found.convertible.items() if name not in kept},
+        {**found.kept, **{name: "as was asked for" for name in found.convertible if name in kept}},
+    )
 
 
 def _reason_to_keep(conv: Conv) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torch_separable.convert.allocate import choose
-from torch_separable.convert.calibrate import LayerStatistics, Statistics, moments_of
+from torch_separable.convert.calibrate import LayerStatistics, Statistics, check_statistics, moments_of
 from torch_separable.convert.factorize import Order
 from torch_separable.convert.latency import LayerTimes, time_layers
 from torch_separable.convert.layers import in_words, survey
@@ -115,6 +115,7 @@ def plan(
         True
     """
     check_choice(budget, rank, order, method)
+    check_statistics(model, statistics, survey(model).convertible)
     if budget is not None:
         return plans(model, statistics, [budget], order=order, method=method, progress=progress)[0]
     assert rank is not None

@@ -60,6 +60,7 @@ class Recording:
         inputs: for each call the input's shape that one image makes of it, images and spatial size: (1, H, W), and
             (T, H, W) where the network folds T frames into the batch.
         input_pixels: pixels of the input for each image, over all calls.
+        shapes: of the output, images and spatial size, at every call for every batch.
         macs: multiply-accumulates for each image, over all calls.
     """
 
@@ -69,6 +70,7 @@ class Recording:
     flow: Flow
     inputs: tuple[tuple[int, ...], ...]
     input_pixels: int
+    shapes: tuple[tuple[int, ...], ...]
     macs: int
 
     @property
@@ -245,6 +247,7 @@ class _Seen:
     branches: bool = False  # used elsewhere, too, before it is added to anything
     used_otherwise: bool = False
     inputs: list[tuple[int, ...]] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
     input_pixels: int = 0
     output_pixels: int = 0
 
@@ -334,7 +337,8 @@ class _Recorder(TorchDispatchMode):
                         f"{what} of layer {name} holds NaN or infinity in batch {self.batch}: "
                         "check the weights, and the images' range and normalisation"
                     )
-            index = self._draw(name, call, (result.shape[0], *result.shape[2:]))
+            seen.shapes.append((result.shape[0], *result.shape[2:]))
+            index = self._draw(name, call, seen.shapes[-1])
             if self.wants_patches:
                 seen.patches.add(patches_of(conv, given.detach()), index, self._share)
             seen.outputs.append(_at(result, index))
@@ -429,6 +433,7 @@ class _Recorder(TorchDispatchMode):
                     rectified=rectified and not seen.used_otherwise,
                 ),
                 inputs=tuple(seen.inputs),
+                shapes=tuple(seen.shapes),
                 input_pixels=round(seen.input_pixels / self.images[0]),
                 macs=round(seen.output_pixels * self.layers[name].weight.numel() / self.images[0]),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from torch_separable.convert.layers import refresh_weights
+from torch_separable.copying import copied
 from torch_separable.errors import SeparableError
 from torch_separable.export.fold import fold_batch_norms
 from torch_separable.outputs import logits_of
@@ -35,7 +35,7 @@ def prepared(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
         SeparableError: it does not take images of this shape.
     """
     refresh_weights(model)
-    ready = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    ready = copied(model).cpu().float().eval().requires_grad_(False)
     example = torch.zeros(2, *input_shape)
     try:
         with torch.no_grad():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable._version import __version__
+from torch_separable.copying import copied
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.files import load_weights, save_weights, write_json
 from torch_separable.nn.rank_by_rank import rank_by_rank
@@ -102,13 +103,13 @@ class Run:
         if teacher is not None and config.needs_teacher:
             self.identity["teacher"] = describe_network(teacher)
         self.layout = layout_for([network for network in (student, teacher) if network is not None], data)
-        self.student = _moved(copy.deepcopy(student), self.device, self.layout)
+        self.student = _moved(copied(student), self.device, self.layout)
         # By the student as it was given: a checkpoint to go on from has statistics of the run's own images.
         self.frozen = [m for m in self.student.modules() if config.frozen_norms and _has_statistics(m)]
         self.teacher: nn.Module | None = None
         self.features: tuple[str, ...] = ()
         if teacher is not None and config.needs_teacher:
-            self.teacher = _moved(copy.deepcopy(teacher), self.device, self.layout)
+            self.teacher = _moved(copied(teacher), self.device, self.layout)
             self.teacher.eval().requires_grad_(False)
             if config.feature_weight:
                 self.features = matched_features(student, teacher, config.features)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_map, tree_unflatten
 
 from torch_separable.convert.calibrate import check_weights
 from torch_separable.convert.layers import refresh_weights
+from torch_separable.copying import copied
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.notebook import table
 from torch_separable.outputs import evaluating, logits_of
@@ -95,22 +95,13 @@ def compile(
     if elsewhere:
         raise SeparableError(f"weights are on {min(elsewhere)}: move the network to the CPU, model.to('cpu')")
     check_weights(model)
-    compiled = CompiledModel(_copied(model), kernels, threads, tune)
+    # The network as it is now: what becomes of it afterwards is not to change what shapes to come compute.
+    refresh_weights(model)
+    with torch.inference_mode(False):
+        own = copied(model)
+    compiled = CompiledModel(own, kernels, threads, tune)
     compiled.prepare(example_input)
     return compiled
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """The network as it is now: what becomes of it afterwards is not to change what shapes to come compute."""
-    refresh_weights(model)
-    try:
-        with torch.inference_mode(False):
-            return copy.deepcopy(model)
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SeparableError(
-            f"{type(model).__name__} cannot be copied: {first}. Take away what it holds besides weights and layers"
-        ) from error
 
 
 @dataclass(frozen=True)
