@@ -105,6 +105,21 @@ class Bench:
         return round(100 * ts.evaluate(model, self.test, progress=False).accuracy, 2)
 
 
+class Together(nn.Module):
+    """Two trained networks as one teacher: the mean of their logits, and the inner features of the first."""
+
+    def __init__(self, dense: nn.Module, helper: nn.Module) -> None:
+        super().__init__()
+        for name, child in dense.named_children():  # by the names under which the student's features are compared
+            self.add_module(name, child)
+        self.dense, self.helper = dense, helper
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits."""
+        mean: Tensor = (self.dense(images) + self.helper(images)) / 2
+        return mean
+
+
 class Unreachable(Exception):  # noqa: N818 - it is a result, and is told as one
     """A peer has no network at this share of the multiply-accumulates."""
 
@@ -223,12 +238,16 @@ def recover(
     epochs: Annotated[int, typer.Option(help="Of distillation; 10 at most.")] = 10,
     kinds: Annotated[str, typer.Option(help="Which networks, separated by commas.")] = "ours,torch-pruning",
     schedule: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = "mixtures",
+    helper: Annotated[
+        str | None, typer.Option(help="A larger network, as resnet56, whose logits are averaged with the dense one's.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where checkpoints go, so that a killed run goes on.")] = Path(
         "runs/bench"
     ),
 ) -> None:
     """Measure the rows after distillation with the same schedule for each."""
     bench, settings = Bench(data, checkpoints), SCHEDULES[schedule]
+    helped = "" if helper is None else f", with {helper}"
     for name, ratio in chosen(networks, ratios):
         made = candidates(bench, name, ratio)
         for kind in kinds.split(","):
@@ -236,17 +255,18 @@ def recover(
             def measure(
                 make: Callable[[], nn.Module] = made[kind], name: str = name, ratio: float = ratio, kind: str = kind
             ) -> dict[str, Any]:
-                folder = runs / f"{name}-{ratio:g}-{kind}-{schedule}-{epochs}"
+                folder = runs / f"{name}-{ratio:g}-{kind}-{schedule}-{epochs}{'' if helper is None else f'-{helper}'}"
                 start, dense = time.monotonic(), bench.dense(name)
+                teacher = dense if helper is None else Together(dense, bench.dense(helper))
                 # Ours are compared where layers were converted; pruned ones at the layers that keep their channels.
                 features = [n for n, _ in dense.named_modules() if n.endswith("conv2")] if kind != "ours" else None
                 model = ts.recover(
-                    make(), dense, bench.train, epochs=epochs, output_dir=folder, features=features, **settings
+                    make(), teacher, bench.train, epochs=epochs, output_dir=folder, features=features, **settings
                 )
                 minutes = (time.monotonic() - start) / 60
                 return {"accuracy": bench.accuracy(model), "epochs": epochs, "minutes": round(minutes, 1)}
 
-            once(f"recovered {name} {ratio:g} {kind}, {schedule}", measure)
+            once(f"recovered {name} {ratio:g} {kind}, {schedule}{helped}", measure)
     show()
 
 
