@@ -136,7 +136,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 #define TS_API extern "C" __attribute__((visibility("default")))
 
 // Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
-constexpr int32_t kInterface = 3;
+constexpr int32_t kInterface = 4;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Bytes of ts_operation: the Python side checks that it describes the same layout.

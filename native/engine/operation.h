@@ -19,6 +19,7 @@ enum ts_kind : int32_t {
   TS_SCALE = 7,  // a tensor times one factor for each channel of each image
   TS_ACTIVATE = 8,
   TS_COPY = 9,  // every stride-th pixel, to a place among the channels; the other channels become zero
+  TS_RECOMPUTE = 10,  // what groups that were computed together spoilt of each other, see recompute_row
 };
 
 enum ts_patches : int32_t {
@@ -66,19 +67,22 @@ struct ts_operation {
   int64_t residual_stride;
   int64_t kernel_height, kernel_width, stride_height, stride_width;
   int64_t pad_height, pad_width, dilation_height, dilation_width;
-  int64_t multiplier;         // depthwise kernels for each channel; in TS_DEPTHWISE, filtered channels that are summed
-  int64_t depth;              // rows of the packed weights, K
+  int64_t multiplier;         // depthwise kernels for each channel; in TS_DEPTHWISE, filtered channels that are summed;
+                              // in TS_RECOMPUTE, output channels of a group
+  int64_t depth;              // rows of the packed weights, K; in TS_RECOMPUTE, input channels of a group
   int64_t tile_rows;          // output rows (pixels, where the input is the matrix) that one task computes
   int64_t out_vectors;        // of output channels that a convolution computes: all of a pixel's, or a group's
   int64_t precision;          // a ts_precision
   int64_t wide;               // the output of a bfloat16 convolution is float32: no other operation reads it
   int64_t splits;             // parts that the output channels of a tile are computed in, each a task of its own
+  int64_t blocks;             // of output channels, each padded to whole vectors by itself
   int64_t set;                // the instruction set that runs it, by number, for which its weights are packed
   const void* weights;        // [panel][K][channels of a panel]; of bfloat16 [panel][K / 2][channels of a panel][2]
   const void* next_weights;   // those that are read after them: fetched ahead, never looked into
   const float* bias;          // padded to whole panels
-  const float* filters;       // depthwise weights, [multiplier][kernel_height * kernel_width][channels]; see in_turns
-  const float* filter_bias;   // [multiplier][channels], likewise
+  const float* filters;       // depthwise weights, [multiplier][kernel_height * kernel_width][channels]; see in_turns;
+                              // of TS_RECOMPUTE [output channel][kernel_height * kernel_width][channels of a group]
+  const float* filter_bias;   // [multiplier][channels], likewise; of TS_RECOMPUTE [output channel]
   int64_t external_strides[4];  // of TS_IMPORT, in float32 values: N, C, H, W
   int64_t count_padding;        // of TS_POOL_AVERAGE
 };

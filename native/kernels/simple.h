@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "vector.h"
+#include "window.h"
 
 namespace ts::TS_ISA {
 
@@ -174,6 +175,49 @@ static void copy_row(const ts_operation& op, Element* workspace, int64_t task) {
     memset(to, 0, sizeof(Element) * static_cast<size_t>(op.out_stride));
     memcpy(to + op.pad_width, from + x * op.stride_width * op.in_stride,
            sizeof(Element) * static_cast<size_t>(op.in_channels));
+  }
+}
+
+// An output of a grouped convolution, from its own group alone.
+template <class Element>
+static float output_of(const ts_operation& op, const Element* image, float sum, int64_t row, int64_t column, int64_t channel) {
+  const int64_t channels = op.depth, first = channel / op.multiplier * channels;
+  const float* weights = op.filters + channel * op.kernel_height * op.kernel_width * channels;
+  const auto [begin, end] = rows_inside(op, row);
+  for (int64_t kh = begin; kh < end; kh++) {
+    const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
+    for (int64_t kw = 0; kw < op.kernel_width; kw++) {
+      const int64_t x = column * op.stride_width - op.pad_width + kw * op.dilation_width;
+      if (x < 0 || x >= op.in_width) continue;
+      const Element* values = image + (y * op.in_width + x) * op.in_stride + first;
+      const float* factors = weights + (kh * op.kernel_width + kw) * channels;
+      for (int64_t c = 0; c < channels; c++) sum += value_of(values[c]) * factors[c];
+    }
+  }
+  return sum;
+}
+
+// Groups that are computed together meet each other's values with weights of zero, and zero times infinity is NaN. So
+// what is NaN is computed anew, slowly, for it is rare. A task is an output row.
+template <class Element>
+static void recompute_row(const ts_operation& op, Element* workspace, int64_t task) {
+  const int64_t image = task / op.out_height, row = task % op.out_height;
+  const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
+  Element* to = workspace + op.output + task * op.out_width * op.out_stride;
+  Vector sum{};  // of zeros, unless a value is not finite
+  for (int64_t i = 0; i < op.out_width * op.out_stride; i += kLanes) sum += load(to + i) * 0.0f;
+  float lanes[kLanes];
+  memcpy(lanes, &sum, sizeof lanes);
+  if (std::none_of(lanes, lanes + kLanes, [](float x) { return x != x; })) return;
+  for (int64_t column = 0; column < op.out_width; column++, to += op.out_stride) {
+    const int64_t pixel = task * op.out_width + column;
+    const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + pixel * op.residual_stride;
+    for (int64_t c = 0; c < op.out_channels; c++) {
+      const float value = value_of(to[c]);
+      if (value == value) continue;
+      const float start = op.filter_bias[c] + (residual ? value_of(residual[c]) : 0.0f);
+      put(to + c, activated(broadcast(output_of(op, from, start, row, column, c)), op.activation)[0]);
+    }
   }
 }
 

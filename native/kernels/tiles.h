@@ -144,16 +144,39 @@ static void multiply_by_tiles(const ts_operation& op, const Matrix<Bfloat16>& ma
 template <class Element>
 constexpr bool kWidened = !std::is_same_v<Element, Factor<Element>>;
 
+// The channels that pad a block have weights of zero, and zero times infinity is NaN: those that read whole vectors are to
+// meet zeros there. Of the output channels [begin, end) that a task computes.
+template <class Out>
+static void clear_padding(const ts_operation& op, Out* out, int64_t pixels, int64_t begin, int64_t end) {
+  const int64_t channels = op.out_channels / op.blocks, block = op.out_stride / op.blocks, stride = op.out_stride;
+  if (channels % kLanes == 0) return;
+  for (int64_t b = 0; b < op.blocks; b++) {
+    for (int64_t c = channels / kLanes * kLanes; c < block; c += kLanes) {
+      Out* vector = out + b * block + c;
+      if (b * block + c < begin || b * block + c >= end) continue;
+      Vector sum{};  // of zeros, unless a value is not finite
+      for (int64_t p = 0; p < pixels; p++) sum += load(vector + p * stride) * 0.0f;
+      float lanes[kLanes];
+      memcpy(lanes, &sum, sizeof lanes);
+      if (std::none_of(lanes, lanes + kLanes, [](float x) { return x != x; })) continue;
+      for (int64_t p = 0; p < pixels; p++) {
+        for (int64_t i = std::max<int64_t>(channels - c, 0); i < kLanes; i++) vector[p * stride + i] = Out{};
+      }
+    }
+  }
+}
+
 // A tile of pixels times panels [first, last) of the weights.
 template <class Element, class Out>
 static void multiply(const ts_operation& op, const Matrix<Factor<Element>>& matrix, Out* out, const Element* residual,
                      int64_t first, int64_t last, const void* next) {
 #ifdef TS_TILES
   if constexpr (std::is_same_v<Element, Bfloat16>) {
-    return multiply_by_tiles(op, matrix, out, residual, first, last, next);
+    multiply_by_tiles(op, matrix, out, residual, first, last, next);
   } else
 #endif
   multiply_tile<Element>(op, matrix, out, residual, first, last, next);
+  clear_padding(op, out, matrix.rows * matrix.pixels, first * kPanel, last * kPanel);
 }
 
 }  // namespace ts::TS_ISA

@@ -71,6 +71,7 @@ TS_INLINE void put(Bfloat16* p, float x) {
   p->bits = static_cast<uint16_t>(x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0);
 }
 TS_INLINE void put(float* p, float x) { *p = x; }
+TS_INLINE float value_of(float x) { return x; }
 TS_INLINE float value_of(Bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float value;

@@ -187,6 +187,29 @@ def test_random_networks(data: st.DataObject) -> None:
             assert all(d <= most for d, most in zip(distances(got, expected), allowed, strict=True))
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_what_is_not_finite_spreads_as_in_pytorch(data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        # PyTorch's GELU of infinity is NaN in vectors, and infinite outside of them.
+        patch.setitem(globals(), "ACTIVATIONS", [act for act in ACTIVATIONS if act is not F.gelu])
+        model = Random(data.draw, data.draw(st.sampled_from([1, 3, 8, 20]))).eval()
+        x = torch.randn(data.draw(st.integers(1, 3)), model.channels[0], 9, 14)
+        patch.setenv("TORCH_SEPARABLE_ISA", data.draw(st.sampled_from(sorted(instruction_sets()))))
+        if data.draw(st.booleans()):
+            for name in (*CACHES, "torch_separable.runtime.interleave._NEAR"):
+                patch.setattr(name, 2**12 if name.endswith("_NEAR") else lambda level: 2**12)
+        compiled = compile(model, x, threads=data.draw(st.integers(1, 3)))
+        x.flatten()[data.draw(st.integers(0, x.numel() - 1))] = data.draw(
+            st.sampled_from([math.inf, -math.inf, math.nan])
+        )
+        with torch.no_grad():
+            expected = tree_leaves(model(x))
+        for got, wanted in zip(tree_leaves(compiled(x)), expected, strict=True):
+            assert torch.equal(got.isnan(), wanted.isnan())
+            assert torch.equal(got[wanted.isinf()], wanted[wanted.isinf()])
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_random_networks_converted_at_full_rank(data: st.DataObject) -> None:

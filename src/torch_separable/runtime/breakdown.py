@@ -15,7 +15,7 @@ from torch_separable.runtime.library import PRECISIONS, Operation, Patches
 from torch_separable.runtime.peak import Peak
 from torch_separable.runtime.program import Convolution, Node, TorchCall
 
-_KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy".split()
+_KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy recompute".split()
 _WIDTH = 80
 _HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak", "roof")
 
@@ -190,6 +190,8 @@ def bytes_of(operation: Operation | None) -> int:
         return 0
     inputs = operation.batch * operation.in_height * operation.in_width * operation.in_channels
     outputs = operation.batch * operation.out_height * operation.out_width * operation.out_channels
+    if operation.kind == _KINDS.index("recompute"):  # which looks at them, and is done
+        return int(PRECISIONS[operation.precision].itemsize * outputs)
     branch = outputs if operation.residual >= 0 else 0
     if operation.kind == _KINDS.index("scale"):
         branch = operation.batch * operation.out_channels

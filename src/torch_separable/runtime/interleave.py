@@ -55,7 +55,7 @@ def depth_first(
 
     Args:
         operations: in an order in which they could run one after the other; none splits its channels.
-        values: what each reads (the rows of its window, then of its other operand), and what it writes.
+        values: what each reads (the rows of its window, then of its other operands), and what it writes.
         tasks: how many an operation has.
 
     Returns:
@@ -69,7 +69,9 @@ def depth_first(
 
     def advance(i: int, rows: int) -> None:
         while done[i] < counts[i] and _rows_after(operations[i], done[i]) < rows:
-            for value, needed in zip(values[i][0], _rows_needed(operations[i], done[i]), strict=False):
+            of_input, of_others = _rows_needed(operations[i], done[i])
+            for place, value in enumerate(values[i][0]):
+                needed = of_others if place else of_input
                 for writer in writers.get(value, ()):
                     if writer < i:
                         advance(writer, needed)
@@ -108,14 +110,14 @@ def _rows_after(operation: Operation, done: int) -> int:
 
 
 def _rows_needed(operation: Operation, task: int) -> tuple[int, int]:
-    """Rows of the input and of the other operand, counted through all images, that a task reads up to."""
+    """Rows of the input and of the other operands, counted through all images, that a task reads up to."""
     o = operation
     if o.kind == Kind.CONVOLUTION and o.patches == Patches.DIRECT:
         pixels = min((task + 1) * o.tile_rows, o.batch * o.out_height * o.out_width)
         return (-(-pixels // o.out_width),) * 2
     end = _rows_after(operation, task + 1)
     image, row = divmod(end - 1, o.out_height) if o.out_height else (0, 0)
-    if o.kind in (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.POOL_MAX, Kind.POOL_AVERAGE):
+    if o.kind in (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.POOL_MAX, Kind.POOL_AVERAGE, Kind.RECOMPUTE):
         last = row * o.stride_height - o.pad_height + (o.kernel_height - 1) * o.dilation_height
         return image * o.in_height + max(0, min(last + 1, o.in_height)), end
     if o.kind == Kind.COPY:

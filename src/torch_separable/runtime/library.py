@@ -19,13 +19,13 @@ from torch_separable.errors import SeparableError
 _FILE = "libtorch_separable.so"
 
 # Of the library's functions and what they take: `kInterface` of native/engine/engine.cpp.
-_INTERFACE = 3
+_INTERFACE = 4
 
 
 class Kind(IntEnum):
     """``ts_kind``."""
 
-    IMPORT, CONVOLUTION, DEPTHWISE, POOL_MAX, POOL_AVERAGE, MEAN, ADD, SCALE, ACTIVATE, COPY = range(10)
+    IMPORT, CONVOLUTION, DEPTHWISE, POOL_MAX, POOL_AVERAGE, MEAN, ADD, SCALE, ACTIVATE, COPY, RECOMPUTE = range(11)
 
 
 class Patches(IntEnum):
@@ -57,7 +57,7 @@ class Activate(ctypes.Structure):
 _SIZES = (
     "input output residual batch in_height in_width in_channels in_stride out_height out_width out_channels out_stride "
     "residual_stride kernel_height kernel_width stride_height stride_width pad_height pad_width dilation_height "
-    "dilation_width multiplier depth tile_rows out_vectors precision wide splits set"
+    "dilation_width multiplier depth tile_rows out_vectors precision wide splits blocks set"
 ).split()
 
 

@@ -194,6 +194,9 @@ def _in_courses(step: Step, covered: int, shares: int) -> Step:
     """Let the first operations, of one share of the images, run depth first for each of the shares."""
     first, rest = step.operations[:covered], step.operations[covered:]
     values = [(() if i == 0 else inputs_of(node), node.output) for i, node in enumerate(step.nodes[:covered])]
+    for i, operation in enumerate(first):
+        if operation.kind == Kind.RECOMPUTE:  # of what it writes, the values that other operations have written
+            values[i] = (*values[i][0], values[i][1]), values[i][1]
     order = depth_first(first, values, tasks)
     sequences = [[Part(part.operation + n * covered, part.begin, part.end) for part in order] for n in range(shares)]
     operations = [*(of_share(operation, n) for n in range(shares) for operation in first), *rest]
@@ -254,7 +257,7 @@ class _Builder:
             stride_height=window.stride[0], stride_width=window.stride[1],
             pad_height=window.padding[0], pad_width=window.padding[1],
             dilation_height=window.dilation[0], dilation_width=window.dilation[1],
-            tile_rows=1, splits=1, multiplier=1, precision=self.precision, wide=node.output in self.wide,
+            tile_rows=1, splits=1, blocks=1, multiplier=1, precision=self.precision, wide=node.output in self.wide,
             set=self._set_for(node).number,
         )  # fmt: skip
 
@@ -315,6 +318,7 @@ class _Builder:
         operation.depth = padded(matrix.shape[1], kernels.depth)
         bias = node.bias
         if blocks_out > 1:
+            operation.blocks = blocks_out
             matrix, bias = pad_blocks(matrix, blocks_out, lanes_out, 0), pad_blocks(bias, blocks_out, lanes_out, 0)
         if depthwise is None:  # of a group, where there are several
             taps = operation.kernel_height * operation.kernel_width
@@ -340,7 +344,8 @@ class _Builder:
         """A convolution for each group, or for as many neighbouring ones together as fill whole vectors of outputs.
 
         Those are a dense convolution whose weights are zero between the groups, which costs no more than the lanes of
-        their vectors that would otherwise compute nothing.
+        their vectors that would otherwise compute nothing. Where a value is not finite, that is NaN in its neighbours'
+        outputs, so another operation computes what is NaN anew.
         """
         outputs, channels = node.weight.shape[0] // node.groups, node.weight.shape[1]
         lanes = self.lanes[node.output]
@@ -360,7 +365,17 @@ class _Builder:
             operation.output += first * outputs
             operation.residual += first * outputs if operation.residual >= 0 else 0
             operations.append(operation)
+        if together > 1:
+            operations.append(self._recomputed(node))
         return operations
+
+    def _recomputed(self, node: Convolution) -> Operation:
+        operation = self._base(Kind.RECOMPUTE, node, node.window)
+        operation.multiplier, operation.depth = node.weight.shape[0] // node.groups, node.weight.shape[1]
+        rounded = node.weight.to(self.kernels.dtype).float()
+        operation.filters = self._keep(rounded.flatten(2).transpose(1, 2).contiguous())
+        operation.filter_bias = self._keep(node.bias.float().contiguous())
+        return operation
 
     def _filtering(self, node: Filtering) -> list[Operation]:
         kernels, lanes, depthwise = self._set_for(node), self.lanes[node.output], node.depthwise
