@@ -42,7 +42,7 @@ def test_accuracies_after_distillation_are_the_measured_ones() -> None:
 
 def test_accuracies_beside_torch_pruning_after_distillation_are_the_measured_ones() -> None:
     row = re.compile(r"^\| ([\d.]+) \| ([\d.]+) \((\d+)\) \| ([\d.]+) \((\d+)\) \|$", re.MULTILINE)
-    for network, divisors in (("resnet20", ["1.5", "2", "3", "4"]), ("resnet56", ["2", "3"])):
+    for network, divisors in (("resnet20", ["1.5", "2", "3", "4"]), ("resnet56", ["2", "3", "4"])):
         rows = row.findall(PAGE.partition(f"| {network.replace('resnet', 'ResNet-')}, MACs ÷ | ours (epochs) |")[2])
         assert [row[0] for row in rows[: len(divisors)]] == divisors
         for divisor, *told in rows[: len(divisors)]:
