@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from torch_separable import Plan, SeparableError, apply
-from torch_separable.convert import LayerPlan
+from torch_separable.convert import Conversion, LayerPlan, Report
 from torch_separable.files import save_weights
 from torch_separable.models import resnet20
 
@@ -44,6 +45,17 @@ def test_network_is_saved_to_a_folder_and_comes_back_from_it(tmp_path: Path) -> 
     again.save_pretrained(tmp_path / "second")
     for name in ("plan.json", "results.json", "model.safetensors", "README.md"):
         assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "Ü n" / name).read_bytes()
+
+
+def test_what_is_saved_is_the_network_that_it_holds(tmp_path: Path) -> None:
+    model, plan = converted()
+    report = Report((2, 1), (2, 1), 0.0, 1.0, ("layer1.0.conv1",), {}, (3, 32, 32))
+    held = HubNetwork(Conversion(model, plan, report))
+    held.save_pretrained(tmp_path / "first")
+    held.model = copy.deepcopy(model)
+    torch.nn.init.ones_(held.model.linear.bias)
+    held.save_pretrained(tmp_path / "second")
+    assert HubNetwork.from_pretrained(tmp_path / "second").model.linear.bias.eq(1).all()
 
 
 def test_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:

@@ -188,9 +188,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds tensors that are sparse, quantised, nested or without values ({_some(special)}): save them "
             "as plain ones, by `tensor.to_dense()` or `tensor.dequantize()`"
         )
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    return without_prefix(tensors)
+
+
+def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, without the ``module.`` that `nn.DataParallel` puts before every name."""
+    every = all(name.startswith("module.") for name in tensors)
+    return {name.removeprefix("module.") if every else name: tensor for name, tensor in tensors.items()}
 
 
 def _read_tensors(path: Path) -> object:

@@ -70,7 +70,12 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
         return self.model(*args, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save(self.model if self._saved is None else self._saved, save_directory, **self._known)
+        made, known = self._saved, self._known
+        if made is not None and made.model is self.model:
+            save(made, save_directory, **known)
+        else:
+            plan = made.plan if made is not None and known["plan"] is None else known["plan"]
+            save(self.model, save_directory, **{**known, "plan": plan})
 
     @classmethod
     def from_pretrained(

@@ -341,6 +341,12 @@ def test_json_stands_alone_though_the_network_prints(separable: Callable[..., An
     assert "noise while it runs" in outcome.err
 
 
+def test_rows_stand_alone_though_the_network_prints(separable: Callable[..., Any]) -> None:
+    outcome = separable(*shlex.split("summary networks_for_cli:Noisy --input 1,32,32 --csv"))
+    assert {len(row) for row in csv.reader(outcome.out.splitlines())} == {len(outcome.out.splitlines()[0].split(","))}
+    assert "noise while it runs" in outcome.err
+
+
 def test_interruption_leaves_no_folder_behind(separable: Callable[..., Any], place: Path) -> None:
     outcome = separable("convert", "networks_for_cli:Interrupting", "--data", "digits", "-o", "stopped")
     assert outcome.code == 130

@@ -194,6 +194,27 @@ def test_layers_without_products_are_free_and_known(layer: nn.Module) -> None:
     assert (counted.macs, counted.uncounted) == (0, {})
 
 
+PLAIN = {
+    "std_mean": lambda x: torch.cat(torch.std_mean(x, 1)),
+    "cross": lambda x: torch.linalg.cross(x[:, :3], x[:, 1:], dim=1),
+    "renorm": lambda x: torch.renorm(x, 2, 0, 1.0),
+    "block_diag": lambda x: torch.block_diag(x[0, 0], x[1, 0]),
+    "tril_": lambda x: x.clone().tril_(),
+    "index_reduce": lambda x: torch.index_reduce(x, 0, torch.tensor([0, 1]), x, "amax"),
+    "masked_scatter_": lambda x: x.clone().masked_scatter_(x > 0.5, x),
+    "affine_grid": lambda x: torch.nn.functional.affine_grid(x[:, 0, :2, :3], [2, 1, 4, 4], align_corners=False),
+    "fake_quantize": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255),
+    "weight_norm": nn.utils.parametrizations.weight_norm(nn.PReLU(4)),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_operators_without_products_are_free_and_known(name: str) -> None:
+    layer = PLAIN[name]
+    counted = analyze(layer if isinstance(layer, nn.Module) else Calls(layer), torch.rand(2, 4, 8, 8))
+    assert counted.uncounted == {}
+
+
 def test_operators_without_a_rule_are_listed_with_the_number_of_their_calls() -> None:
     counted = analyze(Calls(lambda x: torch.fft.rfft2(torch.fft.rfft2(x).real)), torch.rand(2, 8, 8))
     assert (counted.macs, dict(counted.uncounted)) == (0, {"aten._fft_r2c": 2})

@@ -175,6 +175,8 @@ def test_own_names_stay_own(name: str) -> None:
     report = import_weights(network, state)
     assert (report.layout, report.complete) == ("own", True)
     assert torch.equal(network.stem[0].weight, state["stem.0.weight"])
+    parallel = {f"module.{key}": tensor for key, tensor in state.items()}
+    assert import_weights(network, parallel).complete
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_at_stride_1_it_is_what_pytorch_calls_same(size: int, kernel: int, dilat
 def test_an_even_size_is_padded_after_the_image_and_an_odd_one_on_both_sides() -> None:
     pad = SamePadding((3, 3), (2, 2), (1, 1))
     padded = pad(torch.ones(1, 1, 4, 5))
+    assert torch.equal(pad(torch.ones(1, 4, 5)), padded[0])
     assert padded.shape == (1, 1, 5, 7)
     assert padded[0, 0, 0, 1:6].tolist() == [1] * 5
     assert padded[0, 0, 4].tolist() == [0] * 7

@@ -146,7 +146,8 @@ def test_image_folder_is_read_with_its_classes(tmp_path: Path) -> None:
 
 def test_image_folder_may_have_any_name_and_other_files(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "my set [1] *", "train", ("cat", "dog"))
-    (root / "train/cat/notes.txt").write_text("not an image")
+    for other in ("notes.txt", "features.h5", "clip.mpg"):
+        (root / "train/cat" / other).write_text("not an image")
     (root / "train/.hidden").mkdir()
     data = load_data(f"folder:{root}")
     assert (len(data), data.classes) == (2, ("cat", "dog"))

@@ -46,16 +46,19 @@ Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="No progress bar
 _answers: ContextVar[TextIO] = ContextVar("_answers")
 
 
-def _keep_for_json(wanted: bool) -> bool:
-    """Send what anything but `print_json` prints, such as a network's own code, to standard error."""
+def _keep_for_programs(wanted: bool) -> bool:
+    """Send what anything but `print_json` and `print_text` prints, such as a network's own code, to standard error."""
     if wanted:
         _answers.set(sys.stdout)
         sys.stdout = sys.stderr  # until the command ends: cli.main puts it back
     return wanted
 
 
+Csv: TypeAlias = Annotated[
+    bool, typer.Option("--csv", callback=_keep_for_programs, help="Print the rows as comma-separated values.")
+]
 Json: TypeAlias = Annotated[
-    bool, typer.Option("--json", callback=_keep_for_json, help="Print one JSON document and nothing else.")
+    bool, typer.Option("--json", callback=_keep_for_programs, help="Print one JSON document and nothing else.")
 ]
 
 
@@ -131,4 +134,9 @@ def read_budget(text: str, engine: str | None = None) -> Budget:
 
 def print_json(document: Any) -> None:
     """Print one JSON document, the only thing on standard output, in ASCII so that no terminal spoils it."""
-    print(json.dumps(document, indent=2), file=_answers.get(sys.stdout))
+    print_text(json.dumps(document, indent=2) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Print the only answer of a command whose output is for programs."""
+    print(text, end="", file=_answers.get(sys.stdout))

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from torch_separable.cli.arguments import Json, Model, ModelArgs, Weights, keyword_arguments, print_json, whole_numbers
+from torch_separable.cli.arguments import (
+    Csv,
+    Json,
+    Model,
+    ModelArgs,
+    Weights,
+    keyword_arguments,
+    print_json,
+    print_text,
+    whole_numbers,
+)
 from torch_separable.errors import SeparableValueError
 
 
@@ -22,7 +32,7 @@ def summary(
         str | None, typer.Option(help="Columns, separated by commas: layer,type,kernel,stride,groups,...")
     ] = None,
     json: Json = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Print the rows as comma-separated values.")] = False,
+    csv: Csv = False,
 ) -> None:
     """Count parameters, MACs and bytes, layer by layer.
 
@@ -46,7 +56,7 @@ def summary(
     if json:
         print_json(counted.to_dict())
     elif csv:
-        print(counted.to_csv(), end="")
+        print_text(counted.to_csv())
     else:
         show(styled(str(counted)))
 

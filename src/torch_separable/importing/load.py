@@ -10,7 +10,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.files import load_state, read_weights
+from torch_separable.files import load_state, read_weights, without_prefix
 from torch_separable.importing.keras import is_keras, keras_state
 from torch_separable.importing.layouts import LAYOUTS, Layout
 from torch_separable.importing.report import ImportReport
@@ -149,7 +149,7 @@ def _read(source: Any, model: nn.Module) -> tuple[str, dict[str, Tensor], dict[s
     if is_keras(source):
         return f"the weights of Keras' {source.name}", keras_state(source), {}
     if isinstance(source, Mapping) and source and all(isinstance(value, Tensor) for value in source.values()):
-        return "the weights given", dict(source), {}
+        return "the weights given", without_prefix(source), {}
     raise SeparableError(
         f"weights cannot be imported from {type(source).__name__}: give a file, tensors by name, a module or a Keras "
         "model"

@@ -49,8 +49,12 @@ class SamePadding(nn.Module):
         return amounts
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, *size) to (N, C, *padded size)."""
-        return F.pad(x, self.amounts(x.shape[2:]), "constant" if self.padding_mode == "zeros" else self.padding_mode)
+        """Map (N, C, *size), or one image (C, *size), to as many with the padded size."""
+        return F.pad(
+            x,
+            self.amounts(x.shape[-len(self.kernel_size) :]),
+            "constant" if self.padding_mode == "zeros" else self.padding_mode,
+        )
 
     def extra_repr(self) -> str:
         """Say what it pads for."""

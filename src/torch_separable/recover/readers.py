@@ -177,12 +177,20 @@ def _listed(root: Path, split: str) -> tuple[list[Path], tuple[str, ...]]:
         raise SeparableError(f"{folder} has the class {unknown[0]}, which {root / 'train'} has not")
     pillow = optional("PIL.Image", "train")
     pillow.init()
-    suffixes = {suffix for suffix, form in pillow.registered_extensions().items() if form in pillow.OPEN}
+    suffixes = {suffix for suffix, form in pillow.registered_extensions().items() if _is_read(pillow, form)}
     paths = list(_files(folder, suffixes))
     stray = next((path for path in paths if path.parent == folder), None)
     if own and stray is not None:
         raise SeparableError(f"{stray} lies beside the folders of the classes: move it into one, or elsewhere")
     return paths, tuple(classes)
+
+
+def _is_read(pillow: Any, form: str) -> bool:
+    """Whether Pillow reads a format: of films it knows the size alone, and for HDF5 it has a place and no more."""
+    reader, _ = pillow.OPEN.get(form, (None, None))
+    stub = optional("PIL.ImageFile", "train").StubImageFile
+    named = isinstance(reader, type) and issubclass(reader, stub)
+    return reader is not None and not named and not pillow.MIME.get(form, "").startswith("video/")
 
 
 def _files(folder: Path, suffixes: Collection[str], within: tuple[Path, ...] = ()) -> Iterator[Path]:
