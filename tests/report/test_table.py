@@ -58,6 +58,20 @@ def test_table_fits_the_terminal_and_shows_every_number_whole(
         assert text.count(f" {number:,}") >= len(names)
 
 
+@pytest.mark.parametrize(("columns", "heads"), [(62, 4), (54, 3), (40, 2), (30, 1)])
+def test_narrow_terminals_have_fewer_columns_and_whole_numbers(
+    results: dict[str, Any], columns: int, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = results_table(results).splitlines()
+    assert max(map(len, lines)) <= columns
+    head = next(line for line in lines if line.startswith(" step"))
+    assert head.split() == ["step", "accuracy", "MACs", "parameters", "bytes"][: 1 + heads]
+    assert "…" not in "".join(lines)
+    numbers = ["99.56 %", "11,944,576", "75,002", "305,576"][:heads]
+    assert next(line for line in lines if line.startswith(" dense")).split() == " ".join(["dense", *numbers]).split()
+
+
 @pytest.mark.parametrize(("columns", "most"), [("100", 100), ("300", 100)])
 def test_wide_terminals_are_used_within_reason(
     results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, columns: str, most: int

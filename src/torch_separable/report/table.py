@@ -12,23 +12,32 @@ from rich.table import Table
 
 from torch_separable.report.facts import accuracy_sentence, costs_sentence, facts_of, promise_sentence
 
+_NAME = 12  # characters of a step's name that it has room for; longer ones take several lines
+
 
 def results_table(results: dict[str, Any]) -> str:
     """Return what each step of a run came to, at most as wide as the terminal, and what it amounts to in words."""
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    columns = {
+        "accuracy": ["" if s["accuracy"] is None else f"{100 * s['accuracy']:.2f} %" for s in results["steps"]],
+        "MACs": [f"{s['macs']:,}" for s in results["steps"]],
+        "parameters": [f"{s['parameters']:,}" for s in results["steps"]],
+        "bytes": ["" if s["bytes"] is None else f"{s['bytes']:,}" for s in results["steps"]],
+    }
+    names = [step["name"] for step in results["steps"]]
+    room = width - min(_NAME, max(map(len, names))) - 2
     table = Table(box=box.SIMPLE_HEAD, title=results["title"], title_justify="left", pad_edge=False)
     table.add_column("step", ratio=1)
-    for head in ("accuracy", "MACs", "parameters", "bytes"):
+    shown = []
+    for head, cells in columns.items():  # those that have room: a number that is cut reads as another one
+        room -= max(map(len, (head, *cells))) + 3
+        if shown and room < 0:
+            break
+        shown.append(cells)
         table.add_column(head, justify="right", no_wrap=True)
-    for step in results["steps"]:
-        table.add_row(
-            step["name"],
-            "" if step["accuracy"] is None else f"{100 * step['accuracy']:.2f} %",
-            f"{step['macs']:,}",
-            f"{step['parameters']:,}",
-            "" if step["bytes"] is None else f"{step['bytes']:,}",
-        )
+    for row in zip(names, *shown, strict=True):
+        table.add_row(*row)
     out = io.StringIO()
-    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
     console = Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     console.print(table)
     facts, times = facts_of(results), results.get("milliseconds")
@@ -36,7 +45,8 @@ def results_table(results: dict[str, Any]) -> str:
     if times:
         console.print(
             f"{times['dense']:.2f} ms dense, {times['separable']:.2f} ms separable ({times['images']} images, medians "
-            f"of {times['rounds']} runs in turn, {times['threads']} threads, PyTorch eager).",
+            f"of {times['rounds']} runs in turn, {times['threads']} thread{'' if times['threads'] == 1 else 's'}, "
+            "PyTorch eager).",
         )
     console.print(promise_sentence(facts))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip()
