@@ -161,6 +161,19 @@ def test_what_a_block_changes_from_outside_is_refused() -> None:
         compile(Functional(_changed_within_a_block).eval(), torch.randn(2, 3, 8, 9))
 
 
+def _changed_after_a_block(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    y = first(x)
+    with torch.autocast("cpu", enabled=False):
+        same, twice = y.view_as(y), 2 * y
+    same.add_(1)
+    return second(y + twice)
+
+
+def test_what_a_block_returns_of_what_it_was_given_is_not_changed_in_place() -> None:
+    with pytest.raises(SeparableError, match=r"in place by aten.add_.Tensor, which a block .* has taken and returned"):
+        compile(Functional(_changed_after_a_block).eval(), torch.randn(2, 3, 8, 9))
+
+
 def _list_in_place(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
     y = first(x)
     torch._foreach_add_([y], 1.0)

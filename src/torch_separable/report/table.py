@@ -28,7 +28,7 @@ def results_table(results: dict[str, Any]) -> str:
     room = width - min(_NAME, max(map(len, names))) - 2
     table = Table(box=box.SIMPLE_HEAD, title=results["title"], title_justify="left", pad_edge=False)
     table.add_column("step", ratio=1)
-    shown = []
+    shown: list[list[str]] = []
     for head, cells in columns.items():  # those that have room: a number that is cut reads as another one
         room -= max(map(len, (head, *cells))) + 3
         if shown and room < 0:

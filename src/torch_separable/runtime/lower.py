@@ -102,6 +102,7 @@ class _Lowering:
         # In-place operators rebind the name of what they change.
         self.names: dict[str, str] = {}
         self.roots = _roots(self.graph)
+        self.handed_on = _handed_on(self.exported.graph_module, self.roots)
 
     def program(self) -> Program:
         if len(self.inputs) != 1:
@@ -158,6 +159,11 @@ class _Lowering:
         in_place = target.overloadpacket.__name__.endswith("_") and "out" not in node.kwargs
         if not in_place or not isinstance(changed, fx.Node) or self.roots[changed].name in self.constants:
             raise SeparableError(f"the network writes into a tensor by {node.target}, which cannot be compiled")
+        if self.roots[changed] in self.handed_on:
+            raise SeparableError(
+                f"the network changes {changed.name} in place by {node.target}, which a block (as of torch.autocast) "
+                "has taken and returned: that cannot be compiled. Leave inplace=True, or the underscore, out"
+            )
         current = self.names.get(changed.name, changed.name)
         nodes = list(self.graph.nodes)
         before, after = nodes[: nodes.index(node)], nodes[nodes.index(node) + 1 :]
@@ -248,6 +254,23 @@ def _changes_what_it_gets(called: Any) -> bool:
             if any(roots[value].op == "placeholder" for value in given):
                 return True
     return False
+
+
+def _handed_on(module: fx.GraphModule, roots: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:
+    """Whose memory higher-order operators return that they were given, and these operators."""
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        modules = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
+        called = [getattr(module, str(arg.target)) for arg in modules]
+        graph = next((each.graph for each in called if isinstance(each, fx.GraphModule)), None)
+        if graph is None:
+            continue
+        within, given = _roots(graph), graph.find_nodes(op="placeholder")
+        operands = dict(zip(given, node.args[len(node.args) - len(given) :], strict=True))
+        returned = {within[value] for value in graph.output_node().all_input_nodes}
+        if again := returned & operands.keys():
+            found |= {node, *(roots[operands[value]] for value in again)}
+    return found
 
 
 # In evaluation mode these return their very argument, of which their schemas say nothing.
