@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_separable.errors import SeparableError
 from torch_separable.runtime.program import (
@@ -266,10 +266,10 @@ def _handed_on(module: fx.GraphModule, roots: Mapping[fx.Node, fx.Node]) -> set[
         if graph is None:
             continue
         within, given = _roots(graph), graph.find_nodes(op="placeholder")
-        operands = dict(zip(given, node.args[len(node.args) - len(given) :], strict=True))
-        returned = {within[value] for value in graph.output_node().all_input_nodes}
-        if again := returned & operands.keys():
-            found |= {node, *(roots[operands[value]] for value in again)}
+        operands = dict(zip(reversed(given), reversed(tree_leaves(list(node.args))), strict=False))
+        returned = {operands.get(within[value]) for value in graph.output_node().all_input_nodes}
+        if again := {roots[value] for value in returned if isinstance(value, fx.Node)}:
+            found |= {node, *again}
     return found
 
 
