@@ -374,7 +374,7 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
 
 def _is_empty(batch: object) -> bool:
     tensors = list(batch.values()) if isinstance(batch, Mapping) else [batch]
-    return any(isinstance(tensor, Tensor) and tensor.dim() > 0 and not len(tensor) for tensor in tensors)
+    return all(isinstance(tensor, Tensor) and tensor.dim() > 0 and not len(tensor) for tensor in tensors)
 
 
 def _laid_out(model: nn.Module, batches: Sequence[Batch]) -> tuple[Batch, ...]:

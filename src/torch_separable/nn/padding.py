@@ -50,11 +50,8 @@ class SamePadding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *size), or one image (C, *size), to as many with the padded size."""
-        return F.pad(
-            x,
-            self.amounts(x.shape[-len(self.kernel_size) :]),
-            "constant" if self.padding_mode == "zeros" else self.padding_mode,
-        )
+        size = x.shape[-len(self.kernel_size) :]
+        return F.pad(x, self.amounts(size), "constant" if self.padding_mode == "zeros" else self.padding_mode)
 
     def extra_repr(self) -> str:
         """Say what it pads for."""
