@@ -34,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` that takes its place when the block ends without an exception.
 
     Whatever interrupts the block, ``path`` keeps what it had and the temporary file is removed. In an inner block, that
-    temporary file is written as it is. Where ``path`` is a link, the file that it leads to is replaced; permissions stay.
+    temporary file is written as it is. Of a link, the file that it leads to is replaced; permissions stay.
 
     Raises:
         SeparableError: the folder cannot be made or written, or the disk is full.
