@@ -20,6 +20,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,8 @@ from torch.optim.swa_utils import update_bn
 
 import torch_separable as ts
 from torch_separable.convert import Budget
+from torch_separable.convert.plan import Method
+from torch_separable.convert.planner import plans
 from torch_separable.files import load_weights, read_json, write_json
 from torch_separable.models import NETWORKS
 from torch_separable.nn.rank_by_rank import rank_by_rank
@@ -99,6 +102,18 @@ class Bench:
         network = NETWORKS[name]()
         load_weights(network, self.checkpoints / CHECKPOINTS[name])
         return network.eval()
+
+    @cache  # noqa: B019 - there is one of these in a run
+    def statistics(self, name: str) -> ts.Statistics:
+        """Calibrate a dense network."""
+        return ts.calibrate(self.dense(name), self.images)
+
+    @cache  # noqa: B019
+    def plans(self, name: str, method: Method) -> dict[float, ts.Plan]:
+        """Plan for all ratios at once, as `convert` would for each: the layers are measured for all of them."""
+        budgets = [Budget(macs=1 / ratio) for ratio in RATIOS[name]]
+        made = plans(self.dense(name), self.statistics(name), budgets, method=method)
+        return dict(zip(RATIOS[name], made, strict=True))
 
     def accuracy(self, model: nn.Module) -> float:
         """Per cent of the test images that a network names right."""
@@ -182,10 +197,9 @@ def once(key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def candidates(bench: Bench, name: str, ratio: float) -> dict[str, Callable[[], nn.Module]]:
     """The networks that are compared at one ratio, each made when it is asked for."""
     dense = bench.dense(name)
-    budget = Budget(macs=1 / ratio)
 
-    def by(method: Any) -> nn.Module:
-        return ts.convert(dense, bench.images, budget=budget, method=method).model
+    def by(method: Method) -> nn.Module:
+        return ts.apply(dense, bench.plans(name, method)[ratio], bench.statistics(name))
 
     return {
         "ours": lambda: by("least_squares"),

@@ -57,7 +57,7 @@ def test_second_process_is_refused_until_the_first_has_died(tmp_path: Path) -> N
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert (folder / ".lock").exists()
+        assert (folder / ".torch-separable.lock").exists()
         with sole_writer(folder):
             pass
         assert not list(folder.iterdir())
@@ -70,8 +70,8 @@ def test_what_a_dead_writer_left_aside_is_removed_and_other_files_stay(tmp_path:
     (tmp_path / "plan.json").touch()
     with sole_writer(tmp_path):
         names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [".hidden.part", ".lock", "plan.json"]
-    assert not (tmp_path / ".lock").exists()
+    assert names == [".hidden.part", ".torch-separable.lock", "plan.json"]
+    assert not (tmp_path / ".torch-separable.lock").exists()
 
 
 def test_beside_files_of_others_only_the_leftovers_of_one_file_are_removed(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_thread_may_hold_a_folder_twice_and_another_may_not(tmp_path: Path) ->
     with sole_writer(tmp_path):
         with sole_writer(tmp_path, wait=1):
             pass
-        assert (tmp_path / ".lock").exists()
+        assert (tmp_path / ".torch-separable.lock").exists()
         thread = threading.Thread(target=lambda: messages.append(refusal(tmp_path)))
         thread.start()
         thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import random
 import resource
@@ -125,6 +126,16 @@ def test_a_loaded_network_of_another_type_is_counted_when_it_is_saved(tmp_path: 
     loaded = load(tmp_path / "one").to(torch.bfloat16)
     save(loaded, tmp_path / "two", input_shape=(3, 32, 32))
     assert Plan.load(tmp_path / "two" / runs.PLAN).macs == conversion.plan.macs
+
+
+def test_totals_of_a_plan_that_was_edited_are_the_networks(tmp_path: Path, conversion: Conversion) -> None:
+    layers = tuple(dataclasses.replace(layer, order=None, rank=0) for layer in conversion.plan.layers)
+    edited = dataclasses.replace(conversion.plan, layers=layers)
+    assert edited.macs[0] > edited.macs[1]
+    save(apply(resnet20(num_classes=7), edited), tmp_path, plan=edited, input_shape=(3, 32, 32))
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.macs == (edited.macs[0], edited.macs[0])
+    assert plan.parameters == (edited.parameters[0], edited.parameters[0])
 
 
 def test_network_separable_from_the_start_is_saved_too(tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def _figures(plan: Plan, results: Mapping[str, Any], size: int) -> Iterable[str]
     for name, (dense, separable) in (("MACs", plan.macs), ("parameters", plan.parameters)):
         if dense and separable:
             yield f"| {name} | {dense:,} | {separable:,} | {dense / separable:.2f}x |"
+    if plan.latency is not None:
+        (before, after), by = plan.latency.milliseconds, f"{plan.latency.engine}, threads: {plan.latency.threads}"
+        yield f"| milliseconds of one image, planned ({by}) | {before:.3g} | {after:.3g} | {before / after:.2f}x |"
     yield f"| bytes of weights | | {size:,} | |"
     conversion = results.get("conversion")
     if isinstance(conversion, Mapping):

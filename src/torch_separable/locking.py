@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from torch_separable.errors import SeparableError
 from torch_separable.files import remove_leftovers
 
-LOCK = ".lock"
+LOCK = ".torch-separable.lock"
 
 
 def is_first_process() -> bool:

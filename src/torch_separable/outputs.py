@@ -39,6 +39,24 @@ def logits_of(output: object) -> Tensor:
     return found
 
 
+def answers(logits: Tensor) -> Tensor:
+    """The class of each image, or of each of its positions; where there is one number alone, whether it is above 0.
+
+    Args:
+        logits: (n, classes, ...), or (n,).
+
+    Returns:
+        (n, ...), without the classes.
+
+    Example:
+        >>> answers(torch.tensor([[0.0, 2.0], [1.0, -1.0]])), answers(torch.tensor([[3.0], [-3.0]]))
+        (tensor([1, 0]), tensor([ True, False]))
+    """
+    if logits.dim() < 2:
+        return logits > 0
+    return logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode for the block; modes and buffers are as before afterwards.

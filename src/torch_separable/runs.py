@@ -27,6 +27,7 @@ from torch_separable.networks import Network, bounded
 
 WEIGHTS, PLAN, CONFIG, RESULTS, PAGE = "model.safetensors", "plan.json", "config.json", "results.json", "index.html"
 CARD = "README.md"
+FILES = {WEIGHTS, PLAN, CONFIG, RESULTS, PAGE, CARD}
 SCHEMA = 1
 _PATIENCE = 30.0  # seconds; another writer takes as long as the disk does
 

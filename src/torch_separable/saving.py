@@ -146,10 +146,9 @@ def _check_plain(name: str, values: Mapping[str, Any]) -> None:
 
 
 def _counted(plan: Plan, dense: nn.Module, model: nn.Module, input_shape: tuple[int, ...] | None) -> Plan:
-    """Complete the totals that the plan lacks."""
-    if not all(plan.parameters):
-        plan = replace(plan, parameters=(_parameters(dense), _parameters(model)))
-    if not all(plan.macs) and input_shape is not None:
+    """The plan with the totals of these networks: it may lack them, or have been edited since they were counted."""
+    plan = replace(plan, parameters=(_parameters(dense), _parameters(model)))
+    if input_shape is not None:
         plan = replace(plan, macs=(_macs(dense, input_shape), _macs(model, input_shape)))
     return plan
 

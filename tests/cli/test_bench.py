@@ -26,6 +26,17 @@ def test_json_is_one_document(separable: Callable[..., Any]) -> None:
     assert case["ratio"]["float32"] > 0
 
 
+@needs_kernels
+def test_folder_of_an_own_network_is_timed_beside_the_dense_one(separable: Callable[..., Any]) -> None:
+    arguments = ("bench", "converted", *QUICK[2:], "--json")
+    assert "give --model networks_for_cli:small" in separable(*arguments).err
+    outcome = separable(*arguments, "--model", "networks_for_cli:small")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["bench"]["cases"]
+    outcome = separable("bench", "resnet20", *QUICK, "--model", "networks_for_cli:small")
+    assert "there is no folder resnet20: --model goes with a folder that convert wrote" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

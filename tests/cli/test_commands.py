@@ -158,6 +158,14 @@ def test_convert_within_milliseconds_says_and_keeps_what_they_are(
     assert latency.engine == engine
     assert f"for one image: about {latency.milliseconds[0]:.3g} -> " in outcome.out
     assert json.loads((place / engine / "config.json").read_text())["settings"]["engine"] == engine
+    assert (
+        f"planned ({engine}, threads: {latency.threads}) | {latency.milliseconds[0]:.3g} | "
+        in (place / engine / "README.md").read_text()
+    )
+    document = of_json(
+        separable(*shlex.split(f"{CONVERT} --budget latency_ms=1000 --engine {engine} -o {engine}2 --json"))
+    )
+    assert document["latency"]["engine"] == engine
 
 
 def test_convert_prints_as_json_what_it_writes(separable: Callable[..., Any], place: Path) -> None:
@@ -177,7 +185,25 @@ def test_convert_replaces_a_network_only_where_it_is_told_to(separable: Callable
     assert (place / "forced" / "model.safetensors").read_bytes() == before
     assert separable(*shlex.split(f"{CONVERT} --rank 3 -o forced --force")).code == 0
     assert {layer.rank for layer in Plan.load(place / "forced" / "plan.json").layers} == {3}
+    (place / "forced" / "network.onnx").touch()
+    outcome = separable(*shlex.split(f"{CONVERT} --rank 2 -o forced --force"))
+    assert "these are left and belong to another conversion: network.onnx\n" in outcome.out
     assert (place / "forced" / "model.safetensors").read_bytes() != before
+
+
+def test_an_edited_plan_is_carried_out(separable: Callable[..., Any], place: Path) -> None:
+    assert separable(*shlex.split(f"{CONVERT} --rank 1 -o drawn")).code == 0
+    document = json.loads((place / "drawn" / "plan.json").read_text())
+    document["layers"][0] |= {"order": None, "rank": 0}
+    (place / "edited.json").write_text(json.dumps(document))
+    assert separable(*shlex.split(f"{CONVERT} --plan edited.json -o redrawn")).code == 0
+    plan = Plan.load(place / "redrawn" / "plan.json")
+    assert [layer.rank for layer in plan.layers][:2] == [0, 1]
+    results = json.loads((place / "redrawn" / "results.json").read_text())
+    assert list(plan.macs) == [step["macs"] for step in results["steps"]]
+    outcome = separable(*shlex.split(f"{CONVERT} --plan edited.json --rank 2 -o never"))
+    assert outcome.code == 2
+    assert "--plan edited.json and --rank 2 are both given" in outcome.err
 
 
 def test_layers_that_are_asked_for_stay_dense(separable: Callable[..., Any], place: Path) -> None:

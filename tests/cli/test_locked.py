@@ -48,7 +48,7 @@ def test_second_command_into_a_folder_is_refused_in_one_line(
     assert line == (
         "separable: error: another process is writing into taken: wait until it has ended, or choose another folder"
     )
-    assert [path.name for path in taken.iterdir()] == [".lock"]
+    assert [path.name for path in taken.iterdir()] == [".torch-separable.lock"]
 
 
 def test_folder_is_free_again_after_a_command(separable: Callable[..., Any], place: Path) -> None:

@@ -83,11 +83,11 @@ def test_groups_of_a_convolution_have_moments_of_their_own() -> None:
 
 def test_sample_of_pixels_is_drawn_evenly_and_bounded() -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1))
-    given = torch.randn(16, 2, 64, 64)
+    given = torch.randn(16, 2, 80, 80)
     (layer,) = calibrate(model, given).layers
     assert layer.moments is not None
-    assert layer.moments[0].count == layer.pixels == 8192 < 16 * 64 * 64
-    (exact,) = calibrate(model, given[:, :, :22, :22])["0"].moments or ()  # 7,744 pixels: all of them
+    assert layer.moments[0].count == layer.pixels == 65536 < 16 * 80 * 80
+    (exact,) = calibrate(model, given[:, :, :60, :60])["0"].moments or ()  # 57,600 pixels: all of them
     torch.testing.assert_close(layer.moments[0].patches, exact.patches, rtol=0.1, atol=0.1)
 
 
@@ -129,7 +129,7 @@ def test_layer_called_several_times_is_counted_and_sampled_at_each_call() -> Non
     assert head.macs == 4 * 4 * 9 * (64 + 16 + 4)
     assert head.moments is not None
     assert head.moments[0].count == 16 * (64 + 16 + 4)
-    assert head.pixels * head.calls <= 8192 + head.calls
+    assert head.pixels * head.calls <= 65536 + head.calls
     assert calibrate(model, given).macs == analyze(model, given[:1]).macs
 
 
@@ -382,6 +382,8 @@ def test_images_in_every_form() -> None:
             assert one.moments is not None
             assert other.moments is not None
             torch.testing.assert_close(one.moments[0].patches, other.moments[0].patches, rtol=1e-5, atol=1e-6)
+    both = {"ids": torch.zeros(40, 2, dtype=torch.long), "pixel_values": given}
+    assert calibrate(ByName(), both).outputs.shape == (40, 4)
     mappings = [{"ids": torch.zeros(10, 2, dtype=torch.long), "pixel_values": batch} for batch in given.split(10)]
     statistics = calibrate(ByName(), mappings)
     assert statistics.outputs.shape == (40, 4)
@@ -426,6 +428,9 @@ def test_images_of_no_use_are_refused_in_words() -> None:
     for held, shapes in ((torch.tensor(3.0), r"\(8, 3, 8, 8\), \(\)"), (torch.ones(3), r"\(8, 3, 8, 8\), \(3,\)")):
         with refused(f"batch 0 .* holds tensors of shapes {shapes}: all need the images as their first dimension"):
             calibrate(ByName(), [{"pixel_values": images(8), "ids": held}])
+    for same in (torch.zeros(16, 3, 8, 8), images(1).expand(16, 3, 8, 8), [images(1)] * 16):
+        with refused("all 16 calibration images are the same: nothing can be fitted to them"):
+            calibrate(model, same)
     broken = images(80)
     broken[70, 0, 2, 2] = torch.nan
     with refused("batch 1 of the calibration images holds NaN or infinity: leave these images out"):
@@ -485,7 +490,7 @@ def test_layer_whose_activation_is_not_finite_is_named() -> None:
 
 def test_images_that_look_unnormalised_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="calibration images reach 255: they look unnormalised"):
-        calibrate(small(), torch.full((16, 3, 8, 8), 255.0))
+        calibrate(small(), torch.linspace(0, 255, 16 * 3 * 64).view(16, 3, 8, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         calibrate(small(), images())

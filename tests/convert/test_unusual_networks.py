@@ -332,3 +332,47 @@ def test_statistics_of_another_network_are_refused() -> None:
         ts.plan(other, statistics, rank=1)
     with pytest.raises(SeparableError, match="statistics are of another network"):
         ts.apply(other, ts.plan(other, ts.calibrate(other, images), rank=1), statistics)
+
+
+class Masks(nn.Module):
+    """A class for each pixel."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, classes, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_answers_are_counted_position_by_position(classes: int) -> None:
+    torch.manual_seed(0)
+    net, images = Masks(classes).eval(), torch.randn(64, 3, 12, 12)
+    conversion = ts.convert(net, images, rank=1)
+    with torch.no_grad():
+        ours, theirs = conversion.model(images), net(images)
+    same = (ours > 0) == (theirs > 0) if classes == 1 else ours.argmax(1) == theirs.argmax(1)
+    assert conversion.report.agreement == pytest.approx(float(same.float().mean()), abs=1e-4)
+    assert 0.5 < conversion.report.agreement < 1
+
+
+def test_an_edited_plan_is_carried_out_and_counted_anew() -> None:
+    torch.manual_seed(0)
+    net, images = Masks(5).eval(), torch.randn(64, 3, 12, 12)
+    made = ts.convert(net, images, rank=1)
+    layers = {layer["name"]: layer for layer in made.plan.to_dict()["layers"]}
+    layers["first"] |= {"order": None, "rank": 0}
+    layers["second"] |= {"rank": 3}
+    edited = ts.Plan.from_dict({**made.plan.to_dict(), "layers": list(layers.values())})
+    conversion = ts.convert(net, images, plan=edited)
+    assert isinstance(conversion.model.first, nn.Conv2d)
+    assert conversion.model.second.depth_multiplier == 3
+    assert conversion.plan.macs == (ts.analyze(net, images[:1]).macs, ts.analyze(conversion.model, images[:1]).macs)
+    assert conversion.plan.parameters[1] == sum(p.numel() for p in conversion.model.parameters())
+    assert conversion.plan.layers[0].macs[1] == conversion.plan.layers[0].macs[0]
+    assert conversion.report.output_error < made.report.output_error
+    with pytest.raises(SeparableError, match="plan is given beside budget, rank or order"):
+        ts.convert(net, images, plan=edited, rank=1)
+    with pytest.raises(SeparableError, match=r"budget=0\.5: give a Budget, as Budget\(macs=0\.5\)"):
+        ts.convert(net, images, budget=0.5)  # type: ignore[arg-type]

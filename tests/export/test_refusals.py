@@ -58,6 +58,8 @@ class Wrapped(nn.Module):
     [
         ("a.tflite", {}, r"ends in none of \.onnx, \.pt2, \.pte"),
         ("a.onnx", {"to": "tflite"}, "to='tflite': must be one of onnx, pt2, executorch"),
+        ("a.onnx", {"to": "pt2"}, r"a\.onnx is the name of a file of onnx, and to='pt2': name it"),
+        ("a.onnx", {"images": [torch.zeros(3, 9, 9)]}, r"images are a list: expected a tensor \(N, C, H, W\)"),
         ("a.onnx", {"input_shape": None}, "the shape of one image is not known: give input_shape"),
         ("a.onnx", {"input_shape": (3, 0, 8)}, r"input_shape=\(3, 0, 8\): must be positive whole numbers"),
         ("a.onnx", {"input_shape": (1, 8, 8)}, r"does not take images of shape \(2, 1, 8, 8\)"),

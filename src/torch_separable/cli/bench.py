@@ -25,6 +25,10 @@ def bench(
     size: Annotated[
         str | None, typer.Option("--input", help="Shape of one image, as 3,224,224; a folder knows its own.")
     ] = None,
+    made_of: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="What a folder's dense network is built by, if it is your own."),
+    ] = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
     dense: Annotated[
@@ -82,10 +86,12 @@ def bench(
         raise SeparableValueError(f"--dense-arg {dense_arg[0]}: goes with --dense, which names the network")
     twin: Any = None
     if folder is not None:
-        network, twin = converted_network(folder, None, arguments, weights)
+        network, twin = converted_network(folder, made_of, arguments, weights)
         if dense is not None:
             raise SeparableValueError(f"--dense {dense}: the folder {folder} knows its dense network")
     else:
+        if made_of is not None:
+            raise SeparableValueError(f"there is no folder {model}: --model goes with a folder that convert wrote")
         network = build_network(model, arguments, weights)
         analyze(network, examples[:1])  # which says in words what it cannot take
         if weights is None:

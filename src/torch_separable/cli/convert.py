@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,9 @@ def convert(
         typer.Option(help="What latency_ms is measured with: compiled (by ts.compile; the default) or pytorch."),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="One rank for all layers, instead of a budget.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Carry out this plan.json, edited perhaps, instead of making one.")
+    ] = None,
     order: Annotated[str | None, typer.Option(help="Allow only depthwise_first or pointwise_first.")] = None,
     method: Annotated[
         str, typer.Option(help="least_squares, or svd: the baseline that sees no data.")
@@ -75,6 +79,7 @@ def convert(
     from torch_separable import runs
     from torch_separable.cli.networks import build_network
     from torch_separable.cli.report import page_of
+    from torch_separable.convert import Plan
     from torch_separable.convert import convert as convert_network
     from torch_separable.convert.render import render_plan
     from torch_separable.locking import sole_writer
@@ -91,7 +96,11 @@ def convert(
         raise SeparableValueError(f"--budget {budget} and --rank {rank} are both given: give one of them")
     if engine is not None and rank is not None:
         raise SeparableValueError(f"--engine {engine} is of --budget latency_ms=NUMBER, and --rank {rank} is given")
-    if budget is None and rank is None:
+    given = None if plan is None else Plan.load(plan)
+    for option, value in (("--budget", budget), ("--rank", rank), ("--order", order), ("--engine", engine)):
+        if given is not None and value is not None:
+            raise SeparableValueError(f"--plan {plan} and {option} {value} are both given: the plan says what to do")
+    if budget is None and rank is None and given is None:
         budget = "macs=0.5"
     progress = not (quiet or json)
     arguments = keyword_arguments("--model-arg", model_arg)
@@ -102,11 +111,13 @@ def convert(
     held_out = None if evaluate is None else load_data(data, evaluate, **prepared)
     sample = source.sample(min(images, len(source)), seed=seed)
     context.with_resource(sole_writer(output))
+    stale = sorted(p.name for p in output.iterdir() if p.name[0] != "." and p.name not in runs.FILES)
     conversion = convert_network(
         network,
         sample,
         budget=None if budget is None else read_budget(budget, engine),
         rank=rank,
+        plan=given,
         order=order,  # type: ignore[arg-type]
         method=method,  # type: ignore[arg-type]
         keep=keep or (),
@@ -129,8 +140,9 @@ def convert(
         "budget": budget,
         "engine": engine,
         "rank": rank,
+        "plan": None if plan is None else str(plan),
         "order": order,
-        "method": method,
+        "method": conversion.plan.method,
         "keep": keep or [],
         "evaluate": evaluate,
     }
@@ -141,21 +153,25 @@ def convert(
         "data": {"calibration": len(sample), "test": None if held_out is None else len(held_out), "split": evaluate},
         "steps": [
             compared.step("dense", 0, before),
-            compared.step(f"converted by {_METHODS.get(method, method)}", 1, after),
+            compared.step(f"converted by {_METHODS[conversion.plan.method]}", 1, after),
         ],
         "milliseconds": compared.times(),
         "layers": compared.layer_rows(),
     }
     made_of = Network(model, arguments, source.image_shape)
+    latency = conversion.plan.latency
     runs.write_run(output, conversion.model, conversion.plan, made_of, settings, results, command=runs.command_line())
     if json:
-        print_json({"output": str(output), **conversion.report.to_dict()})
+        times = {} if latency is None else {"latency": asdict(latency)}
+        print_json({"output": str(output), **conversion.report.to_dict(), **times})
     else:
         show(render_plan(conversion.plan))
         print(conversion.report)
         if held_out is not None:
             print("accuracy    {} -> {}".format(*evaluations))
     print(f"written to {output}")
+    if stale:
+        print(f"of what was there before, these are left and belong to another conversion: {', '.join(stale)}")
     print(page_of(output))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_separable.checks import as_network
 from torch_separable.convert.calibrate import (
     DEFAULT_MEMORY,
     Images,
@@ -83,7 +84,7 @@ def apply(
         >>> type(smaller[2]).__name__, smaller[2].depth_multiplier
         ('DepthwiseSeparableConv2d', 2)
     """
-    refresh_weights(model)
+    refresh_weights(as_network(model))
     found = survey(model).convertible
     check_plan(model, plan, found)
     student = copied(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torch_separable.checks import as_network
 from torch_separable.convert.factorize import Moments, dense_moments
 from torch_separable.convert.layers import Conv, grouped_weight, refresh_weights, spec_of, survey, without
 from torch_separable.convert.prefix import Prefix
@@ -23,14 +24,18 @@ from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.progress import progress_bar
 
-Images = Tensor | Iterable[Batch]
+Images = Tensor | Mapping[str, Tensor] | Iterable[Batch]
 
 DEFAULT_MEMORY = 4 * 1024**3
 # Images of a batch of up to 80x80 pixels, and fewer larger ones: maps of some tens of megabytes are allocated again and
 # again, and beyond that each time page by page.
 _BATCH, _LEAST_BATCH, _BATCH_PIXELS = 64, 8, 64 * 80 * 80
 _FEWEST_IMAGES = 8
-_FEWEST_PIXELS = 1024
+# Output pixels that are sampled of a layer. A fit is of thousands of weights, to noise as well as to what the layer
+# does: ResNet-20's gain by more pixels, up to about as many as are called enough here. Second moments take a
+# multiply-add for each pair of a patch's entries, so large layers are given fewer.
+_FEWEST_PIXELS, _USUAL_PIXELS, _MOST_PIXELS, _ENOUGH_PIXELS = 1024, 8192, 32768, 65536
+_QUICK_WORK = 2**36  # multiply-adds
 _LARGEST = 32  # normalised pixels stay well below
 _BLOCK = 512  # rows of samples that are centred, and rows of moments that are added to, at a time
 
@@ -82,6 +87,7 @@ class Statistics:
         kept: why other convolutions stay, by module name.
         batches: the calibration images, channels-last where the network can take that.
         outputs: the dense network's outputs for them, flat for each image, shape (N, ...).
+        classes: of the outputs; each image has one or several numbers for each class.
         macs: multiply-accumulates of the whole dense network for each image.
         parameters: of the whole dense network.
         memory: bytes that recording may take.
@@ -91,6 +97,7 @@ class Statistics:
     kept: Mapping[str, str]
     batches: tuple[Batch, ...]
     outputs: Tensor
+    classes: int
     macs: int
     parameters: int
     memory: int
@@ -112,14 +119,14 @@ def calibrate(
 ) -> Statistics:
     """Gather second moments of each convertible convolution's input patches, ``E[x xᵀ]``, from unlabelled images.
 
-    The network runs in evaluation mode and is not changed. A few thousand output pixels of each layer are sampled over
+    The network runs in evaluation mode and is not changed. Some thousand output pixels of each layer are sampled over
     all images; 256 to 1,024 images suffice. Under ``torch.distributed`` (``accelerate launch``) the moments are
     averaged over the processes, each of which gives its own images.
 
     Args:
         model: the trained dense network.
-        images: a tensor (N, C, H, W), prepared as in training, or an iterable of batches: tensors, or mappings that the
-            network takes as keyword arguments.
+        images: a tensor (N, C, H, W), prepared as in training; a mapping of tensors that the network takes as keyword
+            arguments, as ``{"left": ..., "right": ...}``; or an iterable of batches of either.
         keep: convolutions that stay as they are: names, those of modules that hold them, or patterns, as ``*.conv1``.
         memory: bytes that samples, moments and what passes keep for the next may take at a time; a layer that needs
             more by itself for 1,024 output pixels takes it. The layers are recorded in as many passes as that needs.
@@ -136,6 +143,7 @@ def calibrate(
         >>> [(layer.name, layer.macs, layer.flow.rectified) for layer in statistics.layers]
         [('0', 31104, True), ('2', 82944, False)]
     """
+    as_network(model)
     batches = batches_of(images)
     check_weights(model)
     found = without(survey(model), keep)
@@ -219,6 +227,7 @@ def calibrate(
         kept=kept,
         batches=batches,
         outputs=known,
+        classes=outputs[0].shape[1] if outputs[0].dim() > 1 else 1,
         macs=total.macs,
         parameters=sum(p.numel() for p in model.parameters()),
         memory=memory,
@@ -327,6 +336,8 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
             raise SeparableValueError(f"images have shape {tuple(images.shape)}: expected (N, C, H, W)")
         size = max(_LEAST_BATCH, min(_BATCH, _BATCH_PIXELS // max(1, images[0, 0].numel()))) if len(images) else 1
         batches: tuple[Batch, ...] = tuple(images.split(size)) if len(images) else ()
+    elif isinstance(images, Mapping):
+        batches = tuple(_in_batches(images))
     elif isinstance(images, Iterable):
         batches = tuple(batch for batch in images if not _is_empty(batch))
     else:
@@ -365,11 +376,41 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
                 "Prepare them as in training, or the fit is for the wrong inputs",
                 stacklevel=3,
             )
+    if count and _are_one(batches):
+        raise SeparableError(
+            f"all {count} calibration images are the same: nothing can be fitted to them. Look at what loads them"
+        )
     if count < _FEWEST_IMAGES:
         raise SeparableError(
             f"{count} calibration images: at least {_FEWEST_IMAGES} are needed, and 256 to 1,024 recommended"
         )
     return batches
+
+
+def _are_one(batches: Sequence[Batch]) -> bool:
+    """Whether every image is the first again."""
+
+    def pixels(batch: Batch) -> list[Tensor]:
+        return (
+            [batch] if isinstance(batch, Tensor) else [value for value in batch.values() if value.is_floating_point()]
+        )
+
+    first = [tensor[:1] for tensor in pixels(batches[0])]
+    return all(
+        tensor.shape[1:] == one.shape[1:] and torch.equal(tensor, one.expand_as(tensor))
+        for batch in batches
+        for tensor, one in zip(pixels(batch), first, strict=True)
+    )
+
+
+def _in_batches(images: Mapping[str, Tensor]) -> Iterator[Batch]:
+    """Several inputs of all images, cut into batches."""
+    whole = all(isinstance(value, Tensor) and value.dim() > 0 for value in images.values())
+    count = len(next(iter(images.values()))) if images and whole else 0
+    if not count:
+        yield images  # of which the check says what is wrong
+    for first in range(0, count, _BATCH):
+        yield {name: value[first : first + _BATCH] for name, value in images.items()}
 
 
 def _is_empty(batch: object) -> bool:
@@ -450,11 +491,16 @@ def norm_affine(model: nn.Module, name: str | None, channels: int) -> tuple[Tens
 
 
 def pixels_for(conv: Conv, memory: int, calls: int) -> int:
-    """How many output pixels to sample at each call: in all four for each entry of a patch, within limits."""
-    entries = conv.weight[0].numel() * conv.groups
-    fitting = memory // 4 // (4 * (entries + 2 * conv.out_channels))
-    total = max(_FEWEST_PIXELS, min(max(8192, 4 * entries // conv.groups), 32768, fitting))
-    return -(-total // calls)
+    """How many output pixels to sample at each call, within the memory.
+
+    As many as help, where a layer is small; of large ones as many as the work allows, and at least four for each entry
+    of a patch.
+    """
+    entries = conv.weight[0].numel()
+    quick = _QUICK_WORK // (conv.groups * entries**2)
+    fitting = memory // 4 // (4 * (entries * conv.groups + 2 * conv.out_channels))
+    wanted = max(min(_ENOUGH_PIXELS, quick), min(4 * entries, _MOST_PIXELS), _USUAL_PIXELS)
+    return -(-max(_FEWEST_PIXELS, min(wanted, fitting)) // calls)
 
 
 def _moment_bytes(conv: Conv) -> int:

@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from torch_separable.convert.apply import apply
-from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, calibrate, network_outputs
+from torch_separable.checks import as_network
+from torch_separable.convert.apply import apply, check_plan
+from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, Statistics, calibrate, network_outputs
 from torch_separable.convert.factorize import Order
+from torch_separable.convert.layers import survey
 from torch_separable.convert.plan import Method, Plan
-from torch_separable.convert.planner import Budget, check_choice, plan
+from torch_separable.convert.planner import Budget, as_planned, check_choice
+from torch_separable.convert.planner import plan as make_plan
 from torch_separable.convert.record import Batch
 from torch_separable.notebook import table
+from torch_separable.outputs import answers
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Report:
         macs: of the whole network for each image (dense, converted).
         parameters: of the whole network (dense, converted).
         output_error: mean squared change of the outputs over their variance.
-        agreement: share of images whose largest output is the same.
+        agreement: share of images (of positions, where each has an answer of its own) whose largest output is the same;
+            of a single output, whose sign is.
         converted: layers that were replaced.
         kept: reason by name for every convolution that was not.
         input_shape: of one calibration image, (C, H, W); empty where the network takes several inputs.
@@ -81,6 +86,7 @@ def convert(
     *,
     budget: Budget | None = None,
     rank: int | None = None,
+    plan: Plan | None = None,
     order: Order | None = None,
     method: Method = "least_squares",
     keep: Sequence[str] = (),
@@ -93,9 +99,11 @@ def convert(
 
     Args:
         model: the trained network.
-        images: 256 to 1,024 unlabelled images, prepared as in training: (N, C, H, W), or an iterable of batches.
+        images: 256 to 1,024 unlabelled images, prepared as in training: (N, C, H, W); a mapping of several inputs by
+            name; or an iterable of batches.
         budget: what the converted network may cost, as ``Budget(macs=0.5)``.
         rank: one rank for all layers, instead of a budget.
+        plan: a plan to be carried out, instead of both, as one that was loaded and edited.
         order: allow only this order.
         method: ``"least_squares"``, or ``"svd"`` for the baseline that looks at weights alone.
         keep: convolutions that stay as they are: names, those of modules that hold them, or patterns, as ``*.conv1``.
@@ -112,9 +120,14 @@ def convert(
         >>> conversion.report.macs[1] / conversion.report.macs[0] <= 0.5
         True
     """
-    check_choice(budget, rank, order, method)  # before the minutes that calibration may take
+    check_choice(budget, rank, order, method, plan)  # before the minutes that calibration may take
+    if plan is not None:
+        check_plan(as_network(model), plan, survey(model).convertible)
     statistics = calibrate(model, images, keep=keep, memory=memory, progress=progress)
-    chosen = plan(model, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress)
+    if plan is None:
+        chosen = make_plan(model, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress)
+    else:
+        chosen = as_planned(model, statistics, plan)
     converted = apply(model, chosen, statistics, progress=progress)
     outputs = network_outputs(converted, statistics.batches)
     finite = statistics.outputs.isfinite().all(0)  # all but those that are masked
@@ -124,12 +137,16 @@ def convert(
         macs=chosen.macs,
         parameters=chosen.parameters,
         output_error=float(difference / variance),
-        agreement=float((outputs.argmax(1) == statistics.outputs.argmax(1)).float().mean()),
+        agreement=float((_answers(outputs, statistics) == _answers(statistics.outputs, statistics)).float().mean()),
         converted=tuple(layer.name for layer in chosen.converted),
         kept={layer.name: layer.reason for layer in chosen.layers if layer.order is None},
         input_shape=_input_shape(statistics.batches[0]),
     )
     return Conversion(converted, chosen, report)
+
+
+def _answers(outputs: Tensor, statistics: Statistics) -> Tensor:
+    return answers(outputs.unflatten(1, (statistics.classes, -1)))
 
 
 def _input_shape(batch: Batch) -> tuple[int, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from torch_separable.checks import as_network
 from torch_separable.convert.allocate import choose
 from torch_separable.convert.calibrate import LayerStatistics, Statistics, check_statistics, moments_of
 from torch_separable.convert.factorize import Order
@@ -115,6 +116,7 @@ def plan(
         True
     """
     check_choice(budget, rank, order, method)
+    as_network(model)
     check_statistics(model, statistics, survey(model).convertible)
     if budget is not None:
         return plans(model, statistics, [budget], order=order, method=method, progress=progress)[0]
@@ -194,8 +196,35 @@ def _options(
     return options, changes
 
 
-def check_choice(budget: Budget | None, rank: int | None, order: object, method: object) -> None:
-    """Refuse arguments of `plan` that break their rule."""
+def as_planned(model: nn.Module, statistics: Statistics, plan: Plan) -> Plan:
+    """Return a plan that somebody else made or edited, with what its layers cost in this network."""
+    asked = {layer.name: layer for layer in plan.converted}
+    rows = [
+        Option(asked[layer.name].order, asked[layer.name].rank, asked[layer.name].error)  # type: ignore[arg-type]
+        if layer.name in asked else None
+        for layer in statistics.layers
+    ]  # fmt: skip
+    counted = _plan(model, statistics, plan.method, rows, [[] for _ in rows], None)
+    said = {(layer.name, layer.order, layer.rank): layer.reason for layer in plan.layers}
+    layers = [
+        replace(layer, reason=said.get((layer.name, layer.order, layer.rank), "as was asked for"))
+        for layer in counted.layers
+    ]
+    return replace(counted, layers=tuple(layers))
+
+
+def check_choice(
+    budget: Budget | None, rank: int | None, order: object, method: object, plan: Plan | None = None
+) -> None:
+    """Refuse arguments of `plan` and `convert` that break their rule."""
+    if budget is not None and not isinstance(budget, Budget):
+        raise SeparableValueError(f"budget={budget!r}: give a Budget, as Budget(macs=0.5)")
+    if plan is not None:
+        if not isinstance(plan, Plan):
+            raise SeparableValueError(f"plan is a {type(plan).__name__}: give a Plan, as Plan.load(path)")
+        if budget is not None or rank is not None or order is not None:
+            raise SeparableValueError("plan is given beside budget, rank or order: it says all that they choose")
+        return
     if (budget is None) == (rank is None):
         raise SeparableValueError(
             "give either budget=Budget(...) or rank=..., not " + ("neither" if rank is None else "both")

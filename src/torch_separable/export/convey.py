@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from torch_separable.checks import as_network
 from torch_separable.convert import Conversion
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.export import to_executorch, to_onnx, to_pt2
@@ -111,7 +112,9 @@ def export(
 def _network(
     model: nn.Module | Conversion, input_shape: Sequence[int] | None, images: Tensor | None
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    network = model.model if isinstance(model, Conversion) else model
+    network = as_network(model.model if isinstance(model, Conversion) else model)
+    if images is not None and not isinstance(images, Tensor):
+        raise SeparableValueError(f"images are a {type(images).__name__}: expected a tensor (N, C, H, W)")
     known = built_by(network)
     shape = input_shape
     if shape is None and images is not None:
@@ -140,6 +143,10 @@ def _format(path: Path, to: str | None) -> Format:
         return SUFFIXES[path.suffix]
     if to not in get_args(Format):
         raise SeparableValueError(f"to={to!r}: must be one of {', '.join(get_args(Format))}")
+    if SUFFIXES.get(path.suffix, to) != to:
+        raise SeparableValueError(
+            f"{path} is the name of a file of {SUFFIXES[path.suffix]}, and to={to!r}: name it otherwise"
+        )
     return to  # type: ignore[return-value]
 
 

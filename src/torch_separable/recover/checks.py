@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from torch_separable.checks import require_float32
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.outputs import evaluating
 from torch_separable.recover.config import RecoverConfig
 from torch_separable.recover.data import ImageData
-from torch_separable.recover.evaluate import device_of, logits_for, require_labels
+from torch_separable.recover.evaluate import device_of, logits_for, require_images, require_labels
 from torch_separable.recover.losses import watching
 
 
 def check_data(data: ImageData, validation: ImageData | None, config: RecoverConfig) -> None:
     """Refuse images that lack labels where labels are needed, or that differ in shape from those to validate on."""
+    for name, given in (("data", data), ("validation", validation)):
+        if given is not None or name == "data":
+            require_images(given, name)
     if config.label_weight:
         require_labels(data, f"label_weight={config.label_weight:g}")
     if validation is None:
@@ -63,6 +67,7 @@ def check_networks(
     for name, network in (("student", student), ("teacher", teacher)):
         if network is None:
             continue
+        require_float32(network, name, "training")
         network.eval()
         with torch.no_grad(), watching(network, features) as outputs[name]:
             logits = logits_for(network, images, data, name)
@@ -73,6 +78,11 @@ def check_networks(
         raise SeparableError(
             f"the student gives logits of shape {shapes[0]}, the teacher {shapes[-1]}: they must agree; is this the "
             "network that the student was converted from?"
+        )
+    if config.logits_weight and (len(shapes[0]) < 2 or shapes[0][1] == 1):
+        raise SeparableValueError(
+            f"the networks give one number for each image or position, logits of shape {shapes[0]}: classes would be "
+            "compared (softmax), and of one there is nothing to learn. Give logits_weight=0 and feature_weight=1"
         )
     for feature in features:
         _check_feature(feature, outputs)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_separable.checks import as_network
 from torch_separable.errors import SeparableValueError
 from torch_separable.locking import sole_writer
 from torch_separable.recover.checks import check_data
@@ -79,6 +80,9 @@ def recover(
         raise SeparableValueError(f"{next(iter(settings))} is given beside config: give either settings, or config")
     config = config or RecoverConfig.from_dict(settings)
     check_data(data, validation, config)
+    for network, name in ((student, "student"), (teacher, "teacher")):
+        if network is not None or name == "student":
+            as_network(network, name)
     folder = None if output_dir is None else Path(output_dir).absolute()  # on_epoch may change the directory
     run = Run(student, teacher, data, validation=validation, config=config, folder=folder, on_epoch=on_epoch)
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_separable.checks import as_network
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.notebook import table
@@ -51,13 +55,15 @@ class Evaluation:
         return table((), [("accuracy", right), ("loss", f"{self.loss:.4f}")])
 
 
-def evaluate(model: nn.Module, data: ImageData, batch_size: int = 256, *, progress: bool = True) -> Evaluation:
+def evaluate(model: Callable[..., Any], data: ImageData, batch_size: int = 256, *, progress: bool = True) -> Evaluation:
     """Classify every image of ``data`` and compare with its label.
 
-    The network runs in evaluation mode on the device where its parameters are; each module's mode is restored.
+    The network runs in evaluation mode, on the device and in the precision of its parameters; each module's mode is
+    restored.
 
     Args:
-        model: takes images (n, C, H, W) and returns logits (n, classes), or an object with ``.logits``.
+        model: takes images (n, C, H, W) and returns logits (n, classes), or an object with ``.logits``; what `compile`
+            returned is tried like the network itself.
         data: labelled images.
         batch_size: images in one pass; it decides speed and memory, not the result.
         progress: whether a bar may appear on a terminal after two seconds.
@@ -75,15 +81,23 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 256, *, progre
         >>> evaluate(brightness, data).accuracy
         1.0
     """
+    require_images(data, "data")
     require_labels(data, "evaluation")
     if batch_size < 1:
         raise SeparableValueError(f"batch_size={batch_size}: must be at least 1")
-    device = device_of(model)
     total = torch.zeros(2, dtype=torch.float64)
-    bar = progress_bar("evaluating", len(data), shown=progress)
-    with evaluating(model), rank_by_rank(model), torch.inference_mode(), bar as advance:
+    with ExitStack() as stack:
+        where: dict[str, Any] = {}
+        if isinstance(model, nn.Module) or not callable(model):
+            network = as_network(model)
+            stack.enter_context(evaluating(network))
+            stack.enter_context(rank_by_rank(network))
+            types = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
+            where = {"device": device_of(network), "dtype": types.pop() if len(types) == 1 else None}
+        stack.enter_context(torch.inference_mode())
+        advance = stack.enter_context(progress_bar("evaluating", len(data), shown=progress))
         for images, labels in data.batches(batch_size):
-            total += _count(logits_for(model, images.to(device), data).cpu(), labels, data)
+            total += _count(logits_for(model, images.to(**where), data).cpu(), labels, data)
             advance(steps=len(images))
     return evaluation_of(total, len(data))
 
@@ -94,7 +108,7 @@ def evaluation_of(total: Tensor, count: int) -> Evaluation:
     return Evaluation(round(correct), count, loss / count)
 
 
-def logits_for(model: nn.Module, images: Tensor, data: ImageData, name: str = "network") -> Tensor:
+def logits_for(model: Callable[[Tensor], Any], images: Tensor, data: ImageData, name: str = "network") -> Tensor:
     """Run ``model`` on images (n, C, H, W) of ``data``; if it cannot take them, say so with their shape."""
     try:
         return logits_of(model(images))
@@ -105,6 +119,15 @@ def logits_for(model: nn.Module, images: Tensor, data: ImageData, name: str = "n
         raise SeparableError(
             f"the {name} cannot take images of shape {tuple(images.shape)} (N, C, H, W) of {data.name}: {first}"
         ) from error
+
+
+def require_images(data: object, name: str) -> None:
+    """Refuse what is no `ImageData`."""
+    if not isinstance(data, ImageData):
+        raise SeparableValueError(
+            f"{name} is a {type(data).__name__}: expected an ImageData, as load_data(...) returns, or made of tensors: "
+            "ImageData(name, split, images, labels)"
+        )
 
 
 def require_labels(data: ImageData, purpose: str) -> None:

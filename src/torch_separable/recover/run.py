@@ -20,7 +20,7 @@ from torch_separable.copying import copied
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.files import load_weights, save_weights, write_json
 from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable.outputs import logits_of
+from torch_separable.outputs import answers, logits_of
 from torch_separable.progress import Advance, progress_bar
 from torch_separable.recover.augment import Augmentation, derive_seed
 from torch_separable.recover.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
@@ -276,8 +276,8 @@ class Run:
         if self.accelerator.num_processes > 1 and not (config.logits_weight or config.label_weight):
             # Each process waits for the gradients of all parameters, those that features do not depend on, too.
             losses = losses + 0 * ours.float().flatten(1).sum(1)
-        named = labels if theirs is None else theirs.argmax(1)
-        agreement = (ours.argmax(1) == named).float().reshape(len(images), -1).mean(1)
+        named = labels if theirs is None else answers(theirs)
+        agreement = (answers(ours) == named).float().reshape(len(images), -1).mean(1)
         return losses, agreement
 
     def _take(self, batch: Tensor, positions: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
+from torch_separable.checks import as_network, require_float32
 from torch_separable.convert.calibrate import check_weights
 from torch_separable.convert.layers import refresh_weights
 from torch_separable.copying import copied
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.notebook import table
-from torch_separable.outputs import evaluating, logits_of
+from torch_separable.outputs import answers, evaluating, logits_of
 from torch_separable.runtime.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.fuse import fuse
 from torch_separable.runtime.library import (
@@ -88,8 +89,7 @@ def compile(
         raise SeparableValueError(f"threads={threads!r}: must be a whole number, at least 1, or None")
     if dtype not in PRECISIONS:
         raise SeparableValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
-    if not isinstance(model, nn.Module):
-        raise SeparableValueError(f"model is a {type(model).__name__}: expected a network (torch.nn.Module)")
+    require_float32(as_network(model), "model", "compile")
     kernels = chosen_set(dtype)
     elsewhere = {p.device.type for p in (*model.parameters(), *model.buffers())} - {"cpu"}
     if elsewhere:
@@ -110,7 +110,8 @@ class Verification:
 
     Attributes:
         error: largest difference of the outputs, relative to the largest output.
-        agreement: share of images with the same largest output.
+        agreement: share of images (of positions, where each has an answer of its own) with the same largest output; of
+            a single output, with the same sign.
         precision: that the network was compiled for, ``float32`` or ``bfloat16``.
     """
 
@@ -184,15 +185,22 @@ class CompiledModel:
 
     def verify(self, x: Tensor) -> Verification:
         """Compare with PyTorch on real inputs (N, C, H, W)."""
+        x = _checked(x)
+        if not x.numel():
+            raise SeparableValueError(f"the input has shape {tuple(x.shape)}: give at least one image to compare on")
         with evaluating(self.model), torch.no_grad():
-            expected = logits_of(self.model(x)).reshape(len(x), -1)
-        got = logits_of(self(x)).reshape(len(x), -1)
+            expected = logits_of(self.model(x.clone()))  # it may change its input in place
+        got = logits_of(self(x))
         scale = expected.abs().max().clamp_min(1e-30)
         return Verification(
             float((got - expected).abs().max() / scale),
-            float((got.argmax(1) == expected.argmax(1)).float().mean()),
+            float((answers(got) == answers(expected)).float().mean()),
             self.kernels.precision,
         )
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(map(str, self._programs))
+        return f"CompiledModel({type(self.model).__name__}, {self.kernels.name}, {self.kernels.precision}, {shapes})"
 
     def profile(self, x: Tensor, rounds: int = 20) -> list[NodeTime]:
         """Time every operation by itself: medians of ``rounds``."""

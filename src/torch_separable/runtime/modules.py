@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable import notebook
+from torch_separable.checks import as_network
 from torch_separable.errors import SeparableError
 from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.runtime.library import chosen_set
@@ -63,6 +64,7 @@ def fuse_modules(model: nn.Module) -> FusedModules:
         torch.Size([1, 1000])
     """
     chosen_set()
+    as_network(model)
     if isinstance(model, DepthwiseSeparableConv2d):
         raise SeparableError("the model is itself such a layer, which cannot replace itself: wrap it in nn.Sequential")
     made: dict[int, nn.Module] = {}
