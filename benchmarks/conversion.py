@@ -274,11 +274,14 @@ def recover(
                 teacher = dense if helper is None else Together(dense, bench.dense(helper))
                 # Ours are compared where layers were converted; pruned ones at the layers that keep their channels.
                 features = [n for n, _ in dense.named_modules() if n.endswith("conv2")] if kind != "ours" else None
+                student = make()
+                converted = bench.accuracy(student)
                 model = ts.recover(
-                    make(), teacher, bench.train, epochs=epochs, output_dir=folder, features=features, **settings
+                    student, teacher, bench.train, epochs=epochs, output_dir=folder, features=features, **settings
                 )
                 minutes = (time.monotonic() - start) / 60
-                return {"accuracy": bench.accuracy(model), "epochs": epochs, "minutes": round(minutes, 1)}
+                accuracies = {"converted": converted, "accuracy": bench.accuracy(model)}
+                return {**accuracies, "epochs": epochs, "minutes": round(minutes, 1)}
 
             once(f"recovered {name} {ratio:g} {kind}, {schedule}{helped}", measure)
     show()

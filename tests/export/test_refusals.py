@@ -106,6 +106,19 @@ def test_logits_are_found_in_what_the_network_returns(tmp_path: Path) -> None:
     assert export(Wrapped(), tmp_path / "a.onnx", input_shape=(3, 8, 8)).parity["ONNX Runtime"] < 1e-4
 
 
+def test_outputs_that_are_left_out_are_named(tmp_path: Path) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small()
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.net(x), "features": x}
+
+    with pytest.warns(UserWarning, match="Both returns features besides its logits: the logits alone are exported"):
+        export(Both().eval(), tmp_path / "a.pt2", input_shape=(3, 9, 9))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_network_is_not_changed(tmp_path: Path, dtype: torch.dtype) -> None:
     model = small().to(dtype).train()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,18 @@ def prepared(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
             f"{type(model).__name__} does not take images of shape {tuple(example.shape)}: {_first_line(error)}. Give "
             "the shape of one image as input_shape (--input)"
         ) from error
-    return ready if isinstance(output, Tensor) else Logits(ready)
+    if isinstance(output, Tensor):
+        return ready
+    logits = logits_of(output)
+    others = (
+        [name for name, value in dict(output).items() if value is not logits] if isinstance(output, Mapping) else []
+    )
+    if others:
+        warnings.warn(
+            f"{type(model).__name__} returns {', '.join(others)} besides its logits: the logits alone are exported",
+            stacklevel=3,
+        )
+    return Logits(ready)
 
 
 def capture(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> ExportedProgram:
