@@ -40,6 +40,12 @@ def test_accuracies_after_distillation_are_the_measured_ones() -> None:
             assert f"{entry['converted']:.2f}" == converted
 
 
+def test_what_a_larger_teacher_came_to_is_what_was_measured() -> None:
+    entry = RESULTS["recovered resnet20 2 ours, adapting, with resnet56"]
+    assert entry["epochs"] == 10
+    assert f"ten epochs came to {entry['accuracy']:.2f} %" in PAGE
+
+
 def test_accuracies_beside_torch_pruning_after_distillation_are_the_measured_ones() -> None:
     row = re.compile(r"^\| ([\d.]+) \| ([\d.]+) \((\d+)\) \| ([\d.]+) \((\d+)\) \|$", re.MULTILINE)
     for network, divisors in (("resnet20", ["1.5", "2", "3", "4"]), ("resnet56", ["2", "3", "4"])):
