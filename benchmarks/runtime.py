@@ -34,7 +34,7 @@ from torch_separable.bench.lifelike import lifelike
 from torch_separable.convert import Budget
 from torch_separable.files import load_weights, read_json, write_json
 from torch_separable.runs import machine
-from torch_separable.runtime.library import chosen_set
+from torch_separable.runtime.library import chosen_set, instruction_sets
 
 RESULTS = Path(__file__).resolve().parent / "results" / "runtime.json"
 CHECKPOINT = "resnet20-12fca82f.th"
@@ -140,7 +140,9 @@ def measure(
             print(done, flush=True)
             return done.to_dict()
 
-        once(f"{name}, {machine()['processor']}, {chosen_set().name}", run)
+        # Processors of several generations call themselves alike: one that could do more is told apart.
+        limited = ", limited" if isa and next(iter(instruction_sets())) != isa else ""
+        once(f"{name}, {machine()['processor']}, {chosen_set().name}{limited}", run)
     show()
 
 

@@ -63,6 +63,18 @@ def test_speeds_on_the_amd_processor_with_avx512_are_the_measured_ones() -> None
         ]  # fmt: skip
 
 
+def test_speeds_of_engines_that_are_limited_to_avx2_are_the_measured_ones() -> None:
+    part = PAGE.partition("With every engine limited to AVX2 on that processor")[2].partition("    python")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in part.splitlines() if line[:1] == "|"]
+    assert len(rows) == 2 + 8
+    for title, images, threads, *cells in rows[2:]:
+        cases = RUNTIME[f"{NETWORKS[title]}, AMD EPYC, avx2, limited"]["cases"]
+        (case,) = (c for c in cases if (c["batch"], c["threads"]) == (int(images), int(threads)))
+        taken = {timing["engine"]: timing["milliseconds"] for timing in case["timings"]}
+        of = [taken[engine] for engine in ("separable", "openvino", "channels_last")]
+        assert cells == [*map(milliseconds, of), f"{min(of[1:]) / of[0]:.2f}"]
+
+
 def test_the_range_in_the_readme_is_that_of_all_large_networks() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     said = re.search(
