@@ -180,7 +180,8 @@ static void copy_row(const ts_operation& op, Element* workspace, int64_t task) {
 
 // An output of a grouped convolution, from its own group alone.
 template <class Element>
-static float output_of(const ts_operation& op, const Element* image, float sum, int64_t row, int64_t column, int64_t channel) {
+static float output_of(const ts_operation& op, const Element* image, float sum, int64_t row, int64_t column,
+                       int64_t channel) {
   const int64_t channels = op.depth, first = channel / op.multiplier * channels;
   const float* weights = op.filters + channel * op.kernel_height * op.kernel_width * channels;
   const auto [begin, end] = rows_inside(op, row);
@@ -204,11 +205,9 @@ static void recompute_row(const ts_operation& op, Element* workspace, int64_t ta
   const int64_t image = task / op.out_height, row = task % op.out_height;
   const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
   Element* to = workspace + op.output + task * op.out_width * op.out_stride;
-  Vector sum{};  // of zeros, unless a value is not finite
+  Vector sum{};
   for (int64_t i = 0; i < op.out_width * op.out_stride; i += kLanes) sum += load(to + i) * 0.0f;
-  float lanes[kLanes];
-  memcpy(lanes, &sum, sizeof lanes);
-  if (std::none_of(lanes, lanes + kLanes, [](float x) { return x != x; })) return;
+  if (!has_nan(sum)) return;
   for (int64_t column = 0; column < op.out_width; column++, to += op.out_stride) {
     const int64_t pixel = task * op.out_width + column;
     const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + pixel * op.residual_stride;

@@ -154,11 +154,9 @@ static void clear_padding(const ts_operation& op, Out* out, int64_t pixels, int6
     for (int64_t c = channels / kLanes * kLanes; c < block; c += kLanes) {
       Out* vector = out + b * block + c;
       if (b * block + c < begin || b * block + c >= end) continue;
-      Vector sum{};  // of zeros, unless a value is not finite
+      Vector sum{};
       for (int64_t p = 0; p < pixels; p++) sum += load(vector + p * stride) * 0.0f;
-      float lanes[kLanes];
-      memcpy(lanes, &sum, sizeof lanes);
-      if (std::none_of(lanes, lanes + kLanes, [](float x) { return x != x; })) continue;
+      if (!has_nan(sum)) continue;
       for (int64_t p = 0; p < pixels; p++) {
         for (int64_t i = std::max<int64_t>(channels - c, 0); i < kLanes; i++) vector[p * stride + i] = Out{};
       }

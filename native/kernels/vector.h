@@ -201,6 +201,15 @@ TS_INLINE Vector accumulate(Vector sum, Vector pixel, Vector weight) {
 TS_INLINE Vector at_least(Vector x, Vector low) { return low > x ? low : x; }
 TS_INLINE Vector at_most(Vector x, Vector high) { return high < x ? high : x; }
 
+// Whether a lane is NaN: as the sum of vectors times zero is, where one of their values was not finite.
+TS_INLINE bool has_nan(Vector x) {
+  float lanes[kLanes];
+  memcpy(lanes, &x, sizeof lanes);
+  bool found = false;
+  for (float lane : lanes) found |= lane != lane;
+  return found;
+}
+
 // exp by range reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (relative error below 1e-7), scaled by the
 // exponent's bits. Arguments are clamped to where the result is a normal number.
 TS_INLINE Vector exponential(Vector x) {

@@ -34,13 +34,19 @@ def as_network(model: object, name: str = "model") -> nn.Module:
     return model
 
 
+def precision_of(model: nn.Module) -> torch.dtype | None:
+    """The type of all floating-point weights of a network; ``None`` where they have several, or there are none."""
+    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return types.pop() if len(types) == 1 else None
+
+
 def require_float32(model: nn.Module, name: str, purpose: str) -> None:
     """Refuse a network all of whose weights have another precision.
 
     Raises:
         SeparableError: naming the precision, and ``purpose``, which needs float32.
     """
-    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    if len(types) == 1 and types != {torch.float32}:
-        of = str(types.pop()).removeprefix("torch.")
+    precision = precision_of(model)
+    if precision not in (None, torch.float32):
+        of = str(precision).removeprefix("torch.")
         raise SeparableError(f"the {name} is in {of}: {purpose} needs float32, {name}.float()")

@@ -50,5 +50,5 @@ def _culprit(model: nn.Module) -> str | None:
                     copy.deepcopy(value)
             except Exception as error:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
-                return f"{where}, of type {type(value).__name__} ({first}). Take it away before"
+                return f"{where}, of type {type(value).__name__} ({first}): take it out of the network first"
     return None

@@ -415,6 +415,8 @@ def test_images_of_no_use_are_refused_in_words() -> None:
         calibrate(model, images(0))
     with refused("0 calibration images"):
         calibrate(model, [])
+    with refused("1 calibration images: at least 8"):
+        calibrate(model, images(1))
     with refused("7 calibration images: at least 8 are needed, and 256 to 1,024 recommended"):
         calibrate(model, images(7))
     with refused(r"images have shape \(8, 8\): expected \(N, C, H, W\)", SeparableValueError):

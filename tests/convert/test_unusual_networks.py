@@ -371,8 +371,13 @@ def test_an_edited_plan_is_carried_out_and_counted_anew() -> None:
     assert conversion.plan.macs == (ts.analyze(net, images[:1]).macs, ts.analyze(conversion.model, images[:1]).macs)
     assert conversion.plan.parameters[1] == sum(p.numel() for p in conversion.model.parameters())
     assert conversion.plan.layers[0].macs[1] == conversion.plan.layers[0].macs[0]
+    assert {(layer.reason, layer.error) for layer in conversion.plan.layers} == {("as was asked for", 0.0)}
+    same = ts.convert(net, images, plan=made.plan).plan
+    assert [layer.reason for layer in same.layers] == [layer.reason for layer in made.plan.layers]
     assert conversion.report.output_error < made.report.output_error
-    with pytest.raises(SeparableError, match="plan is given beside budget, rank or order"):
-        ts.convert(net, images, plan=edited, rank=1)
+    with pytest.raises(SeparableError, match="plan is given beside budget, rank, order or keep"):
+        ts.convert(net, images, plan=edited, keep=["first"])
+    with pytest.raises(SeparableError, match="method='svd' is given beside a plan of method 'least_squares'"):
+        ts.convert(net, images, plan=edited, method="svd")
     with pytest.raises(SeparableError, match=r"budget=0\.5: give a Budget, as Budget\(macs=0\.5\)"):
         ts.convert(net, images, budget=0.5)  # type: ignore[arg-type]

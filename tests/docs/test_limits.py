@@ -46,16 +46,22 @@ def milliseconds(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def test_speeds_on_the_amd_processor_with_avx512_are_the_measured_ones() -> None:
-    part = PAGE.partition("On an AMD processor with AVX512-BF16 (Zen 4), in the same way:")[2].partition("    python")[
-        0
-    ]
+def measured_beside(heading: str, machine: str) -> list[tuple[list[str], dict[str, float]]]:
+    """Each row of the table after a heading, its figures as they stand there, and the times that were measured."""
+    part = PAGE.partition(heading)[2].partition("    python")[0]
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in part.splitlines() if line[:1] == "|"]
-    assert len(rows) == 2 + 18
+    found = []
     for title, images, threads, *cells in rows[2:]:
-        cases = RUNTIME[f"{NETWORKS[title]}, AMD EPYC, avx512bf16"]["cases"]
+        cases = RUNTIME[f"{NETWORKS[title]}, {machine}"]["cases"]
         (case,) = (c for c in cases if (c["batch"], c["threads"]) == (int(images), int(threads)))
-        taken = {timing["engine"]: timing["milliseconds"] for timing in case["timings"]}
+        found.append((cells, {timing["engine"]: timing["milliseconds"] for timing in case["timings"]}))
+    return found
+
+
+def test_speeds_on_the_amd_processor_with_avx512_are_the_measured_ones() -> None:
+    rows = measured_beside("On an AMD processor with AVX512-BF16 (Zen 4), in the same way:", "AMD EPYC, avx512bf16")
+    assert len(rows) == 18
+    for cells, taken in rows:
         of = [taken[engine] for engine in ("separable", "openvino", "onnxruntime", "channels_last")]
         bf16 = [taken[engine] for engine in ("separable_bf16", "openvino_bf16")]
         assert cells == [
@@ -64,13 +70,9 @@ def test_speeds_on_the_amd_processor_with_avx512_are_the_measured_ones() -> None
 
 
 def test_speeds_of_engines_that_are_limited_to_avx2_are_the_measured_ones() -> None:
-    part = PAGE.partition("With every engine limited to AVX2 on that processor")[2].partition("    python")[0]
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in part.splitlines() if line[:1] == "|"]
-    assert len(rows) == 2 + 8
-    for title, images, threads, *cells in rows[2:]:
-        cases = RUNTIME[f"{NETWORKS[title]}, AMD EPYC, avx2, limited"]["cases"]
-        (case,) = (c for c in cases if (c["batch"], c["threads"]) == (int(images), int(threads)))
-        taken = {timing["engine"]: timing["milliseconds"] for timing in case["timings"]}
+    rows = measured_beside("With every engine limited to AVX2 on that processor", "AMD EPYC, avx2, limited")
+    assert len(rows) == 8
+    for cells, taken in rows:
         of = [taken[engine] for engine in ("separable", "openvino", "channels_last")]
         assert cells == [*map(milliseconds, of), f"{min(of[1:]) / of[0]:.2f}"]
 

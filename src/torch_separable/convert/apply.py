@@ -19,6 +19,7 @@ from torch_separable.convert.calibrate import (
     Statistics,
     calibrate,
     check_statistics,
+    never_ran,
 )
 from torch_separable.convert.factorize import Factors, decouple
 from torch_separable.convert.layers import COMPUTES_WEIGHT, Conv, grouped_weight, refresh_weights, survey
@@ -98,12 +99,9 @@ def apply(
     check_statistics(model, statistics, found)
     order = [layer.name for layer in statistics.layers]
     planned = {layer.name: layer for layer in plan.converted}
-    never_ran = [name for name in planned if name not in order]
-    if never_ran:
-        raise SeparableError(
-            f"layer {never_ran[0]} of the plan never ran on the calibration images: keep it, or "
-            "give images that reach it"
-        )
+    for name in planned:
+        if name not in order:
+            raise never_ran(name)
     names = [name for name in order if name in planned]
     # No record needs to be kept of what has been fitted, so runs of layers share one pass of the dense network.
     before_dense, before = Prefix(statistics.memory // 16), Prefix(3 * statistics.memory // 8)

@@ -32,8 +32,8 @@ DEFAULT_MEMORY = 4 * 1024**3
 _BATCH, _LEAST_BATCH, _BATCH_PIXELS = 64, 8, 64 * 80 * 80
 _FEWEST_IMAGES = 8
 # Output pixels that are sampled of a layer. A fit is of thousands of weights, to noise as well as to what the layer
-# does: ResNet-20's gain by more pixels, up to about as many as are called enough here. Second moments take a
-# multiply-add for each pair of a patch's entries, so large layers are given fewer.
+# does, and more pixels leave less of that. Second moments take a multiply-add for each pair of a patch's entries, so
+# large layers are given fewer.
 _FEWEST_PIXELS, _USUAL_PIXELS, _MOST_PIXELS, _ENOUGH_PIXELS = 1024, 8192, 32768, 65536
 _QUICK_WORK = 2**36  # multiply-adds
 _LARGEST = 32  # normalised pixels stay well below
@@ -253,6 +253,13 @@ def check_statistics(model: nn.Module, statistics: Statistics, found: Mapping[st
             )
 
 
+def never_ran(name: str) -> SeparableError:
+    """What is said of a layer of a plan that no calibration image reaches."""
+    return SeparableError(
+        f"layer {name} of the plan never ran on the calibration images: keep it, or give images that reach it"
+    )
+
+
 def moments_of(model: nn.Module, statistics: Statistics, name: str) -> tuple[Moments, ...]:
     """Return the moments of one layer, gathered anew where `calibrate` had no room to keep them."""
     layer = statistics[name]
@@ -376,13 +383,13 @@ def batches_of(images: Images) -> tuple[Batch, ...]:
                 "Prepare them as in training, or the fit is for the wrong inputs",
                 stacklevel=3,
             )
-    if count and _are_one(batches):
-        raise SeparableError(
-            f"all {count} calibration images are the same: nothing can be fitted to them. Look at what loads them"
-        )
     if count < _FEWEST_IMAGES:
         raise SeparableError(
             f"{count} calibration images: at least {_FEWEST_IMAGES} are needed, and 256 to 1,024 recommended"
+        )
+    if _are_one(batches):
+        raise SeparableError(
+            f"all {count} calibration images are the same: nothing can be fitted to them. Look at what loads them"
         )
     return batches
 

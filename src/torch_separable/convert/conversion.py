@@ -120,7 +120,7 @@ def convert(
         >>> conversion.report.macs[1] / conversion.report.macs[0] <= 0.5
         True
     """
-    check_choice(budget, rank, order, method, plan)  # before the minutes that calibration may take
+    check_choice(budget, rank, order, method, plan, keep)  # before the minutes that calibration may take
     if plan is not None:
         check_plan(as_network(model), plan, survey(model).convertible)
     statistics = calibrate(model, images, keep=keep, memory=memory, progress=progress)

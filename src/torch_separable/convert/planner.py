@@ -13,7 +13,7 @@ from torch import nn
 
 from torch_separable.checks import as_network
 from torch_separable.convert.allocate import choose
-from torch_separable.convert.calibrate import LayerStatistics, Statistics, check_statistics, moments_of
+from torch_separable.convert.calibrate import LayerStatistics, Statistics, check_statistics, moments_of, never_ran
 from torch_separable.convert.factorize import Order
 from torch_separable.convert.latency import LayerTimes, time_layers
 from torch_separable.convert.layers import in_words, survey
@@ -197,24 +197,38 @@ def _options(
 
 
 def as_planned(model: nn.Module, statistics: Statistics, plan: Plan) -> Plan:
-    """Return a plan that somebody else made or edited, with what its layers cost in this network."""
-    asked = {layer.name: layer for layer in plan.converted}
-    rows = [
-        Option(asked[layer.name].order, asked[layer.name].rank, asked[layer.name].error)  # type: ignore[arg-type]
-        if layer.name in asked else None
+    """Return a plan that somebody else made or edited, with what its layers cost in this network.
+
+    Raises:
+        SeparableError: it converts a layer that never ran on the calibration images.
+    """
+    asked = {layer.name: layer for layer in plan.layers}
+    running = {layer.name for layer in statistics.layers}
+    for layer in plan.converted:
+        if layer.name not in running:
+            raise never_ran(layer.name)
+    options = [
+        Option(entry.order, entry.rank, entry.error) if (entry := asked.get(layer.name)) and entry.order else None
         for layer in statistics.layers
-    ]  # fmt: skip
-    counted = _plan(model, statistics, plan.method, rows, [[] for _ in rows], None)
-    said = {(layer.name, layer.order, layer.rank): layer.reason for layer in plan.layers}
-    layers = [
-        replace(layer, reason=said.get((layer.name, layer.order, layer.rank), "as was asked for"))
-        for layer in counted.layers
     ]
-    return replace(counted, layers=tuple(layers))
+    counted = _plan(model, statistics, plan.method, options, [[] for _ in options], None)
+
+    def explained(layer: LayerPlan) -> LayerPlan:
+        given = asked.get(layer.name)
+        if layer.name not in running or (given is not None and given.macs in (layer.macs, (0, 0))):
+            return layer if given is None else replace(layer, reason=given.reason)
+        return replace(layer, reason="as was asked for", error=0.0)  # those given are of what it was before
+
+    return replace(counted, layers=tuple(map(explained, counted.layers)))
 
 
 def check_choice(
-    budget: Budget | None, rank: int | None, order: object, method: object, plan: Plan | None = None
+    budget: Budget | None,
+    rank: int | None,
+    order: object,
+    method: object,
+    plan: Plan | None = None,
+    keep: Sequence[str] = (),
 ) -> None:
     """Refuse arguments of `plan` and `convert` that break their rule."""
     if budget is not None and not isinstance(budget, Budget):
@@ -222,8 +236,10 @@ def check_choice(
     if plan is not None:
         if not isinstance(plan, Plan):
             raise SeparableValueError(f"plan is a {type(plan).__name__}: give a Plan, as Plan.load(path)")
-        if budget is not None or rank is not None or order is not None:
-            raise SeparableValueError("plan is given beside budget, rank or order: it says all that they choose")
+        if budget is not None or rank is not None or order is not None or keep:
+            raise SeparableValueError("plan is given beside budget, rank, order or keep: it says all that they choose")
+        if method not in ("least_squares", plan.method):
+            raise SeparableValueError(f"method={method!r} is given beside a plan of method {plan.method!r}")
         return
     if (budget is None) == (rank is None):
         raise SeparableValueError(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_separable.checks import as_network
+from torch_separable.checks import as_network, precision_of
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.notebook import table
@@ -92,8 +92,7 @@ def evaluate(model: Callable[..., Any], data: ImageData, batch_size: int = 256, 
             network = as_network(model)
             stack.enter_context(evaluating(network))
             stack.enter_context(rank_by_rank(network))
-            types = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
-            where = {"device": device_of(network), "dtype": types.pop() if len(types) == 1 else None}
+            where = {"device": device_of(network), "dtype": precision_of(network)}
         stack.enter_context(torch.inference_mode())
         advance = stack.enter_context(progress_bar("evaluating", len(data), shown=progress))
         for images, labels in data.batches(batch_size):

@@ -262,14 +262,12 @@ def _handed_on(module: fx.GraphModule, roots: Mapping[fx.Node, fx.Node]) -> set[
     for node in module.graph.nodes:
         modules = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
         called = [getattr(module, str(arg.target)) for arg in modules]
-        graph = next((each.graph for each in called if isinstance(each, fx.GraphModule)), None)
-        if graph is None:
-            continue
-        within, given = _roots(graph), graph.find_nodes(op="placeholder")
-        operands = dict(zip(reversed(given), reversed(tree_leaves(list(node.args))), strict=False))
-        returned = {operands.get(within[value]) for value in graph.output_node().all_input_nodes}
-        if again := {roots[value] for value in returned if isinstance(value, fx.Node)}:
-            found |= {node, *again}
+        for graph in (each.graph for each in called if isinstance(each, fx.GraphModule)):
+            within, given = _roots(graph), graph.find_nodes(op="placeholder")
+            operands = dict(zip(reversed(given), reversed(tree_leaves(list(node.args))), strict=False))
+            returned = {operands.get(within[value]) for value in graph.output_node().all_input_nodes}
+            if again := {roots[value] for value in returned if isinstance(value, fx.Node)}:
+                found |= {node, *again}
     return found
 
 
