@@ -1,7 +1,11 @@
 // The library's C interface: which instruction sets there are, and running a program.
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <string_view>
+#include <thread>
+#include <utility>
 
 #if defined(TS_X86) && defined(__linux__)
 #include <sys/syscall.h>
@@ -10,6 +14,10 @@
 
 #include "../kernels/kernels.h"
 #include "../kernels/scratch.h"
+
+#define TS_API extern "C" __attribute__((visibility("default")))
+
+TS_API int64_t ts_tasks(const ts_operation* operation);
 
 namespace ts {
 
@@ -83,28 +91,88 @@ static bool pays_here(const Kernels* set) {
   return true;
 }
 
+// Lets workers wait for one another. They wait awake, for a few microseconds at the most: a thread that sleeps takes longer
+// to wake. Where there are fewer cores than threads, they step aside.
+class Barrier {
+ public:
+  explicit Barrier(int64_t workers) : workers_(workers) {}
+
+  // Returns when all workers have come; so many come with this thread.
+  void wait(int64_t coming) {
+    const int64_t turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(coming, std::memory_order_acq_rel) + coming == workers_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int64_t looks = 0; turn_.load(std::memory_order_acquire) == turn; looks++) {
+      if (looks < kLooks) {
+        rest();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kLooks = 2000;
+
+  static void rest() {
+#ifdef TS_X86
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  const int64_t workers_;
+  alignas(64) std::atomic<int64_t> arrived_{0};  // apart: those that look are not disturbed by those that come
+  alignas(64) std::atomic<int64_t> turn_{0};
+};
+
 // What all threads of a run share.
 struct Run {
   const ts_operation* operations;
+  int64_t count;
   const ts_part* parts;
   const int64_t* ends;  // of each course, among the parts
+  int64_t courses;
+  int64_t covered;      // operations, by the courses
   void* workspace;
   const float* external;
+  int64_t workers;
+  Barrier barrier{workers};
 
   void run(const ts_part& part) const {
     const ts_operation& operation = operations[part.operation];
     kSets[operation.set]->run(operation, workspace, external, part.begin, part.end);
   }
+
+  void run_courses(int64_t begin, int64_t end) const {
+    if (begin >= end) return;
+    for (int64_t part = begin ? ends[begin - 1] : 0; part < ends[end - 1]; part++) run(parts[part]);
+  }
 };
 
-// Tasks [begin, end) of the first of the operations.
-static void run_tasks(int64_t begin, int64_t end, void* context) {
-  static_cast<const Run*>(context)->run({0, begin, end});
+// The share of workers [begin, end) of so many tasks: neighbouring ones.
+static std::pair<int64_t, int64_t> share_of(int64_t tasks, int64_t workers, int64_t begin, int64_t end) {
+  const int64_t each = (tasks + workers - 1) / workers;
+  return {std::min(begin * each, tasks), std::min(end * each, tasks)};
 }
 
-static void run_courses(int64_t begin, int64_t end, void* context) {
-  const Run& all = *static_cast<const Run*>(context);
-  for (int64_t part = begin ? all.ends[begin - 1] : 0; part < all.ends[end - 1]; part++) all.run(all.parts[part]);
+// What workers [begin, end) do of a run, in step with the others. A thread may be given several of them, or all.
+static void run_workers(int64_t begin, int64_t end, void* context) {
+  Run& all = *static_cast<Run*>(context);
+  if (all.courses) {
+    const auto [first, last] = share_of(all.courses, all.workers, begin, end);
+    all.run_courses(first, last);
+    if (all.covered < all.count) all.barrier.wait(end - begin);
+  }
+  for (int64_t i = all.covered; i < all.count; i++) {
+    const auto [first, last] = share_of(ts_tasks(all.operations + i), all.workers, begin, end);
+    if (first < last) all.run({i, first, last});
+    if (i + 1 < all.count) all.barrier.wait(end - begin);
+  }
 }
 
 // A thread's share of a measurement of the machine.
@@ -132,8 +200,6 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 }
 
 }  // namespace ts
-
-#define TS_API extern "C" __attribute__((visibility("default")))
 
 // Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
 constexpr int32_t kInterface = 4;
@@ -165,25 +231,17 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
 TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->set]->tasks(*operation); }
 
 // Executes operations [0, count). The first `covered` of them in courses, which may run side by side, a thread each: a
-// course is a sequence of `parts`, up to `ends` of it. Then the others, in order, whose tasks are shared out by `parallel`
-// where there is more than one thread. `external` is what TS_IMPORT reads.
+// course is a sequence of `parts`, up to `ends` of it. Then the others, in order, whose tasks are shared out. Where there is
+// more than one thread, `parallel` is called once: its threads must run at the same time, as those of OpenMP do.
+// `external` is what TS_IMPORT reads.
 TS_API void ts_run(const ts_operation* operations, int64_t count, const ts_part* parts, const int64_t* ends,
                    int64_t courses, int64_t covered, void* workspace, const float* external, int64_t threads,
                    ts_parallel_for parallel) {
-  ts::Run all{operations, parts, ends, workspace, external};
-  if (threads == 1 || !parallel) {
-    if (courses) ts::run_courses(0, courses, &all);
-  } else if (courses) {
-    parallel(0, courses, 1, ts::run_courses, &all);
-  }
-  for (int64_t i = covered; i < count; i++) {
-    all.operations = operations + i;
-    const int64_t tasks = ts_tasks(all.operations);
-    if (threads == 1 || tasks == 1 || !parallel) {
-      ts::run_tasks(0, tasks, &all);
-    } else {
-      parallel(0, tasks, (tasks + threads - 1) / threads, ts::run_tasks, &all);
-    }
+  ts::Run all{operations, count, parts, ends, courses, covered, workspace, external, parallel ? threads : 1};
+  if (all.workers == 1) {
+    ts::run_workers(0, 1, &all);
+  } else {
+    parallel(0, threads, 1, ts::run_workers, &all);
   }
 }
 

@@ -24,14 +24,12 @@ static int64_t apart(int64_t depth) {
 template <class Element>
 static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows,
                         Factor<Element>* matrix, int64_t stride) {
-  // Whether a row of the matrix differs from one of a tensor.
-  constexpr bool kApart = kInTurns<Element> || !std::is_same_v<Element, Factor<Element>>;
   const int64_t taps = op.kernel_height * op.kernel_width;
   for (int64_t row = 0; row < rows; row++) {
     for (int64_t m = 0; m < op.multiplier; m++) {
       const Filter<Element> filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
                                    op.in_stride, 1, nullptr, 0, op.between};
-      filter_row<kApart>(op, filter, first_row + row, matrix + row * op.out_width * stride + m * op.in_stride, stride);
+      filter_row<Role::kMatrix>(op, filter, first_row + row, matrix + row * op.out_width * stride + m * op.in_stride, stride);
     }
   }
 }
@@ -219,7 +217,9 @@ static void filter(const ts_operation& op, Element* workspace, int64_t task) {
   const Filter<Element> filter{workspace + op.input + image * op.in_height * op.in_width * op.in_stride,
                                op.filters, op.filter_bias, std::min(op.in_stride, op.out_stride), op.multiplier,
                                residual, op.residual_stride, op.activation};
-  filter_row<false>(op, filter, row, workspace + op.output + begin * op.out_stride, op.out_stride);
+  Element* to = workspace + op.output + begin * op.out_stride;
+  if (filter.summed > 1) return filter_row<Role::kSum>(op, filter, row, to, op.out_stride);
+  filter_row<Role::kTensor>(op, filter, row, to, op.out_stride);
 }
 
 }  // namespace ts::TS_ISA

@@ -25,14 +25,21 @@ struct Filter {
   ts_act activation;
 };
 
-// What the pixels of an output row share; `Multiplied` where the row is of a matrix that is multiplied next, and no tensor.
-// It is handed on by value: stores of vectors may write anywhere, so that the compiler would read from memory again, after
-// each of them, whatever it does not hold in variables of its own.
-template <class Value, bool Multiplied>
+// Where an output row goes to.
+enum class Role {
+  kMatrix,  // that is multiplied next: rows of Factor, of one filter, and nothing is added
+  kTensor,
+  kSum,  // a tensor, of several filtered channels each
+};
+
+// What the pixels of an output row share. It is handed on by value: stores of vectors may write anywhere, so that the compiler
+// would read from memory again, after each of them, whatever it does not hold in variables of its own. (Of those there are
+// few: a loop over one filter, which it would take from memory, costs a fifth of the time.)
+template <class Value, Role Of>
 struct Row {
   using Element = Value;
-  using Out = std::conditional_t<Multiplied, Factor<Element>, Element>;
-  static constexpr bool kMultiplied = Multiplied;
+  using Out = std::conditional_t<Of == Role::kMatrix, Factor<Element>, Element>;
+  static constexpr Role kRole = Of;
   const Element* input;  // first kernel row on the image, where the first column's kernel begins (perhaps on padding)
   const float* weights;  // of that kernel row
   const float* bias;
@@ -45,6 +52,7 @@ struct Row {
   int64_t in_stride, in_row;  // values to the next pixel, and to where the next kernel row begins
   int64_t width, step, dilation, taps;
   Vector low, high;
+  bool clamped;
   ts_act activation;
 };
 
@@ -61,7 +69,8 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
   TS_UNROLL for (int p = 0; p < Pixels; p++) {
     TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] = load(row.bias + channel + v * kLanes);
   }
-  for (int64_t group = 0; group < row.summed; group++) {
+  const int64_t summed = Row::kRole == Role::kSum ? row.summed : 1;
+  for (int64_t group = 0; group < summed; group++) {
     const Element* at = from;
     const float* tap = weights;
     for (int64_t kh = 0; kh < row.kernel_rows; kh++) {
@@ -100,7 +109,7 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
     from += row.channels;
     weights += row.taps * row.channels;
   }
-  if (row.residual) {
+  if (Row::kRole != Role::kMatrix && row.residual) {
     const Element* residual = row.residual + column * row.residual_stride + channel;
     TS_UNROLL for (int p = 0; p < Pixels; p++) {
       Vector value[Vectors];
@@ -110,7 +119,7 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
   }
   typename Row::Out* out = row.out + column * row.out_stride + channel;
   auto keep = [&](int p, const Vector(&values)[Vectors]) {
-    if constexpr (Row::kMultiplied) {
+    if constexpr (Row::kRole == Role::kMatrix) {
       store_factors<Element>(out + p * row.out_stride, values);
     } else {
       store_channels(out + p * row.out_stride, values);
@@ -128,10 +137,12 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
     }
     return;
   }
-  TS_UNROLL for (int p = 0; p < Pixels; p++) {
-    TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] = at_most(at_least(sum[p][v], row.low), row.high);
-    keep(p, sum[p]);
+  if (row.clamped) {
+    TS_UNROLL for (int p = 0; p < Pixels; p++) {
+      TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] = at_most(at_least(sum[p][v], row.low), row.high);
+    }
   }
+  TS_UNROLL for (int p = 0; p < Pixels; p++) keep(p, sum[p]);
 }
 
 // All channels of a block: two vectors at a time where they come in turns, and what is left by itself.
@@ -178,14 +189,14 @@ static void filter_columns(const ts_operation& op, const Row& row) {
   filter_with(op, row);
 }
 
-// One output row, all channels: out[column * out_stride + channel], or the row of a matrix.
-template <bool Multiplied, class Element>
+// One output row, all channels: out[column * out_stride + channel].
+template <Role Of, class Element>
 static void filter_row(const ts_operation& op, const Filter<Element>& filter, int64_t row,
-                       typename Row<Element, Multiplied>::Out* out, int64_t out_stride) {
+                       typename Row<Element, Of>::Out* out, int64_t out_stride) {
   const ts_act clamp = clamp_of(filter.activation);
   const auto [first_tap, last_tap] = rows_inside(op, row);
   const int64_t top = row * op.stride_height - op.pad_height, dh = op.dilation_height;
-  const Row<Element, Multiplied> shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
+  const Row<Element, Of> shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
                             filter.weights + first_tap * op.kernel_width * filter.channels,
                             filter.bias,
                             filter.residual,
@@ -203,6 +214,7 @@ static void filter_row(const ts_operation& op, const Filter<Element>& filter, in
                             op.kernel_height * op.kernel_width,
                             broadcast(clamp.alpha),
                             broadcast(clamp.beta),
+                            clamps(clamp),
                             filter.activation};
   const int64_t shape = op.dilation_width == 1 && op.stride_width <= 2 ? op.kernel_width * 10 + op.stride_width : 0;
   switch (shape) {

@@ -53,6 +53,7 @@ static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>
   const int64_t residual_stride = end.residual_stride;
   const ts_act clamp = clamp_of(end.activation);
   const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
+  const bool clamped = clamps(clamp);
   const int64_t pixel_stride = matrix.stride / kInWord<Factor<Element>>, line_stride = matrix.line_stride;
   Vector sum[Rows][Vectors];
   TS_UNROLL for (int i = 0; i < Rows; i++) {
@@ -93,10 +94,13 @@ static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>
     }
     return;
   }
-  TS_UNROLL for (int i = 0; i < Rows; i++) {
-    TS_UNROLL for (int j = 0; j < Vectors; j++) {
-      store(out + i * out_stride + j * kLanes, at_most(at_least(sum[i][j], low), high));
+  if (clamped) {
+    TS_UNROLL for (int i = 0; i < Rows; i++) {
+      TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = at_most(at_least(sum[i][j], low), high);
     }
+  }
+  TS_UNROLL for (int i = 0; i < Rows; i++) {
+    TS_UNROLL for (int j = 0; j < Vectors; j++) store(out + i * out_stride + j * kLanes, sum[i][j]);
   }
 }
 

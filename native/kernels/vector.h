@@ -271,6 +271,12 @@ TS_INLINE ts_act clamp_of(const ts_act& act) {
   return act.kind == TS_CLAMP ? act : ts_act{TS_CLAMP, -kInfinity, kInfinity, 0};
 }
 
+// Whether there is anything to clamp.
+TS_INLINE bool clamps(const ts_act& clamp) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  return clamp.alpha > -kInfinity || clamp.beta < kInfinity;
+}
+
 template <class Element>
 constexpr bool kActivatesLater = std::is_same_v<Element, float>;
 

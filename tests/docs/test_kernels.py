@@ -43,4 +43,4 @@ def test_the_sizes_that_it_gives_are_those_of_the_sources() -> None:
 
     from torch_separable.runtime import tiles
 
-    assert f"{tiles._TILE_BYTES // 1024} KB of patches" in text
+    assert f"{tiles._DEPTH_FIRST_BYTES // 1024} KB of patches" in text

@@ -106,7 +106,13 @@ class Breakdown:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for i, head in enumerate(_HEADS):
             # Names are told apart by their ends: what is too long is cut there by `_tail`, not by the table.
-            table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold")
+            table.add_column(
+                head,
+                justify="left" if i < 2 else "right",
+                no_wrap=i != 1,
+                overflow="fold",
+                min_width=9 if i == 1 else None,
+            )
         for row in self._rows():
             table.add_row(_tail(row[0], 22), *row[1:])
         out = io.StringIO()

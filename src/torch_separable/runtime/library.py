@@ -247,15 +247,22 @@ def chosen_set(dtype: torch.dtype = torch.float32) -> InstructionSet:
 
 
 @cache
-def _parallel_for() -> ctypes.c_void_p | None:
-    """The address of PyTorch's own ``torch_parallel_for``, so that there is one pool of threads."""
+def _parallel_for() -> ctypes.c_void_p:
+    """The address of PyTorch's own ``torch_parallel_for``, so that there is one pool of threads.
+
+    Raises:
+        SeparableError: it has none whose threads run at the same time; they wait for one another within a call.
+    """
     folder = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         if (folder / name).is_file():
             library = ctypes.CDLL(str(folder / name))
-            if hasattr(library, "torch_parallel_for"):
+            if hasattr(library, "torch_parallel_for") and torch.backends.openmp.is_available():
                 return ctypes.cast(library.torch_parallel_for, ctypes.c_void_p)
-    return None
+    raise SeparableError(
+        f"PyTorch {torch.__version__} shares work out by other threads than OpenMP's, which kernels need: compile with "
+        "threads=1"
+    )
 
 
 def tasks(operation: Operation) -> int:

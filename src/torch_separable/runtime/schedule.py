@@ -111,7 +111,7 @@ def schedule(
     offsets = {name: offset // bytes_each for name, offset in offsets.items()}
     weights: list[Tensor] = []
     builder = _Builder(program, kernels, threads, offsets, strides, lanes, tiles, wide, weights)
-    first = builder if shares == 1 else _Builder(share, kernels, 1, offsets, strides, lanes, {}, wide, weights)
+    first = _Builder(share, kernels, 1, offsets, strides, lanes, {} if shares > 1 else tiles, wide, weights, True)
     steps = _steps(program, first, early, shares, builder)
     kept = (_side_by_side(weights, steps),) if sum(tensor.nbytes for tensor in weights) >= ENOUGH else tuple(weights)
     return Schedule(program, steps, offsets, strides, size // bytes_each, wide, kept)
@@ -216,11 +216,12 @@ class _Builder:
         tiles: Mapping[str, Tile],
         wide: frozenset[str],
         weights: list[Tensor],
+        depth_first: bool = False,
     ) -> None:
         self.program, self.kernels, self.threads, self.wide = program, kernels, threads, wide
         self.precision = PRECISIONS.index(kernels.dtype)
         self.offsets, self.strides, self.lanes, self.tiles = offsets, strides, lanes, tiles
-        self.weights = weights
+        self.weights, self.depth_first = weights, depth_first
 
     def _set_for(self, node: Native) -> InstructionSet:
         """The set that runs a node: the narrow one where a value that it takes vectors of is padded for that."""
@@ -328,7 +329,7 @@ class _Builder:
         operation.out_vectors = padded(matrix.shape[0], lanes_out) // kernels.vector
         operation.weights = self._keep(pack_matrix(matrix, kernels))
         operation.bias = self._keep(pack_bias(bias, kernels))
-        operation.tile_rows, operation.splits = tile_of(operation, kernels, self.threads, self.tiles)
+        operation.tile_rows, operation.splits = tile_of(operation, kernels, self.threads, self.tiles, self.depth_first)
         return operation
 
     def _fits(self, node: Convolution) -> bool:

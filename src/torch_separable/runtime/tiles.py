@@ -13,29 +13,34 @@ Tile = tuple[int, int]
 # Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
 FEW_PIXELS = 64
 
-# A tile of patches that is to stay in L1 beside the weights passing by: half of the usual 32 or 48 KB.
-_TILE_BYTES = 24 * 1024
+# A tile's patches where layers run depth first, in bytes: half of the usual 32 or 48 KB of an L1, so that the rows that
+# wait for the next layer are few.
+_DEPTH_FIRST_BYTES = 24 * 1024
 
 
-def tile_of(operation: Operation, kernels: InstructionSet, threads: int, known: Mapping[str, Tile]) -> Tile:
+def tile_of(
+    operation: Operation, kernels: InstructionSet, threads: int, known: Mapping[str, Tile], depth_first: bool = False
+) -> Tile:
     """The tile of a convolution: the one that is known for its shape, by `shape_key`, or by rule."""
     shape = shape_key(operation)
     measured = known.get(shape) if shape is not None else None
-    rows, parts = _by_rule(operation, kernels, threads) if measured is None else measured
+    rows, parts = _by_rule(operation, kernels, threads, depth_first) if measured is None else measured
     # Of no images there are no rows; a tile has one at the least.
     return max(1, min(rows, rows_of(operation))), min(parts, panels_of(operation, kernels))
 
 
-def _by_rule(operation: Operation, kernels: InstructionSet, threads: int) -> Tile:
+def _by_rule(operation: Operation, kernels: InstructionSet, threads: int, depth_first: bool) -> Tile:
     """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
 
-    Small weights stay in L2 while tiles of L1's size pass by. Larger ones are streamed from L3 once for every tile,
-    so tiles are as large as L2 allows. With several threads there is at least a tile for each, or else the channels
+    Small weights stay in L2 beside the tiles that pass by, of an eighth of it: a panel of weights is in L1 while several
+    blocks of pixels are multiplied with it. Larger weights are streamed from L3 once for every tile, so tiles are as
+    large as L2 allows. With several threads there is at least a tile for each, or else the channels
     of a tile are shared out.
     """
     panels = panels_of(operation, kernels)
     weights = kernels.dtype.itemsize * operation.depth * panels * kernels.panel
-    room = _TILE_BYTES if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
+    small = _DEPTH_FIRST_BYTES if depth_first else cache_bytes(2) // 8
+    room = small if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
     direct = operation.patches == Patches.DIRECT
     rows = rows_of(operation)
     images = 1 if direct else operation.batch
@@ -45,13 +50,22 @@ def _by_rule(operation: Operation, kernels: InstructionSet, threads: int) -> Til
         splits_pay = direct and few and weights > cache_bytes(2) // 2 and panels >= threads
         if splits_pay:
             return min(tile, rows), threads
-        tiles = -(-rows // tile)
-        if images * tiles < 4 * threads:  # few tiles: make them a multiple of the threads, of equal size
-            tiles = -(-images * tiles // threads) * threads // images or 1
-            tile = -(-rows // tiles)
+        tile = _shared_out(tile, rows, images, threads)
     elif threads > 1 and panels >= threads:
         return min(tile, rows), threads
     return min(tile, rows), 1
+
+
+def _shared_out(tile: int, rows: int, images: int, threads: int) -> int:
+    """Rows of a tile, about ``tile``, of which each thread gets as nearly the same number as can be."""
+
+    def most(height: int) -> int:
+        """Rows that the thread with the most of them gets: tiles are shared out whole."""
+        return -(-images * -(-rows // height) // threads) * height
+
+    heights = {-(-rows // tiles) for tiles in range(-(-rows // (2 * tile)), -(-2 * rows // tile) + 1)}
+    heights.add(min(tile, rows, -(-images * rows // threads)))
+    return min(heights, key=lambda height: (most(height), height > tile, abs(height - tile)))
 
 
 def _rows_within(operation: Operation, kernels: InstructionSet, room: int) -> int:
