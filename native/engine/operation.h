@@ -1,7 +1,8 @@
 // One step of a program, as the Python runtime prepares it and the engine executes it: plain data, one layout for C and
 // ctypes. Activations are NHWC, float32 or bfloat16, in one workspace and named by their offset in it, in values; the
-// channels of a pixel are padded with zeros to a multiple of the vector's lanes (`*_stride` values a pixel), so that no
-// kernel has a channel tail. Weights are packed for an instruction set and named by address.
+// channels of a pixel are padded with zeros to a multiple of the vector's lanes, so that no kernel has a channel tail; the next
+// pixel is `*_stride` values further, perhaps with a line that nobody uses between them. Weights are packed for an instruction
+// set and named by address.
 #pragma once
 
 #include <cstdint>
@@ -69,7 +70,8 @@ struct ts_operation {
   int64_t pad_height, pad_width, dilation_height, dilation_width;
   int64_t multiplier;         // depthwise kernels for each channel; in TS_DEPTHWISE, filtered channels that are summed;
                               // in TS_RECOMPUTE, output channels of a group
-  int64_t depth;              // rows of the packed weights, K; in TS_RECOMPUTE, input channels of a group
+  int64_t depth;              // rows of the packed weights, K; in TS_DEPTHWISE, channels of a block, padded; in
+                              // TS_RECOMPUTE, input channels of a group
   int64_t tile_rows;          // output rows (pixels, where the input is the matrix) that one task computes
   int64_t out_vectors;        // of output channels that a convolution computes: all of a pixel's, or a group's
   int64_t precision;          // a ts_precision

@@ -13,23 +13,35 @@ template <class Element>
 constexpr int64_t kBytes = static_cast<int64_t>(sizeof(Element));
 constexpr int64_t kFloat = kBytes<float>;
 
-// From a pixel of a tile's matrix to the next. A page apart, or several, all pixels of a micro-kernel would have their lines
-// in one set of L1, which holds eight or twelve: a line between them costs less. (Six pixels, of AVX2 and below, find room.)
+// From a pixel of a tile's matrix to the next. A page apart, or a whole part of one, pixels would have their lines in the same
+// few sets of L1, each of which holds eight or twelve: a line between them costs less. (Tensors have it as well, see
+// `pixel_stride` in schedule.py.)
 template <class Element>
 static int64_t apart(int64_t depth) {
-  constexpr int64_t kPage = 4096, kLine = 64;
-  return depth + (kRows > 8 && depth * kBytes<Element> % kPage == 0 ? kLine / kBytes<Element> : 0);
+  constexpr int64_t kCrowded = 1024, kLine = 64;
+  return depth + (depth * kBytes<Element> % kCrowded == 0 ? kLine / kBytes<Element> : 0);
 }
+
+// Of input lines that are to stay in L1 beside the weights and what is written: half of the usual 32 or 48 KB.
+constexpr int64_t kLinesBytes = 24 * 1024;
 
 template <class Element>
 static void filter_tile(const ts_operation& op, const Element* image, int64_t first_row, int64_t rows,
                         Factor<Element>* matrix, int64_t stride) {
-  const int64_t taps = op.kernel_height * op.kernel_width;
-  for (int64_t row = 0; row < rows; row++) {
-    for (int64_t m = 0; m < op.multiplier; m++) {
-      const Filter<Element> filter{image, op.filters + m * taps * op.in_stride, op.filter_bias + m * op.in_stride,
-                                   op.in_stride, 1, nullptr, 0, op.between};
-      filter_row<Role::kMatrix>(op, filter, first_row + row, matrix + row * op.out_width * stride + m * op.in_stride, stride);
+  const int64_t taps = op.kernel_height * op.kernel_width, channels = op.depth / op.multiplier;
+  // So many channels at a time, if they are enough, that the input lines of a row stay in L1 for the next one, which shares
+  // most of them.
+  constexpr int64_t kEnough = 64;
+  const int64_t fitting = kLinesBytes / (op.kernel_height * op.in_width * kBytes<Element>) / kEnough * kEnough;
+  const int64_t some = fitting ? fitting : channels;
+  for (int64_t begin = 0; begin < channels; begin += some) {
+    const int64_t end = std::min(begin + some, channels);
+    for (int64_t row = 0; row < rows; row++) {
+      for (int64_t m = 0; m < op.multiplier; m++) {
+        const Filter<Element> filter{image, op.filters + m * taps * channels, op.filter_bias + m * channels, channels, 1,
+                                     nullptr, 0, op.between, begin, end};
+        filter_row<Role::kMatrix>(op, filter, first_row + row, matrix + row * op.out_width * stride + m * channels, stride);
+      }
     }
   }
 }
@@ -153,7 +165,8 @@ static void convolve_to(const ts_operation& op, Element* workspace, Out* output,
     const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
     const Element* from = workspace + op.input + begin * op.in_stride;
     Matrix<Factor<Element>> matrix{nullptr, op.in_stride, pixels};
-    if (kWidened<Element> || apart<Element>(op.in_stride) != op.in_stride) {
+    constexpr int64_t kPage = 4096;  // apart, pixels have their lines in one set of L1
+    if (kWidened<Element> || (kRows > 8 && op.in_stride * kBytes<Element> % kPage == 0)) {
       const int64_t stride = apart<Factor<Element>>(op.depth);
       auto* room = static_cast<Factor<Element>*>(scratch(pixels * stride * kBytes<Factor<Element>>));
       for (int64_t p = 0; p < pixels; p++) convert(room + p * stride, from + p * op.in_stride, op.depth);
@@ -207,15 +220,15 @@ static void convolve(const ts_operation& op, Element* workspace, int64_t task) {
   convolve_to(op, workspace, output, task);
 }
 
-// A depthwise convolution by itself: a task is an output row. Where it makes several blocks of channels, or sums several,
-// there is an operation for each block it makes: the smaller of both strides is a block.
+// A depthwise convolution by itself: a task is an output row. Where it makes several blocks of channels there is an operation
+// for each.
 template <class Element>
 static void filter(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;
   const int64_t begin = task * op.out_width;
   const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + begin * op.residual_stride;
   const Filter<Element> filter{workspace + op.input + image * op.in_height * op.in_width * op.in_stride,
-                               op.filters, op.filter_bias, std::min(op.in_stride, op.out_stride), op.multiplier,
+                               op.filters, op.filter_bias, op.depth, op.multiplier,
                                residual, op.residual_stride, op.activation};
   Element* to = workspace + op.output + begin * op.out_stride;
   if (filter.summed > 1) return filter_row<Role::kSum>(op, filter, row, to, op.out_stride);

@@ -23,6 +23,7 @@ struct Filter {
   const Element* residual;  // of the output row, or null
   int64_t residual_stride;
   ts_act activation;
+  int64_t begin = 0, end = channels;  // of the channels, those that are computed
 };
 
 // Where an output row goes to.
@@ -49,6 +50,7 @@ struct Row {
   int64_t out_stride;
   int64_t kernel_rows;   // on the image
   int64_t channels, summed;
+  int64_t begin, end;    // of the channels, those that are computed
   int64_t in_stride, in_row;  // values to the next pixel, and to where the next kernel row begins
   int64_t width, step, dilation, taps;
   Vector low, high;
@@ -145,16 +147,16 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
   TS_UNROLL for (int p = 0; p < Pixels; p++) keep(p, sum[p]);
 }
 
-// All channels of a block: two vectors at a time where they come in turns, and what is left by itself.
+// The channels of a block: two vectors at a time where they come in turns, and what is left by itself.
 template <int Pixels, int Width, int Step, bool Inside, class Row>
 TS_INLINE void filter_channels(const Row& row, int64_t column, int64_t left, int64_t right) {
-  int64_t channel = 0;
+  int64_t channel = row.begin;
   if constexpr (kInTurns<typename Row::Element>) {
-    for (; channel + 2 * kLanes <= row.channels; channel += 2 * kLanes) {
+    for (; channel + 2 * kLanes <= row.end; channel += 2 * kLanes) {
       filter_block<Pixels, Width, Step, Inside, 2>(row, column, channel, left, right);
     }
   }
-  for (; channel < row.channels; channel += kLanes) {
+  for (; channel < row.end; channel += kLanes) {
     filter_block<Pixels, Width, Step, Inside, 1>(row, column, channel, left, right);
   }
 }
@@ -189,7 +191,7 @@ static void filter_columns(const ts_operation& op, const Row& row) {
   filter_with(op, row);
 }
 
-// One output row, all channels: out[column * out_stride + channel].
+// One output row: out[column * out_stride + channel].
 template <Role Of, class Element>
 static void filter_row(const ts_operation& op, const Filter<Element>& filter, int64_t row,
                        typename Row<Element, Of>::Out* out, int64_t out_stride) {
@@ -206,6 +208,8 @@ static void filter_row(const ts_operation& op, const Filter<Element>& filter, in
                             last_tap - first_tap,
                             filter.channels,
                             filter.summed,
+                            filter.begin,
+                            filter.end,
                             op.in_stride,
                             dh * op.in_width * op.in_stride,
                             op.kernel_width,
@@ -232,7 +236,7 @@ static void filter_row(const ts_operation& op, const Filter<Element>& filter, in
   if constexpr (kActivatesLater<Element>) {
     if (filter.activation.kind == TS_CLAMP) return;
     for (int64_t column = 0; column < op.out_width; column++) {
-      activate_rest(out + column * out_stride, filter.channels, filter.activation);
+      activate_rest(out + column * out_stride + filter.begin, filter.end - filter.begin, filter.activation);
     }
   }
 }

@@ -5,8 +5,9 @@
 
 namespace ts::TS_ISA {
 
-// Sums that are independent of each other: two multiply-adds a cycle that take four or five cycles each need ten of them.
-constexpr int kChains = 12;
+// Sums that are independent of each other: two multiply-adds a cycle that take four or five cycles each need ten of them, and
+// dot products of bfloat16 more. A set of 16 registers has no room for as many.
+constexpr int kChains = kRows > 8 ? 20 : 12;
 
 // Floating-point operations of a round, two for a multiply-add.
 template <class Element>

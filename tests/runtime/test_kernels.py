@@ -109,7 +109,7 @@ def executed(
     n, c, h, w = shapes[name]
     if name not in (blocks or {}) and name not in plan.wide:
         stride = plan.strides[name]
-        pixels = torch.as_strided(workspace, (n * h * w, stride), (stride, 1), GUARD + plan.offsets[name])
+        pixels = torch.as_strided(workspace, (n * h * w, -(-c // 4) * 4), (stride, 1), GUARD + plan.offsets[name])
         assert pixels[:, c:].eq(0).all() or isinstance(nodes[-1], Activate) or _moves_zero(nodes[-1])
     return result
 

@@ -13,9 +13,8 @@ Tile = tuple[int, int]
 # Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
 FEW_PIXELS = 64
 
-# A tile's patches where layers run depth first, in bytes: half of the usual 32 or 48 KB of an L1, so that the rows that
-# wait for the next layer are few.
-_DEPTH_FIRST_BYTES = 24 * 1024
+# A tile's patches where layers run depth first, in bytes: few, so that the rows that wait for the next layer are few.
+_DEPTH_FIRST_BYTES = 48 * 1024
 
 
 def tile_of(
@@ -33,7 +32,7 @@ def _by_rule(operation: Operation, kernels: InstructionSet, threads: int, depth_
     """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
 
     Small weights stay in L2 beside the tiles that pass by, of an eighth of it: a panel of weights is in L1 while several
-    blocks of pixels are multiplied with it. Larger weights are streamed from L3 once for every tile, so tiles are as
+    blocks of pixels are multiplied with it. Larger ones are streamed from L3 once for every tile, so tiles are as
     large as L2 allows. With several threads there is at least a tile for each, or else the channels
     of a tile are shared out.
     """
