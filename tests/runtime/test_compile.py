@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import torch_separable as ts
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.runtime import compile, instruction_sets
+from torch_separable.runtime import compile, instruction_sets, library
 
 
 def trained_like(model: nn.Module) -> nn.Module:
@@ -283,6 +283,29 @@ def test_many_threads_calling_one_network_get_identical_results() -> None:
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda i: compiled(x[i % 4]), range(200)))
     assert all(torch.equal(result, alone[i % 4]) for i, result in enumerate(results))
+
+
+def test_many_threads_that_each_share_out_their_work_get_identical_results() -> None:
+    model = mobilenet_v1(0.25).eval()
+    images = torch.randn(8, 1, 3, 64, 64)
+    compiled = compile(model, images[0], threads=3)
+    expected = [compiled(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            got = list(pool.map(compiled, images))
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_threads_that_cannot_wait_for_one_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8)
+    compiled, one = (compile(model, image, threads=n) for n in (2, 1))
+    library._parallel_for.cache_clear()
+    monkeypatch.setattr(torch.backends.openmp, "is_available", lambda: False)
+    with pytest.raises(SeparableError, match="other threads than OpenMP's.* compile with threads=1"):
+        compiled(image)
+    assert one(image).shape == (1, 8, 6, 6)
+    monkeypatch.undo()
+    assert torch.equal(compiled(image), one(image))
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torch_separable.runtime import available, instruction_sets
 from torch_separable.runtime.library import Patches, run
+from torch_separable.runtime.pack import padded
 from torch_separable.runtime.program import (
     Activate,
     Activation,
@@ -108,8 +109,9 @@ def executed(
     # Channels beyond the last stay zero, so that what reads whole vectors adds nothing.
     n, c, h, w = shapes[name]
     if name not in (blocks or {}) and name not in plan.wide:
-        stride = plan.strides[name]
-        pixels = torch.as_strided(workspace, (n * h * w, -(-c // 4) * 4), (stride, 1), GUARD + plan.offsets[name])
+        few = kernels.narrow is not None and c <= kernels.narrow.lanes
+        read = padded(c, kernels.narrow.lanes if few and kernels.narrow else kernels.lanes)
+        pixels = torch.as_strided(workspace, (n * h * w, read), (plan.strides[name], 1), GUARD + plan.offsets[name])
         assert pixels[:, c:].eq(0).all() or isinstance(nodes[-1], Activate) or _moves_zero(nodes[-1])
     return result
 
@@ -200,6 +202,46 @@ def test_dense_convolution(
 
 
 BY_LINES = Window((3, 3), padding=(1, 1))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("isa", SETS)
+def test_pixels_whose_channels_are_a_page_or_a_part_of_it_lie_a_line_apart(
+    isa: str, dtype: torch.dtype, workers: int
+) -> None:
+    channels = 1024 // dtype.itemsize
+    x = values(dtype, 2, channels, 6, 9)
+    shapes = {"x": tuple(x.shape), "a": tuple(x.shape), "y": tuple(x.shape)}
+    plan = schedule(Program("x", (Add("y", "x", "x", "y"),), shapes, {}, frozenset(), ("y",), None),  # type: ignore[arg-type]
+                    instruction_sets(dtype)[isa], workers)  # fmt: skip
+    assert plan.strides["y"] == channels + 64 // dtype.itemsize
+
+    kernel = values(dtype, channels, 1, 3, 3, fan_in=9)
+    filters = kernel.flatten(2).permute(1, 2, 0)
+    zeros, window = torch.zeros(channels), Window((3, 3), padding=(1, 1))
+    depthwise = Depthwise(filters, torch.zeros(1, channels), window)
+    filtered = convolved(x, kernel, zeros, window, channels)
+    mixed = values(dtype, channels, channels, 1, 1, fan_in=channels)
+    narrow, dense = values(dtype, 24, channels, 1, 1), values(dtype, 24, channels, 3, 3, fan_in=9 * channels)
+    factors = Mean("a", "x", "a")
+    means = x.mean((2, 3), keepdim=True)
+    cases: list[tuple[list[Node], Tensor]] = [
+        ([Filtering("y", "x", "y", depthwise)], filtered),
+        ([Convolution("a", "x", "a", mixed, zeros, Window()), Add("y", "a", "x", "y")],
+         convolved(x, mixed, zeros, Window()) + x),
+        ([Convolution("y", "x", "y", narrow, torch.zeros(24), Window(), depthwise=depthwise)],
+         convolved(stored(filtered, dtype), narrow, torch.zeros(24), Window())),
+        ([Convolution("y", "x", "y", dense, torch.zeros(24), window)], convolved(x, dense, torch.zeros(24), window)),
+        ([Convolution("y", "x", "y", dense, torch.zeros(24), Window((3, 3), padding=(2, 2), dilation=(2, 2)))],
+         convolved(x, dense, torch.zeros(24), Window((3, 3), padding=(2, 2), dilation=(2, 2)))),
+        ([Pool("y", "x", "y", Window((2, 2), (2, 2)), maximum=True)], F.max_pool2d(x, 2)),
+        ([Copy("y", "x", "y", (2, 2))], x[:, :, ::2, ::2]),
+        ([factors, Scale("y", "x", "a", "y")], x * stored(means, dtype)),
+    ]  # fmt: skip
+    for nodes, expected in cases:
+        sizes = {**shapes, "a": tuple(means.shape) if nodes[0] is factors else shapes["a"], "y": tuple(expected.shape)}
+        assert_close(execute(nodes, sizes, x, isa, workers, dtype=dtype), expected, dtype)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -399,7 +399,8 @@ def pixel_stride(channels: int, blocks: int, lanes: int, bytes_each: int) -> int
     """Values from a pixel to the next: whole vectors of each block of channels, and perhaps a cache line.
 
     A page apart, or a whole part of one, neighbouring pixels would have their lines in the same few places of the L1
-    cache, and those of a depthwise kernel's window would drive each other out. A line more is 6 % of the memory at most.
+    cache, and those of a depthwise kernel's window would drive each other out. A line more is 6 % of the memory at
+    most.
     """
     packed = blocks * padded(channels // blocks, lanes)
     return packed + (CACHE_LINE // bytes_each if blocks == 1 and packed * bytes_each % 1024 == 0 else 0)

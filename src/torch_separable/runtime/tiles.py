@@ -31,10 +31,10 @@ def tile_of(
 def _by_rule(operation: Operation, kernels: InstructionSet, threads: int, depth_first: bool) -> Tile:
     """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
 
-    Small weights stay in L2 beside the tiles that pass by, of an eighth of it: a panel of weights is in L1 while several
-    blocks of pixels are multiplied with it. Larger ones are streamed from L3 once for every tile, so tiles are as
-    large as L2 allows. With several threads there is at least a tile for each, or else the channels
-    of a tile are shared out.
+    Small weights stay in L2 beside the tiles that pass by, of an eighth of it: a panel of weights is in L1 while
+    several blocks of pixels are multiplied with it. Larger ones are streamed from L3 once for every tile, so tiles are
+    as large as L2 allows. With several threads there is at least a tile for each, or else the channels of a tile are
+    shared out.
     """
     panels = panels_of(operation, kernels)
     weights = kernels.dtype.itemsize * operation.depth * panels * kernels.panel
