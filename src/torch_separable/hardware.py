@@ -11,13 +11,14 @@ _USUAL = {2: 512 * 1024, 3: 16 * 2**20}
 
 @cache
 def processor() -> str:
-    """Return the processor's name, as the system says it."""
+    """Return the processor's name, as the system says it, with its family and model: some generations share a name."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    if "model name" not in said:
+        return platform.processor() or "unknown"
+    known = "cpu family" in said and "model" in said
+    return said["model name"] + (f" (family {said['cpu family']}, model {said['model']})" if known else "")
 
 
 @cache

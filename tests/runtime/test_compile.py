@@ -286,7 +286,7 @@ def test_many_threads_calling_one_network_get_identical_results() -> None:
 
 
 def test_many_threads_that_each_share_out_their_work_get_identical_results() -> None:
-    model = mobilenet_v1(0.25).eval()
+    model = trained_like(ts.models.mobilenet_v1(0.25))
     images = torch.randn(8, 1, 3, 64, 64)
     compiled = compile(model, images[0], threads=3)
     expected = [compiled(image) for image in images]
@@ -301,7 +301,7 @@ def test_threads_that_cannot_wait_for_one_another_are_refused(monkeypatch: pytes
     compiled, one = (compile(model, image, threads=n) for n in (2, 1))
     library._parallel_for.cache_clear()
     monkeypatch.setattr(torch.backends.openmp, "is_available", lambda: False)
-    with pytest.raises(SeparableError, match="other threads than OpenMP's.* compile with threads=1"):
+    with pytest.raises(SeparableError, match=r"other threads than OpenMP's.* compile with threads=1"):
         compiled(image)
     assert one(image).shape == (1, 8, 6, 6)
     monkeypatch.undo()
