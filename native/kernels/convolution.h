@@ -230,9 +230,7 @@ static void filter(const ts_operation& op, Element* workspace, int64_t task) {
   const Filter<Element> filter{workspace + op.input + image * op.in_height * op.in_width * op.in_stride,
                                op.filters, op.filter_bias, op.depth, op.multiplier,
                                residual, op.residual_stride, op.activation};
-  Element* to = workspace + op.output + begin * op.out_stride;
-  if (filter.summed > 1) return filter_row<Role::kSum>(op, filter, row, to, op.out_stride);
-  filter_row<Role::kTensor>(op, filter, row, to, op.out_stride);
+  filter_row<Role::kTensor>(op, filter, row, workspace + op.output + begin * op.out_stride, op.out_stride);
 }
 
 }  // namespace ts::TS_ISA

@@ -30,7 +30,6 @@ struct Filter {
 enum class Role {
   kMatrix,  // that is multiplied next: rows of Factor, of one filter, and nothing is added
   kTensor,
-  kSum,  // a tensor, of several filtered channels each
 };
 
 // What the pixels of an output row share. It is handed on by value: stores of vectors may write anywhere, so that the compiler
@@ -71,7 +70,7 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
   TS_UNROLL for (int p = 0; p < Pixels; p++) {
     TS_UNROLL for (int v = 0; v < Vectors; v++) sum[p][v] = load(row.bias + channel + v * kLanes);
   }
-  const int64_t summed = Row::kRole == Role::kSum ? row.summed : 1;
+  const int64_t summed = Row::kRole == Role::kMatrix ? 1 : row.summed;
   for (int64_t group = 0; group < summed; group++) {
     const Element* at = from;
     const float* tap = weights;

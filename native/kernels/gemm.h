@@ -45,16 +45,11 @@ struct Epilogue {
 // channels, where k counts the words of `lines` lines, `words` in each, and the activation is a clamp wherever others are
 // applied later. Memory from `ahead` on is asked for on the way, `pace` bytes with each word.
 template <class Element, class Out, int Rows, int Vectors>
-static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>& matrix, const Word* weights,
-                         int64_t lines, int64_t words, uintptr_t ahead, uintptr_t pace, Out* out, int64_t out_stride,
-                         const Epilogue<Element>& end) {
-  // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
-  const Element* residual = end.residual;
+TS_INLINE void micro_kernel(const Factor<Element>* A, int64_t pixel_stride, int64_t line_stride, const Word* weights,
+                            int64_t lines, int64_t words, uintptr_t ahead, uintptr_t pace, Out* out, int64_t out_stride,
+                            const Element* residual, const Epilogue<Element>& end, Vector low, Vector high,
+                            bool clamped) {
   const int64_t residual_stride = end.residual_stride;
-  const ts_act clamp = clamp_of(end.activation);
-  const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
-  const bool clamped = clamps(clamp);
-  const int64_t pixel_stride = matrix.stride / kInWord<Factor<Element>>, line_stride = matrix.line_stride;
   Vector sum[Rows][Vectors];
   TS_UNROLL for (int i = 0; i < Rows; i++) {
     // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are. (Of half as
@@ -104,13 +99,35 @@ static void micro_kernel(const Factor<Element>* A, const Matrix<Factor<Element>>
   }
 }
 
+// So many blocks of Rows pixels, one after the other; each asks for `ahead_step` bytes.
+template <class Element, class Out, int Rows, int Vectors>
+static void multiply_blocks(int64_t blocks, const Factor<Element>* A, const Matrix<Factor<Element>>& matrix,
+                            const Word* weights, int64_t lines, int64_t words, uintptr_t ahead, uintptr_t pace,
+                            uintptr_t ahead_step, Out* out, int64_t out_stride, const Epilogue<Element>& end) {
+  // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
+  const ts_act clamp = clamp_of(end.activation);
+  const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
+  const bool clamped = clamps(clamp);
+  const Element* residual = end.residual;
+  const int64_t residual_step = residual ? Rows * end.residual_stride : 0;
+  const int64_t stride = matrix.stride, line_stride = matrix.line_stride;
+  for (; blocks > 0; blocks--) {
+    micro_kernel<Element, Out, Rows, Vectors>(A, stride / kInWord<Factor<Element>>, line_stride, weights, lines, words,
+                                              ahead, pace, out, out_stride, residual, end, low, high, clamped);
+    A += Rows * stride;
+    out += Rows * out_stride;
+    residual += residual_step;
+    ahead += ahead_step;
+  }
+}
+
 template <class Element, class Out>
-using MicroKernel = void (*)(const Factor<Element>*, const Matrix<Factor<Element>>&, const Word*, int64_t, int64_t,
-                             uintptr_t, uintptr_t, Out*, int64_t, const Epilogue<Element>&);
+using MultiplyBlocks = void (*)(int64_t, const Factor<Element>*, const Matrix<Factor<Element>>&, const Word*, int64_t,
+                                int64_t, uintptr_t, uintptr_t, uintptr_t, Out*, int64_t, const Epilogue<Element>&);
 
 template <class Element, class Out, int Vectors, int... Rows>
-static MicroKernel<Element, Out> choose_kernel(int rows, std::integer_sequence<int, Rows...>) {
-  static constexpr MicroKernel<Element, Out> kernels[] = {micro_kernel<Element, Out, Rows + 1, Vectors>...};
+static MultiplyBlocks<Element, Out> choose_kernel(int rows, std::integer_sequence<int, Rows...>) {
+  static constexpr MultiplyBlocks<Element, Out> kernels[] = {multiply_blocks<Element, Out, Rows + 1, Vectors>...};
   return kernels[rows - 1];
 }
 
@@ -118,7 +135,7 @@ static MicroKernel<Element, Out> choose_kernel(int rows, std::integer_sequence<i
 static int64_t rows_for(int vectors) { return vectors == kVectors ? kRows : kRows * kVectors; }
 
 template <class Element, class Out>
-static MicroKernel<Element, Out> kernel_for(int rows, int vectors) {
+static MultiplyBlocks<Element, Out> kernel_for(int rows, int vectors) {
   return vectors == kVectors
              ? choose_kernel<Element, Out, kVectors>(rows, std::make_integer_sequence<int, kRows>())
              : choose_kernel<Element, Out, 1>(rows, std::make_integer_sequence<int, kRows * kVectors>());
@@ -148,27 +165,31 @@ static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>&
     // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
     const int64_t blocks = (matrix.pixels + rows_for(width) - 1) / rows_for(width);
     const int64_t least = matrix.pixels / blocks, larger = matrix.pixels % blocks;  // so many blocks have a pixel more
-    const auto multiply_least = kernel_for<Element, Out>(static_cast<int>(least), width);
-    const auto multiply_larger = larger ? kernel_for<Element, Out>(static_cast<int>(least) + 1, width) : nullptr;
+    const struct {
+      int64_t blocks, pixels;
+    } sizes[] = {{larger, least + 1}, {blocks - larger, least}};
     // An address and no pointer: it may run beyond what there is to read. All blocks together ask for the next panel, so
     // that its lines arrive one by one while this one is multiplied.
     uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
     const uintptr_t all_blocks = static_cast<uintptr_t>(blocks * matrix.rows);
     const uintptr_t pace = (kPanel * sizeof(Word) + all_blocks - 1) / all_blocks;
+    const uintptr_t ahead_step = static_cast<uintptr_t>(words) * pace;
     for (int64_t row = 0; row < matrix.rows; row++) {
       const auto [first_line, last_line] = lines_inside(op, matrix, row);
       const Factor<Element>* A = matrix.values + row * matrix.row_stride + first_line * matrix.line_stride;
       const Word* weights = B + first_line * line_words * kPanel;
       int64_t begin = row * matrix.pixels;
-      for (int64_t block = 0; block < blocks; block++) {
-        const int64_t count = least + (block < larger);
+      for (const auto& [of_size, pixels] : sizes) {
+        if (!of_size) continue;
+        const int64_t count = of_size * pixels;
         const Epilogue<Element> epilogue{op.bias + panel * kPanel,
                                          residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
                                          op.residual_stride, op.activation};
         Out* to = out + begin * op.out_stride + panel * kPanel;
-        (block < larger ? multiply_larger : multiply_least)(
-            A, matrix, weights, last_line - first_line, line_words, ahead, pace, to, op.out_stride, epilogue);
-        ahead += static_cast<uintptr_t>(words) * pace;
+        kernel_for<Element, Out>(static_cast<int>(pixels), width)(of_size, A, matrix, weights, last_line - first_line,
+                                                                  line_words, ahead, pace, ahead_step, to,
+                                                                  op.out_stride, epilogue);
+        ahead += static_cast<uintptr_t>(of_size) * ahead_step;
         if constexpr (kActivatesLater<Element>) {
           if (op.activation.kind != TS_CLAMP) {
             for (int64_t p = 0; p < count; p++) activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
