@@ -63,7 +63,7 @@ arm64: $(VENV)/.installed-test
 		echo "$(ARM64_CXX) and $(firstword $(ARM64_EMULATOR)) are needed (Debian: apt install g++-aarch64-linux-gnu qemu-user)"; exit 2; }
 	cmake -S native -B $(ARM64) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM64_CXX) >/dev/null
 	cmake --build $(ARM64) --parallel
-	$(ARM64_CXX) -std=c++17 -O1 -Wall -Wextra -Werror tests/runtime/runner.cpp -o $(ARM64)/runner -ldl
+	$(ARM64_CXX) -std=c++17 -O1 -Wall -Wextra -Werror tests/runtime/runner.cpp -o $(ARM64)/runner -pthread -ldl
 	TORCH_SEPARABLE_TEST_RUNNER="$(ARM64_EMULATOR) $(CURDIR)/$(ARM64)/runner $(CURDIR)/$(ARM64)/libtorch_separable.so" \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) tests/runtime/test_kernels.py
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -28,9 +29,12 @@ static std::vector<Value> read(int64_t count) {
   return values;
 }
 
-// What threads would do side by side, one after the other.
-static int32_t in_turns(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  for (; begin < end; begin += grain) body(begin, std::min(begin + grain, end), context);
+// A thread for each part: they wait for one another.
+static int32_t side_by_side(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                            void* context) {
+  std::vector<std::thread> threads;
+  for (; begin < end; begin += grain) threads.emplace_back(body, begin, std::min(begin + grain, end), context);
+  for (std::thread& thread : threads) thread.join();
   return 0;
 }
 
@@ -72,7 +76,7 @@ int main(int, char** arguments) {
         moved(op.filter_bias);
       }
       run(operations.data(), request.count, nullptr, nullptr, 0, 0, memory.data()->bytes + request.workspace,
-          external.data(), request.threads, in_turns);
+          external.data(), request.threads, side_by_side);
       std::fwrite(memory.data(), 64, memory.size(), stdout);
     }
     std::fflush(stdout);
