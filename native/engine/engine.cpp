@@ -91,8 +91,8 @@ static bool pays_here(const Kernels* set) {
   return true;
 }
 
-// Lets workers wait for one another. They wait awake, for a few microseconds at the most: a thread that sleeps takes longer
-// to wake. Where there are fewer cores than threads, they step aside.
+// Lets workers wait for one another. They wait awake, as a thread that sleeps takes longer to wake than most layers leave to
+// wait for; after kLooks they step aside between looks, as there may be fewer cores than threads.
 class Barrier {
  public:
   explicit Barrier(int64_t workers) : workers_(workers) {}
@@ -202,7 +202,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 }  // namespace ts
 
 // Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
-constexpr int32_t kInterface = 4;
+constexpr int32_t kInterface = 5;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Bytes of ts_operation: the Python side checks that it describes the same layout.

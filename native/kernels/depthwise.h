@@ -33,8 +33,8 @@ enum class Role {
 };
 
 // What the pixels of an output row share. It is handed on by value: stores of vectors may write anywhere, so that the compiler
-// would read from memory again, after each of them, whatever it does not hold in variables of its own. (Of those there are
-// few: a loop over one filter, which it would take from memory, costs a fifth of the time.)
+// would read from memory again, after each of them, whatever it does not hold in variables of its own. (There is not
+// room for many: a loop over filters, where there is but one, would have others in memory.)
 template <class Value, Role Of>
 struct Row {
   using Element = Value;

@@ -167,7 +167,11 @@ static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>&
     const int64_t least = matrix.pixels / blocks, larger = matrix.pixels % blocks;  // so many blocks have a pixel more
     const struct {
       int64_t blocks, pixels;
-    } sizes[] = {{larger, least + 1}, {blocks - larger, least}};
+      MultiplyBlocks<Element, Out> multiply;
+    } sizes[] = {
+        {larger, least + 1, larger ? kernel_for<Element, Out>(static_cast<int>(least) + 1, width) : nullptr},
+        {blocks - larger, least, kernel_for<Element, Out>(static_cast<int>(least), width)},
+    };
     // An address and no pointer: it may run beyond what there is to read. All blocks together ask for the next panel, so
     // that its lines arrive one by one while this one is multiplied.
     uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
@@ -179,16 +183,15 @@ static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>&
       const Factor<Element>* A = matrix.values + row * matrix.row_stride + first_line * matrix.line_stride;
       const Word* weights = B + first_line * line_words * kPanel;
       int64_t begin = row * matrix.pixels;
-      for (const auto& [of_size, pixels] : sizes) {
+      for (const auto& [of_size, pixels, multiply] : sizes) {
         if (!of_size) continue;
         const int64_t count = of_size * pixels;
         const Epilogue<Element> epilogue{op.bias + panel * kPanel,
                                          residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
                                          op.residual_stride, op.activation};
         Out* to = out + begin * op.out_stride + panel * kPanel;
-        kernel_for<Element, Out>(static_cast<int>(pixels), width)(of_size, A, matrix, weights, last_line - first_line,
-                                                                  line_words, ahead, pace, ahead_step, to,
-                                                                  op.out_stride, epilogue);
+        multiply(of_size, A, matrix, weights, last_line - first_line, line_words, ahead, pace, ahead_step, to,
+                 op.out_stride, epilogue);
         ahead += static_cast<uintptr_t>(of_size) * ahead_step;
         if constexpr (kActivatesLater<Element>) {
           if (op.activation.kind != TS_CLAMP) {

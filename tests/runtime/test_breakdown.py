@@ -34,6 +34,13 @@ def test_rates_are_operations_over_time_and_bytes(breakdown: Breakdown) -> None:
     assert breakdown.nodes[2].intensity == 0.0
 
 
+def test_names_of_kernels_stay_whole_beside_wide_figures() -> None:
+    wide = NodeTime("conv2d", "blocks.10.conv_pw", "separable", 12.345, 6_000_000_000_000, 123_456_789)
+    text = str(Breakdown((wide,), 12.345, 1, Peak("avx512bf16", 1, gflops=486_000.0, cache=5e3, memory=1e3)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "separable" in text
+
+
 def test_text_fits_a_terminal_and_says_what_runs_each_node(breakdown: Breakdown) -> None:
     text = str(breakdown)
     assert max(map(len, text.splitlines())) <= 80

@@ -31,6 +31,7 @@ from torch_separable.runtime.library import (
     Operation,
     Part,
     chosen_set,
+    parallel_for,
     run,
     tasks,
 )
@@ -72,8 +73,8 @@ def compile(
             slower. Inputs and outputs are float32 in either, and so are sums. ``verify`` says what it costs.
 
     Raises:
-        SeparableError: this installation has no kernel library, the network cannot be copied or captured, or its
-            weights are not finite, or not on the CPU.
+        SeparableError: this installation has no kernel library, or a PyTorch without OpenMP and more than one thread;
+            the network cannot be copied or captured, or its weights are not finite, or not on the CPU.
 
     Example:
         >>> from torch_separable.models import mobilenet_v1
@@ -256,6 +257,8 @@ class Prepared:
     """A schedule, and the workspaces of the calls that run at the same time."""
 
     def __init__(self, plan: Schedule, kernels: InstructionSet, threads: int) -> None:
+        if threads > 1:
+            parallel_for()  # says so where there is none, before anything runs
         self.plan, self.kernels, self.threads = plan, kernels, threads
         self.idle: list[_Workspace] = []
 

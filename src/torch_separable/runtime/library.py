@@ -19,7 +19,7 @@ from torch_separable.errors import SeparableError
 _FILE = "libtorch_separable.so"
 
 # Of the library's functions and what they take: `kInterface` of native/engine/engine.cpp.
-_INTERFACE = 4
+_INTERFACE = 5
 
 
 class Kind(IntEnum):
@@ -247,7 +247,7 @@ def chosen_set(dtype: torch.dtype = torch.float32) -> InstructionSet:
 
 
 @cache
-def _parallel_for() -> ctypes.c_void_p:
+def parallel_for() -> ctypes.c_void_p:
     """The address of PyTorch's own ``torch_parallel_for``, so that there is one pool of threads.
 
     Raises:
@@ -297,7 +297,7 @@ def run(
         workspace.data_ptr(),
         external,
         threads,
-        _parallel_for() if threads > 1 else None,
+        parallel_for() if threads > 1 else None,
     )
 
 
@@ -315,6 +315,6 @@ def measure(kernels: InstructionSet, rounds: int, threads: int, values: torch.Te
         None if values is None else values.data_ptr(),
         part,
         threads,
-        _parallel_for() if threads > 1 else None,
+        parallel_for() if threads > 1 else None,
     )
     return done

@@ -111,7 +111,8 @@ def schedule(
     offsets = {name: offset // bytes_each for name, offset in offsets.items()}
     weights: list[Tensor] = []
     builder = _Builder(program, kernels, threads, offsets, strides, lanes, tiles, wide, weights)
-    first = _Builder(share, kernels, 1, offsets, strides, lanes, {} if shares > 1 else tiles, wide, weights, True)
+    known = {} if shares > 1 else tiles
+    first = _Builder(share, kernels, 1, offsets, strides, lanes, known, wide, weights, depth_first=True)
     steps = _steps(program, first, early, shares, builder)
     kept = (_side_by_side(weights, steps),) if sum(tensor.nbytes for tensor in weights) >= ENOUGH else tuple(weights)
     return Schedule(program, steps, offsets, strides, size // bytes_each, wide, kept)
