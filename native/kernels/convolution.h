@@ -30,9 +30,9 @@ static void filter_tile(const ts_operation& op, const Element* image, int64_t fi
                         Factor<Element>* matrix, int64_t stride) {
   const int64_t taps = op.kernel_height * op.kernel_width, channels = op.depth / op.multiplier;
   // So many channels at a time, if they are enough, that the input lines of a row stay in L1 for the next one, which shares
-  // most of them.
-  constexpr int64_t kEnough = 64;
-  const int64_t fitting = kLinesBytes / (op.kernel_height * op.in_width * kBytes<Element>) / kEnough * kEnough;
+  // most of them. Few channels of each pixel are read slower than many; where a line is read five times, they still pay.
+  const int64_t enough = op.kernel_height > 3 ? 32 : 64;
+  const int64_t fitting = kLinesBytes / (op.kernel_height * op.in_width * kBytes<Element>) / enough * enough;
   const int64_t some = fitting ? fitting : channels;
   for (int64_t begin = 0; begin < channels; begin += some) {
     const int64_t end = std::min(begin + some, channels);

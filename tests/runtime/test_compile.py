@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import os
 import pickle
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import torch_separable as ts
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime import compile, instruction_sets, library
+from torch_separable.runtime.program import Convolution
 
 
 def trained_like(model: nn.Module) -> nn.Module:
@@ -213,6 +215,58 @@ def test_shapes_that_come_later_see_the_weights_that_were_compiled() -> None:
             parameter.mul_(2.0)
     assert_same(compiled, before, x)
     assert_same(compiled, before, more)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_in_memory_once_for_all_shapes_and_threads(dtype: torch.dtype) -> None:
+    model = trained_like(ts.models.mobilenet_v2(0.35))
+    shapes = [(1, 3, 64, 64), (2, 3, 64, 64), (8, 3, 32, 32), (1, 3, 48, 80)]
+    compiled = compile(model, torch.randn(shapes[0]), dtype=dtype)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for shape in shapes:
+                x = torch.randn(shape)
+                alone = compile(model, x, dtype=dtype)  # which shares with nobody
+                assert torch.equal(compiled(x), alone(x))
+    finally:
+        torch.set_num_threads(threads)
+    plans = [prepared.plan for prepared in compiled._schedules.values()]
+    assert len(plans) == 2 * len(shapes)
+    assert len({plan.weights.data_ptr() for plan in plans}) == 1
+    convolutions = [
+        [node for node in program.nodes if isinstance(node, Convolution)] for program in compiled._programs.values()
+    ]
+    for first, *others in zip(*convolutions, strict=True):
+        assert all(node.weight is first.weight and node.bias is first.bias for node in others)
+
+
+def test_other_shapes_that_need_other_weights_get_them() -> None:
+    """Dense kernels read lines of 4 channels in bfloat16, where these are long enough, and of 3 where they are not."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    x, narrow = torch.randn(1, 3, 40, 40), torch.randn(1, 3, 40, 6)
+    compiled = compile(model, x, dtype=torch.bfloat16)
+    for images in (x, narrow, x):
+        assert torch.equal(compiled(images), compile(model, images, dtype=torch.bfloat16)(images))
+    plans = [prepared.plan for prepared in compiled._schedules.values()]
+    if compiled.kernels.name == "avx512bf16":  # others multiply floats, of which a row of any number is a line
+        assert len({plan.weights.data_ptr() for plan in plans}) == 2
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_garbage_collector_is_as_it_was(collecting: bool) -> None:
+    assert gc.isenabled()
+    if not collecting:
+        gc.disable()
+    try:
+        compile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8))
+        assert gc.isenabled() is collecting
+        with pytest.raises(SeparableError):
+            compile(nn.Conv2d(3, 4, 3), torch.randn(1, 5, 8, 8))
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()
 
 
 def test_networks_that_cannot_be_copied_are_refused() -> None:

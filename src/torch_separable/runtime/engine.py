@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -40,6 +42,7 @@ from torch_separable.runtime.pages import zeros
 from torch_separable.runtime.peak import measured_peak
 from torch_separable.runtime.program import Node, Program, Reference, TorchCall
 from torch_separable.runtime.schedule import Schedule, padding_of, schedule, view_of
+from torch_separable.runtime.sharing import with_shared_packed, with_shared_weights
 from torch_separable.runtime.tune import known_tiles, tune
 from torch_separable.timing import interleaved
 
@@ -63,7 +66,7 @@ def compile(
     Args:
         model: the trained network, one tensor (N, C, H, W) in; it is not changed.
         example_input: of the shape that it will see; other shapes are prepared when they first come, and each holds
-            packed weights of its own.
+            memory for what is computed; weights, as a rule, are kept once for all.
         threads: at most so many; ``None`` follows ``torch.set_num_threads``.
         tune: whether the sizes of tiles are measured for shapes that were not measured before on this machine (about a
             second for a network); what is found is kept in the user's cache directory, and used by later calls of
@@ -230,17 +233,37 @@ class CompiledModel:
         shape, threads = tuple(x.shape), self.threads or torch.get_num_threads()
         found = self._schedules.get((shape, threads))
         if found is None:
-            with self._lock:
+            with self._lock, _no_collection():
                 found = self._schedules.get((shape, threads))
                 if found is None:
                     if shape not in self._programs:
                         with evaluating(self.model), torch.no_grad():
-                            self._programs[shape] = fuse(lower(self.model, x))
+                            program = fuse(lower(self.model, x))
+                        self._programs[shape] = with_shared_weights(program, self._programs.values())
                     program = self._programs[shape]
                     known = tune(program, self.kernels, threads) if self.tune else known_tiles(self.kernels, threads)
-                    found = Prepared(schedule(program, self.kernels, threads, known), self.kernels, threads)
+                    plan = schedule(program, self.kernels, threads, known)
+                    plan = with_shared_packed(plan, (other.plan for other in self._schedules.values()))
+                    found = Prepared(plan, self.kernels, threads)
                     self._schedules[shape, threads] = found
         return found
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let the cyclic garbage collector wait: capturing makes objects by the hundred thousand, most of which stay.
+
+    It would look through all of them again and again, for a quarter of the time that a process's first `compile` takes,
+    which imports the most.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _checked(x: Tensor) -> Tensor:

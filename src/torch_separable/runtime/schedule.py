@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -16,7 +16,7 @@ from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet,
 from torch_separable.runtime.library import Activate as NativeActivation
 from torch_separable.runtime.memory import CACHE_LINE, place
 from torch_separable.runtime.pack import in_turns, pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
-from torch_separable.runtime.pages import ENOUGH, zeros
+from torch_separable.runtime.pages import zeros
 from torch_separable.runtime.program import (
     Activate,
     Activation,
@@ -73,7 +73,7 @@ class Schedule:
         strides: of a pixel of each value, likewise.
         size: of the workspace, likewise.
         wide: outputs that are float32 where all other values are bfloat16.
-        weights: packed, kept alive here because operations name them by address.
+        weights: packed, in the order in which they are read, as bytes; operations name them by address.
     """
 
     program: Program
@@ -82,7 +82,7 @@ class Schedule:
     strides: dict[str, int]
     size: int
     wide: frozenset[str]
-    weights: tuple[Tensor, ...]
+    weights: Tensor
 
 
 def schedule(
@@ -114,8 +114,8 @@ def schedule(
     known = {} if shares > 1 else tiles
     first = _Builder(share, kernels, 1, offsets, strides, lanes, known, wide, weights, depth_first=True)
     steps = _steps(program, first, early, shares, builder)
-    kept = (_side_by_side(weights, steps),) if sum(tensor.nbytes for tensor in weights) >= ENOUGH else tuple(weights)
-    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, kept)
+    packed = _side_by_side(weights, steps)
+    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, packed)
 
 
 def _wide(program: Program) -> frozenset[str]:
@@ -450,12 +450,17 @@ def _side_by_side(weights: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
     for tensor in weights:
         first = places[tensor.data_ptr()]
         packed[first : first + tensor.nbytes] = tensor.flatten().view(torch.uint8)
+    readdress(steps, lambda address: packed.data_ptr() + places[address])
+    return packed
+
+
+def readdress(steps: Sequence[Step], moved: Callable[[int], int]) -> None:
+    """Tell the operations of new steps where their weights have been moved to."""
     for step in steps:
         for operation in step.operations:
             for name in ("weights", "next_weights", "bias", "filters", "filter_bias"):
                 if (address := getattr(operation, name)) is not None:
-                    setattr(operation, name, packed.data_ptr() + places[address])
-    return packed
+                    setattr(operation, name, moved(address))
 
 
 def view_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:

@@ -1,0 +1,55 @@
+"""Weights in memory once, however many shapes of input and numbers of threads a network is prepared for.
+
+Every shape is captured, folded and packed by itself, which gives the same weights again, as a rule to the byte.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from torch_separable.runtime.program import Convolution, Depthwise, Filtering, Node, Program
+from torch_separable.runtime.schedule import Schedule, readdress
+
+
+def with_shared_weights(program: Program, others: Iterable[Program]) -> Program:
+    """Let a new program hold the weights of other ones, where they are the same to the bit."""
+    known: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for other in others:
+        for part in (part for node in other.nodes for part in (node, getattr(node, "depthwise", None))):
+            if isinstance(part, Convolution | Depthwise):
+                known[part.weight.shape].append(part.weight)
+                known[part.bias.shape].append(part.bias)
+
+    def same(tensor: Tensor) -> Tensor:
+        bits = tensor.view(torch.int32)  # of float32, as all are: 0 and -0 are two numbers here
+        return next((other for other in known[tensor.shape] if torch.equal(other.view(torch.int32), bits)), tensor)
+
+    def of_stage(stage: Depthwise) -> Depthwise:
+        return replace(stage, weight=same(stage.weight), bias=same(stage.bias))
+
+    def shared(node: Node) -> Node:
+        match node:
+            case Convolution():
+                depthwise = None if node.depthwise is None else of_stage(node.depthwise)
+                return replace(node, weight=same(node.weight), bias=same(node.bias), depthwise=depthwise)
+            case Filtering():
+                return replace(node, depthwise=of_stage(node.depthwise))
+            case _:
+                return node
+
+    return replace(program, nodes=tuple(map(shared, program.nodes)))
+
+
+def with_shared_packed(plan: Schedule, others: Iterable[Schedule]) -> Schedule:
+    """Let a new plan read the packed weights of another one, where they are the same to the byte."""
+    same = next((other.weights for other in others if torch.equal(other.weights, plan.weights)), None)
+    if same is None:
+        return plan
+    further = same.data_ptr() - plan.weights.data_ptr()
+    readdress(plan.steps, lambda address: address + further)
+    return replace(plan, weights=same)
