@@ -131,14 +131,26 @@ static MultiplyBlocks<Element, Out> choose_kernel(int rows, std::integer_sequenc
   return kernels[rows - 1];
 }
 
-// Pixels of a block, at most: of a panel's last vector alone, twice as many sums find room.
-static int64_t rows_for(int vectors) { return vectors == kVectors ? kRows : kRows * kVectors; }
+// Pixels that have as many sums as multiply-adds need to never wait for one another: 12, or 20 of dot products.
+template <class Element>
+constexpr int kFewRows = kRows > 8 ? (std::is_same_v<Factor<Element>, float> ? 6 : 10) : kRows;
+constexpr int64_t kFewValues = 64;
+
+// Of a panel's last vector alone: there is a load for each product, and more sums would not change that.
+constexpr int kRowsAlone = kRows > 8 ? 16 : kRows * kVectors;
+
+// Pixels of a block, at most. Sums of few products are stored soon: of small blocks, while the next one is multiplied, where
+// the stores of a large one come all at once.
+template <class Element>
+static int64_t rows_for(const ts_operation& op, int vectors) {
+  return vectors < kVectors ? kRowsAlone : op.depth <= kFewValues ? kFewRows<Element> : kRows;
+}
 
 template <class Element, class Out>
 static MultiplyBlocks<Element, Out> kernel_for(int rows, int vectors) {
   return vectors == kVectors
              ? choose_kernel<Element, Out, kVectors>(rows, std::make_integer_sequence<int, kRows>())
-             : choose_kernel<Element, Out, 1>(rows, std::make_integer_sequence<int, kRows * kVectors>());
+             : choose_kernel<Element, Out, 1>(rows, std::make_integer_sequence<int, kRowsAlone>());
 }
 
 // Values as they are multiplied.
@@ -163,7 +175,7 @@ static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>&
     const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
     const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
     // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
-    const int64_t blocks = (matrix.pixels + rows_for(width) - 1) / rows_for(width);
+    const int64_t rows = rows_for<Element>(op, width), blocks = (matrix.pixels + rows - 1) / rows;
     const int64_t least = matrix.pixels / blocks, larger = matrix.pixels % blocks;  // so many blocks have a pixel more
     const struct {
       int64_t blocks, pixels;
