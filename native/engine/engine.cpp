@@ -202,7 +202,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 }  // namespace ts
 
 // Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
-constexpr int32_t kInterface = 5;
+constexpr int32_t kInterface = 6;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Bytes of ts_operation: the Python side checks that it describes the same layout.
@@ -226,6 +226,7 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
   shape[4] = from.depth;
   shape[5] = from.factor;
   shape[6] = from.in_turns;
+  shape[7] = from.halves;
 }
 
 TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->set]->tasks(*operation); }

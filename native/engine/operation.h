@@ -77,6 +77,7 @@ struct ts_operation {
   int64_t precision;          // a ts_precision
   int64_t wide;               // the output of a bfloat16 convolution is float32: no other operation reads it
   int64_t splits;             // parts that the output channels of a tile are computed in, each a task of its own
+  int64_t halves;             // the last panel's second vector is shared by two pixels: see kernels/halves.h
   int64_t blocks;             // of output channels, each padded to whole vectors by itself
   int64_t set;                // the instruction set that runs it, by number, for which its weights are packed
   const void* weights;        // [panel][K][channels of a panel]; of bfloat16 [panel][K / 2][channels of a panel][2]

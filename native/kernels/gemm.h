@@ -4,28 +4,11 @@
 
 #include <algorithm>
 
-#include "vector.h"
+#include "halves.h"
+#include "micro_kernel.h"
 #include "window.h"
 
 namespace ts::TS_ISA {
-
-// A panel is as many output channels as a micro-kernel computes at once: two vectors. Its accumulators, kRows x 2, leave
-// room in the register file for two weights and one broadcast pixel: 6 x 2 of 16 registers, 14 x 2 of 32.
-constexpr int kVectors = 2;
-constexpr int kPanel = kVectors * kLanes;
-constexpr int kRows = TS_ROWS;
-
-// The left side of a product, a row of it for each output pixel: `lines` runs of neighbouring values, one after the other
-// or further apart.
-template <class Value>
-struct Matrix {
-  const Value* values;
-  int64_t stride;                       // from a pixel to the next of its output row
-  int64_t pixels;                       // of an output row
-  int64_t rows = 1, row_stride = 0;     // output rows
-  int64_t lines = 1, line_stride = 0;
-  int64_t first_row = 0;                // the first output row
-};
 
 // Of a row of the matrix, the lines that are on the image: the others would multiply weights by zeros.
 template <class Value>
@@ -33,97 +16,15 @@ static KernelRows lines_inside(const ts_operation& op, const Matrix<Value>& matr
   return op.patches == TS_LINES ? rows_inside(op, matrix.first_row + row) : KernelRows{0, matrix.lines};
 }
 
-template <class Element>
-struct Epilogue {
-  const float* bias;        // of the panel
-  const Element* residual;  // at the first pixel and channel, or null
-  int64_t residual_stride;
-  ts_act activation;
-};
-
-// out[i][j] = act(bias[j] + sum_k A[i][k] B[k][j] + residual[i][j]) for Rows pixels from `A` on and Vectors vectors of
-// channels, where k counts the words of `lines` lines, `words` in each, and the activation is a clamp wherever others are
-// applied later. Memory from `ahead` on is asked for on the way, `pace` bytes with each word.
-template <class Element, class Out, int Rows, int Vectors>
-TS_INLINE void micro_kernel(const Factor<Element>* A, int64_t pixel_stride, int64_t line_stride, const Word* weights,
-                            int64_t lines, int64_t words, uintptr_t ahead, uintptr_t pace, Out* out, int64_t out_stride,
-                            const Element* residual, const Epilogue<Element>& end, Vector low, Vector high,
-                            bool clamped) {
-  const int64_t residual_stride = end.residual_stride;
-  Vector sum[Rows][Vectors];
-  TS_UNROLL for (int i = 0; i < Rows; i++) {
-    // Stores wait for their lines one after the other; asked for now, the lines are there when the sums are. (Of half as
-    // many bytes, the addresses cost more than the wait.)
-    if constexpr (std::is_same_v<Out, float>) __builtin_prefetch(out + i * out_stride, 1, 3);
-    TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = load(end.bias + j * kLanes);
-  }
-  for (; lines > 0; lines--, A += line_stride, weights += words * kPanel) {
-    const Word* pixels = reinterpret_cast<const Word*>(A);
-    for (int64_t k = 0; k < words; k++, ahead += pace) {
-      __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
-      TS_UNROLL for (int step = 0; step < kSteps<Element>; step++) {
-        Vector weight[Vectors];
-        TS_UNROLL for (int j = 0; j < Vectors; j++) {
-          weight[j] = weights_of<Element>(weights + k * kPanel + j * kLanes, step);
-        }
-        TS_UNROLL for (int i = 0; i < Rows; i++) {
-          const Vector pixel = broadcast(pixels[i * pixel_stride + k * kSteps<Element> + step]);
-          TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = accumulate<Element>(sum[i][j], pixel, weight[j]);
-        }
-      }
-    }
-  }
-  if (residual) {
-    TS_UNROLL for (int i = 0; i < Rows; i++) {
-      TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += load(residual + i * residual_stride + j * kLanes);
-    }
-  }
-  if (!kActivatesLater<Element> && end.activation.kind != TS_CLAMP) {
-    // A copy: sums that are named by a number in a loop would have to be in memory from the beginning.
-    Vector sums[Rows][Vectors];
-    TS_UNROLL for (int i = 0; i < Rows; i++) {
-      TS_UNROLL for (int j = 0; j < Vectors; j++) sums[i][j] = sum[i][j];
-    }
-    for (int i = 0; i < Rows; i++) {
-      for (int j = 0; j < Vectors; j++) store(out + i * out_stride + j * kLanes, activated(sums[i][j], end.activation));
-    }
-    return;
-  }
-  if (clamped) {
-    TS_UNROLL for (int i = 0; i < Rows; i++) {
-      TS_UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = at_most(at_least(sum[i][j], low), high);
-    }
-  }
-  TS_UNROLL for (int i = 0; i < Rows; i++) {
-    TS_UNROLL for (int j = 0; j < Vectors; j++) store(out + i * out_stride + j * kLanes, sum[i][j]);
-  }
-}
-
-// So many blocks of Rows pixels, one after the other; each asks for `ahead_step` bytes.
-template <class Element, class Out, int Rows, int Vectors>
-static void multiply_blocks(int64_t blocks, const Factor<Element>* A, const Matrix<Factor<Element>>& matrix,
-                            const Word* weights, int64_t lines, int64_t words, uintptr_t ahead, uintptr_t pace,
-                            uintptr_t ahead_step, Out* out, int64_t out_stride, const Epilogue<Element>& end) {
-  // In variables of its own: after a store, which may write anywhere, the compiler would read them from memory again.
-  const ts_act clamp = clamp_of(end.activation);
-  const Vector low = broadcast(clamp.alpha), high = broadcast(clamp.beta);
-  const bool clamped = clamps(clamp);
-  const Element* residual = end.residual;
-  const int64_t residual_step = residual ? Rows * end.residual_stride : 0;
-  const int64_t stride = matrix.stride, line_stride = matrix.line_stride;
-  for (; blocks > 0; blocks--) {
-    micro_kernel<Element, Out, Rows, Vectors>(A, stride / kInWord<Factor<Element>>, line_stride, weights, lines, words,
-                                              ahead, pace, out, out_stride, residual, end, low, high, clamped);
-    A += Rows * stride;
-    out += Rows * out_stride;
-    residual += residual_step;
-    ahead += ahead_step;
-  }
-}
-
 template <class Element, class Out>
 using MultiplyBlocks = void (*)(int64_t, const Factor<Element>*, const Matrix<Factor<Element>>&, const Word*, int64_t,
                                 int64_t, uintptr_t, uintptr_t, uintptr_t, Out*, int64_t, const Epilogue<Element>&);
+
+template <class Element, class Out, int... Pairs>
+static MultiplyBlocks<Element, Out> choose_pairs(int pairs, std::integer_sequence<int, Pairs...>) {
+  static constexpr MultiplyBlocks<Element, Out> kernels[] = {multiply_pairs<Element, Out, Pairs + 1>...};
+  return kernels[pairs - 1];
+}
 
 template <class Element, class Out, int Vectors, int... Rows>
 static MultiplyBlocks<Element, Out> choose_kernel(int rows, std::integer_sequence<int, Rows...>) {
@@ -142,15 +43,28 @@ constexpr int kRowsAlone = kRows > 8 ? 16 : kRows * kVectors;
 // Pixels of a block, at most. Sums of few products are stored soon: of small blocks, while the next one is multiplied, where
 // the stores of a large one come all at once.
 template <class Element>
-static int64_t rows_for(const ts_operation& op, int vectors) {
+static int64_t rows_for(const ts_operation& op, int64_t vectors) {
   return vectors < kVectors ? kRowsAlone : op.depth <= kFewValues ? kFewRows<Element> : kRows;
 }
 
+// For a panel of so many vectors, or whose second one is shared by two pixels, blocks of so many pixels.
 template <class Element, class Out>
-static MultiplyBlocks<Element, Out> kernel_for(int rows, int vectors) {
+static MultiplyBlocks<Element, Out> kernel_for(int64_t pixels, int64_t vectors, bool halves) {
+  const int rows = static_cast<int>(pixels);
+  if constexpr (kHalves<Element>) {
+    if (halves) return choose_pairs<Element, Out>(rows / 2, std::make_integer_sequence<int, kRows / 2>());
+  }
   return vectors == kVectors
              ? choose_kernel<Element, Out, kVectors>(rows, std::make_integer_sequence<int, kRows>())
              : choose_kernel<Element, Out, 1>(rows, std::make_integer_sequence<int, kRowsAlone>());
+}
+
+// Vectors of output channels before a panel. All panels are of two, or else the last of one; where a half is left it has a
+// whole one beside it, and then the panel before it may be of one.
+static int64_t vectors_before(const ts_operation& op, int64_t panel) {
+  const int64_t panels = (op.out_vectors + kVectors - 1) / kVectors;
+  if (panel == panels) return op.out_vectors;
+  return op.halves && panel == panels - 1 ? op.out_vectors - kVectors : panel * kVectors;
 }
 
 // Values as they are multiplied.
@@ -170,20 +84,19 @@ static void convert(Factor<Element>* to, const Element* from, int64_t count) {
 template <class Element, class Out>
 static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>& matrix, Out* out,
                           const Element* residual, int64_t first, int64_t last, const void* next) {
-  const int64_t vectors = op.out_vectors, words = op.depth / kInWord<Element>, line_words = words / matrix.lines;
+  const int64_t words = op.depth / kInWord<Element>, line_words = words / matrix.lines;
   for (int64_t panel = first; panel < last; panel++) {
     const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
-    const int width = static_cast<int>(vectors - panel * kVectors < kVectors ? vectors - panel * kVectors : kVectors);
+    const int64_t channel = vectors_before(op, panel) * kLanes;
+    const int64_t vectors = vectors_before(op, panel + 1) - vectors_before(op, panel);
+    const bool halves = op.halves && channel + kPanel == op.out_vectors * kLanes;
     // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
-    const int64_t rows = rows_for<Element>(op, width), blocks = (matrix.pixels + rows - 1) / rows;
-    const int64_t least = matrix.pixels / blocks, larger = matrix.pixels % blocks;  // so many blocks have a pixel more
+    const int64_t unit = halves ? 2 : 1, units = matrix.pixels / unit, most = rows_for<Element>(op, vectors) / unit;
+    const int64_t blocks = std::max<int64_t>((units + most - 1) / most, 1);
+    const int64_t least = units / blocks, larger = units % blocks;  // so many blocks have a unit more
     const struct {
       int64_t blocks, pixels;
-      MultiplyBlocks<Element, Out> multiply;
-    } sizes[] = {
-        {larger, least + 1, larger ? kernel_for<Element, Out>(static_cast<int>(least) + 1, width) : nullptr},
-        {blocks - larger, least, kernel_for<Element, Out>(static_cast<int>(least), width)},
-    };
+    } sizes[] = {{larger, (least + 1) * unit}, {least ? blocks - larger : 0, least * unit}};
     // An address and no pointer: it may run beyond what there is to read. All blocks together ask for the next panel, so
     // that its lines arrive one by one while this one is multiplied.
     uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
@@ -194,25 +107,32 @@ static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>&
       const auto [first_line, last_line] = lines_inside(op, matrix, row);
       const Factor<Element>* A = matrix.values + row * matrix.row_stride + first_line * matrix.line_stride;
       const Word* weights = B + first_line * line_words * kPanel;
-      int64_t begin = row * matrix.pixels;
-      for (const auto& [of_size, pixels, multiply] : sizes) {
-        if (!of_size) continue;
-        const int64_t count = of_size * pixels;
+      const int64_t lines = last_line - first_line;
+      // `count` blocks of `pixels` from pixel `at` of the row on; from one pixel to the next are `step` pixels.
+      auto multiply = [&](int64_t count, int64_t pixels, int64_t at, int64_t step) {
+        const int64_t begin = row * matrix.pixels + at;
         const Epilogue<Element> epilogue{op.bias + panel * kPanel,
-                                         residual ? residual + begin * op.residual_stride + panel * kPanel : nullptr,
-                                         op.residual_stride, op.activation};
-        Out* to = out + begin * op.out_stride + panel * kPanel;
-        multiply(of_size, A, matrix, weights, last_line - first_line, line_words, ahead, pace, ahead_step, to,
-                 op.out_stride, epilogue);
-        ahead += static_cast<uintptr_t>(of_size) * ahead_step;
+                                         residual ? residual + begin * op.residual_stride + channel : nullptr,
+                                         step * op.residual_stride, op.activation};
+        Matrix<Factor<Element>> from = matrix;
+        from.stride *= step;
+        Out* to = out + begin * op.out_stride + channel;
+        kernel_for<Element, Out>(pixels, vectors, halves)(count, A + at * matrix.stride, from, weights, lines, line_words,
+                                                          ahead, pace, ahead_step, to, step * op.out_stride, epilogue);
+        ahead += static_cast<uintptr_t>(count) * ahead_step;
         if constexpr (kActivatesLater<Element>) {
-          if (op.activation.kind != TS_CLAMP) {
-            for (int64_t p = 0; p < count; p++) activate_rest(to + p * op.out_stride, width * kLanes, op.activation);
-          }
+          if (op.activation.kind == TS_CLAMP) return;
+          const int64_t written = step ? count * pixels : 1;
+          for (int64_t p = 0; p < written; p++) activate_rest(to + p * op.out_stride, vectors * kLanes, op.activation);
         }
-        A += count * matrix.stride;
-        begin += count;
+      };
+      int64_t at = 0;
+      for (const auto& size : sizes) {
+        if (size.blocks) multiply(size.blocks, size.pixels, at, 1);
+        at += size.blocks * size.pixels;
       }
+      // A last pixel that has no other goes with the one before it, once more, or with itself.
+      if (at < matrix.pixels) multiply(1, unit, std::max<int64_t>(at - 1, 0), at > 0);
     }
   }
 }

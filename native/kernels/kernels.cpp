@@ -58,15 +58,15 @@ static void run(const ts_operation& op, void* workspace, const float* external, 
 
 #ifdef TS_TILES
 constexpr Kernels::Shape kNarrow{kLanes, kPanel, kTilePixels, kTileDepth, kTileDepth, kBytes<Factor<Bfloat16>>,
-                                 kInTurns<Bfloat16>};
+                                 kInTurns<Bfloat16>, kHalves<Bfloat16>};
 #else
 constexpr Kernels::Shape kNarrow{kLanes, kPanel, kRows, kLanes, kInWord<Bfloat16>, kBytes<Factor<Bfloat16>>,
-                                 kInTurns<Bfloat16>};
+                                 kInTurns<Bfloat16>, kHalves<Bfloat16>};
 #endif
 
 extern const Kernels kernels;
 const Kernels kernels{TS_TEXT(TS_ISA),
-                      {{kLanes, kPanel, kRows, kLanes, 1, kFloat, kInTurns<float>}, kNarrow},
+                      {{kLanes, kPanel, kRows, kLanes, 1, kFloat, kInTurns<float>, kHalves<float>}, kNarrow},
                       tasks,
                       run,
                       {multiply_add<float>, multiply_add<Bfloat16>},

@@ -17,6 +17,7 @@ struct Kernels {
     int64_t factor;    // bytes of a pixel's value when it is multiplied
     int64_t in_turns;  // whether of each two vectors' channels the even ones come first, then the odd ones: in depthwise
                        // filters, and in what they make for a product, so also in the rows of its weights
+    int64_t halves;    // whether two pixels can share a vector of output channels that is half empty, see halves.h
   } shapes[kPrecisions];
   int64_t (*tasks)(const ts_operation& op);
   // Executes tasks [begin, end) of an operation. `external` is the tensor that TS_IMPORT reads.

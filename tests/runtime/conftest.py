@@ -63,9 +63,9 @@ class Elsewhere:
     @cache  # noqa: B019 - it lives as long as the tests
     def instruction_sets(self, dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
         """Do what `library.instruction_sets` does."""
-        answer = self.ask(PRECISIONS.index(dtype), b"", answer=56)
-        vector, panel, rows, lanes, depth, factor, in_turns = (ctypes.c_int64 * 7).from_buffer_copy(answer)
-        shape = (vector, panel, rows, lanes, depth, factor, bool(in_turns))
+        answer = self.ask(PRECISIONS.index(dtype), b"", answer=64)
+        vector, panel, rows, lanes, depth, factor, in_turns, halves = (ctypes.c_int64 * 8).from_buffer_copy(answer)
+        shape = (vector, panel, rows, lanes, depth, factor, bool(in_turns), bool(halves))
         return {"baseline": InstructionSet(0, "baseline", dtype, *shape)}
 
     def keep(self, kept: Callable[[Any, Tensor], int]) -> Callable[[Any, Tensor], int]:

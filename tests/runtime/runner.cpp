@@ -55,7 +55,7 @@ int main(int, char** arguments) {
   for (;;) {
     const Request request = read<Request>(1)[0];
     if (!request.count) {
-      int64_t shape[7];
+      int64_t shape[8];
       shape_of(0, request.precision, shape);
       std::fwrite(shape, sizeof shape, 1, stdout);
     } else {

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_separable.runtime import available, instruction_sets
+from torch_separable.runtime import pack as pack_module
+from torch_separable.runtime import schedule as schedule_module
 from torch_separable.runtime.library import Patches, run
 from torch_separable.runtime.pack import padded
 from torch_separable.runtime.program import (
@@ -441,6 +443,37 @@ def test_few_channels_are_padded_to_a_narrow_vector(isa: str, channels: int, out
     filtered = F.relu(convolved(hidden, filters, between, around, groups=channels))
     expected = F.relu(2 * convolved(filtered, weight, last, Window()))
     assert_close(execute(nodes, shapes, x, isa, 2), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (5, 3), (9, 16), (20, 31)])
+@pytest.mark.parametrize("outputs", [17, 24, 40, 73])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("isa", [isa for isa in SETS if available() and instruction_sets()[isa].halves])
+def test_two_pixels_share_a_vector_that_is_half_empty(
+    isa: str, dtype: torch.dtype, outputs: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels, around = 24, Window((3, 3), padding=(1, 1))
+    x = values(dtype, 3, channels, *size)
+    x[0, 0, 0, 0], x[1, 1, -1, -1] = math.inf, math.nan
+    dense = values(dtype, outputs, channels, 3, 3, fan_in=9 * channels)
+    weight, bias = values(dtype, outputs, channels, 1, 1, fan_in=channels), values(dtype, outputs)
+    filters = Depthwise(values(dtype, 1, 9, channels, fan_in=9), values(dtype, 1, channels), around)
+    point = values(dtype, outputs, outputs, 1, 1, fan_in=outputs)
+    nodes = [
+        Convolution("a", "x", "a", weight, bias, Window(), Activation(alpha=0.0)),
+        Convolution("b", "x", "b", dense, bias, around, Activation(ActivationKind.SILU), residual="a"),
+        Convolution("c", "x", "c", weight, bias, Window(), residual="b", depthwise=filters),
+        Convolution("y", "c", "y", point, bias, Window(), Activation(ActivationKind.HARDSWISH), residual="b"),
+    ]
+    shapes = {"x": tuple(x.shape), **dict.fromkeys("abcy", (3, outputs, *size))}
+    for workers in (1, 2):
+        shared = execute(nodes, shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
+        with monkeypatch.context() as patched:
+            for module in (schedule_module, pack_module):
+                patched.setattr(module, "halved", lambda channels, kernels: False)
+            alone = execute(nodes, shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
+        assert torch.equal(shared.nan_to_num(7.0), alone.nan_to_num(7.0))
+        assert shared.isfinite().any() or size == (1, 1)
 
 
 @settings(max_examples=80)

@@ -19,7 +19,7 @@ from torch_separable.errors import SeparableError
 _FILE = "libtorch_separable.so"
 
 # Of the library's functions and what they take: `kInterface` of native/engine/engine.cpp.
-_INTERFACE = 5
+_INTERFACE = 6
 
 
 class Kind(IntEnum):
@@ -57,7 +57,7 @@ class Activate(ctypes.Structure):
 _SIZES = (
     "input output residual batch in_height in_width in_channels in_stride out_height out_width out_channels out_stride "
     "residual_stride kernel_height kernel_width stride_height stride_width pad_height pad_width dilation_height "
-    "dilation_width multiplier depth tile_rows out_vectors precision wide splits blocks set"
+    "dilation_width multiplier depth tile_rows out_vectors precision wide splits halves blocks set"
 ).split()
 
 
@@ -123,6 +123,7 @@ class InstructionSet:
         depth: so are the rows of packed weights.
         factor: bytes of a pixel's value when it is multiplied: a float's where bfloat16 has no instructions of its own.
         in_turns: whether depthwise stages take even and odd channels in turns, see `in_turns` of pack.py.
+        halves: whether two pixels can share a vector of output channels that is half empty, see `pack_matrix`.
         pays: whether it is faster here than the sets after it.
         narrow: the set with half as many lanes that tensors of few channels are for; ``None`` where there is none.
     """
@@ -137,6 +138,7 @@ class InstructionSet:
     depth: int
     factor: int
     in_turns: bool = False
+    halves: bool = False
     pays: bool = True
     narrow: InstructionSet | None = None
 
@@ -218,13 +220,13 @@ def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, Instructio
     library, found = _library(), {}
     for number in range(library.ts_set_count()):
         if library.ts_set_runs_here(ctypes.c_int64(number)):
-            shape = (ctypes.c_int64 * 7)()
+            shape = (ctypes.c_int64 * 8)()
             library.ts_set_shape(ctypes.c_int64(number), ctypes.c_int64(PRECISIONS.index(dtype)), shape)
             name = library.ts_set_name(ctypes.c_int64(number)).decode()
             pays = bool(library.ts_set_pays_here(ctypes.c_int64(number)))
-            vector, panel, rows, lanes, depth, factor, in_turns = shape
+            vector, panel, rows, lanes, depth, factor, in_turns, halves = shape
             found[name] = InstructionSet(
-                number, name, dtype, vector, panel, rows, lanes, depth, factor, bool(in_turns), pays
+                number, name, dtype, vector, panel, rows, lanes, depth, factor, bool(in_turns), bool(halves), pays
             )
     # Where bfloat16 are multiplied as they are, or made floats in turns, half of a vector is not twice as fast.
     avx2 = found.get("avx2") if dtype == torch.float32 else None

@@ -28,18 +28,36 @@ def pack_matrix(weight: Tensor, kernels: InstructionSet) -> Tensor:
     """Pack a matrix (M, K) as [panel][K][panel's channels], in the kernels' type, padded with zeros.
 
     A micro-kernel reads a panel from front to back, four bytes of each channel at a time: of bfloat16, pairs of
-    neighbouring rows lie together, [panel][K / 2][panel's channels, two values each].
+    neighbouring rows lie together, [panel][K / 2][panel's channels, two values each]. Channels that would fill half of
+    a last vector stand there twice, for two pixels, behind those of a whole one (see `halved`).
     """
-    rows, depth = weight.shape
-    panels, deep = -(-rows // kernels.panel), padded(depth, kernels.depth)
-    full = F.pad(weight, (0, deep - depth, 0, panels * kernels.panel - rows)).to(kernels.dtype)
+    depth = padded(weight.shape[1], kernels.depth)
+    full = _in_panels(F.pad(weight, (0, depth - weight.shape[1])), kernels).to(kernels.dtype)
     in_word = 4 // full.element_size()
-    return full.view(panels, kernels.panel, deep // in_word, in_word).transpose(1, 2).flatten(2).contiguous()
+    return full.view(-1, kernels.panel, depth // in_word, in_word).transpose(1, 2).flatten(2).contiguous()
 
 
 def pack_bias(bias: Tensor, kernels: InstructionSet) -> Tensor:
-    """Pad a bias (M,) to whole panels."""
-    return F.pad(bias, (0, -(-len(bias) // kernels.panel) * kernels.panel - len(bias))).contiguous()
+    """Pad a bias (M,) to whole panels, as the rows of `pack_matrix`."""
+    return _in_panels(bias[:, None], kernels)[:, 0].contiguous()
+
+
+def halved(channels: int, kernels: InstructionSet) -> bool:
+    """Whether the last of so many output channels fill at most half of a vector, which two pixels can share then."""
+    return kernels.halves and channels > kernels.vector and 0 < channels % kernels.vector <= kernels.vector // 2
+
+
+def _in_panels(rows: Tensor, kernels: InstructionSet) -> Tensor:
+    if not halved(len(rows), kernels):
+        return _padded_rows(rows, kernels.panel)
+    whole = len(rows) // kernels.vector * kernels.vector
+    first, beside, half = rows.tensor_split((whole - kernels.vector, whole))
+    half = _padded_rows(half, kernels.vector // 2)
+    return torch.cat([_padded_rows(first, kernels.panel), beside, half, half])
+
+
+def _padded_rows(rows: Tensor, multiple: int) -> Tensor:
+    return F.pad(rows, (0, 0, 0, padded(len(rows), multiple) - len(rows)))
 
 
 def pack_dense(weight: Tensor, channels: int) -> Tensor:

@@ -15,8 +15,17 @@ from torch_separable.runtime.interleave import depth_first, early_layers, of_sha
 from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches, tasks
 from torch_separable.runtime.library import Activate as NativeActivation
 from torch_separable.runtime.memory import CACHE_LINE, place
-from torch_separable.runtime.pack import in_turns, pack_bias, pack_dense, pack_filters, pack_matrix, pad_blocks, padded
-from torch_separable.runtime.pages import zeros
+from torch_separable.runtime.pack import (
+    halved,
+    in_turns,
+    pack_bias,
+    pack_dense,
+    pack_filters,
+    pack_matrix,
+    pad_blocks,
+    padded,
+)
+from torch_separable.runtime.pages import ENOUGH, zeros
 from torch_separable.runtime.program import (
     Activate,
     Activation,
@@ -73,7 +82,7 @@ class Schedule:
         strides: of a pixel of each value, likewise.
         size: of the workspace, likewise.
         wide: outputs that are float32 where all other values are bfloat16.
-        weights: packed, in the order in which they are read, as bytes; operations name them by address.
+        weights: packed, in one piece where that fills large pages; operations name them by address.
     """
 
     program: Program
@@ -82,7 +91,7 @@ class Schedule:
     strides: dict[str, int]
     size: int
     wide: frozenset[str]
-    weights: Tensor
+    weights: tuple[Tensor, ...]
 
 
 def schedule(
@@ -114,8 +123,8 @@ def schedule(
     known = {} if shares > 1 else tiles
     first = _Builder(share, kernels, 1, offsets, strides, lanes, known, wide, weights, depth_first=True)
     steps = _steps(program, first, early, shares, builder)
-    packed = _side_by_side(weights, steps)
-    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, packed)
+    kept = (_side_by_side(weights, steps),) if sum(tensor.nbytes for tensor in weights) >= ENOUGH else tuple(weights)
+    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, kept)
 
 
 def _wide(program: Program) -> frozenset[str]:
@@ -328,6 +337,7 @@ class _Builder:
             operation.in_channels = operation.depth // taps if in_lines else node.weight.shape[1]
             operation.out_channels = node.weight.shape[0]
         operation.out_vectors = padded(matrix.shape[0], lanes_out) // kernels.vector
+        operation.halves = halved(matrix.shape[0], kernels)
         operation.weights = self._keep(pack_matrix(matrix, kernels))
         operation.bias = self._keep(pack_bias(bias, kernels))
         operation.tile_rows, operation.splits = tile_of(operation, kernels, self.threads, self.tiles, self.depth_first)

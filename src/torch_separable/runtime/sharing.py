@@ -47,9 +47,25 @@ def with_shared_weights(program: Program, others: Iterable[Program]) -> Program:
 
 def with_shared_packed(plan: Schedule, others: Iterable[Schedule]) -> Schedule:
     """Let a new plan read the packed weights of another one, where they are the same to the byte."""
-    same = next((other.weights for other in others if torch.equal(other.weights, plan.weights)), None)
+    own = plan.weights
+    known = (other.weights for other in others if len(other.weights) == len(own))
+    same = next((pieces for pieces in known if all(map(_same_bytes, pieces, own))), None)
     if same is None:
         return plan
-    further = same.data_ptr() - plan.weights.data_ptr()
-    readdress(plan.steps, lambda address: address + further)
+
+    def moved(address: int) -> int:
+        pieces = zip(own, same, strict=True)
+        return next(
+            there.data_ptr() + address - here.data_ptr()
+            for here, there in pieces
+            if 0 <= address - here.data_ptr() < here.nbytes
+        )
+
+    readdress(plan.steps, moved)
     return replace(plan, weights=same)
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return one.nbytes == other.nbytes and torch.equal(
+        one.flatten().view(torch.uint8), other.flatten().view(torch.uint8)
+    )
