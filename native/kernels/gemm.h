@@ -32,13 +32,13 @@ static MultiplyBlocks<Element, Out> choose_kernel(int rows, std::integer_sequenc
   return kernels[rows - 1];
 }
 
-// Pixels that have as many sums as multiply-adds need to never wait for one another: 12, or 20 of dot products.
+// With AVX-512, pixels that have as many sums as multiply-adds need to never wait for one another: 12, or 20 of dot products.
 template <class Element>
-constexpr int kFewRows = kRows > 8 ? (std::is_same_v<Factor<Element>, float> ? 6 : 10) : kRows;
+constexpr int kFewRows = kLanes == 16 ? (std::is_same_v<Factor<Element>, float> ? 6 : 10) : kRows;
 constexpr int64_t kFewValues = 64;
 
 // Of a panel's last vector alone: there is a load for each product, and more sums would not change that.
-constexpr int kRowsAlone = kRows > 8 ? 16 : kRows * kVectors;
+constexpr int kRowsAlone = kLanes == 16 ? 16 : kRows * kVectors;
 
 // Pixels of a block, at most. Sums of few products are stored soon: of small blocks, while the next one is multiplied, where
 // the stores of a large one come all at once.
