@@ -86,15 +86,18 @@ def test_speeds_on_the_processor_whose_avx512_is_full_width_are_the_measured_one
 
 def test_the_promise_on_that_processor_is_kept_as_measured() -> None:
     said = {
-        1.0: ((1, 1, "0.91"), (1, 2, "0.94"), (8, 1, "0.93"), (8, 2, "0.93")),
-        0.25: ((1, 1, "0.68"), (1, 2, "0.62")),
+        1.0: ((1, 1, "0.94"), (1, 2, "0.90"), (8, 1, "0.88"), (8, 2, "0.86")),
+        0.25: ((1, 1, "0.72"), (1, 2, "0.63")),
     }
     for width, name in ((1.0, "mobilenet_v1-1.0-224"), (0.25, "mobilenet_v1-0.25-128")):
         cases = {(c["batch"], c["threads"]): c for c in RUNTIME[f"{name}, {ZEN_5}, avx512bf16"]["cases"]}
         for batch, threads, share in said[width]:
             assert f"{cases[batch, threads]['promise_kept']:.2f}" == share
-    assert "0.91 on one thread and 0.94 on two, and 0.93 in batches of 8" in " ".join(PAGE.split())
-    assert "at 0.25-128 it is 0.68 and 0.62" in " ".join(PAGE.split())
+    page = " ".join(PAGE.split())
+    assert (
+        "0.94 on one thread and 0.90 on two (the goal of 0.9 is reached); in batches of 8 it is 0.88 and 0.86" in page
+    )
+    assert "at 0.25-128 it is 0.72 and 0.63" in page
 
 
 @pytest.mark.parametrize(
