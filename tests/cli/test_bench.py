@@ -87,3 +87,10 @@ def test_tune_keeps_what_it_finds(
     assert len(narrow["runs"][0]["found"]) == 3  # tiles of one precision say nothing of the other's
     wrong = separable(*arguments, "--dtype", "float16")
     assert (wrong.code, wrong.err.strip()) == (2, "separable: error: --dtype float16: must be float32 or bfloat16")
+    folder = separable("tune", "converted", "--model", "networks_for_cli:small", "--threads", "1", "--json")
+    assert folder.code == 0, folder.err
+    assert json.loads(folder.out)["runs"][0]["found"]  # its layers, at the shape that it knows
+    nothing = separable("tune", "networks_for_cli:small")
+    assert (nothing.code, nothing.err.strip()) == (
+        2, "separable: error: --input: give the shape of one image, as 3,224,224"
+    )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from torch_separable import runs
 from torch_separable.convert import Plan
 from torch_separable.cost import analyze
 from torch_separable.files import read_weights
@@ -80,6 +81,19 @@ def test_summary_gives_the_same_numbers_as_json_and_csv(separable: Callable[...,
     assert len(rows) == len(single["layers"])
     macs = next(name for name in rows[0] if name.lower() == "macs")
     assert sum(int(row[macs] or 0) for row in rows) == single["macs"] == sum(x["macs"] for x in single["layers"])
+
+
+def test_summary_of_a_converted_folder_is_of_its_network(separable: Callable[..., Any], place: Path) -> None:
+    outcome = separable("summary", "converted", "--model", SMALL, "--json")
+    assert outcome.code == 0, outcome.err
+    macs = json.loads(outcome.out)["macs"]
+    shape = ",".join(map(str, runs.read_network(place / "converted").input_shape or ()))
+    dense = json.loads(separable("summary", SMALL, "--input", shape, "--json").out)
+    assert macs < dense["macs"]
+    nothing = separable("summary", SMALL)
+    assert (nothing.code, nothing.err.strip()) == (
+        2, "separable: error: --input: give the shape of one input, as 3,224,224"
+    )  # fmt: skip
 
 
 def test_summary_of_chosen_columns(separable: Callable[..., Any]) -> None:

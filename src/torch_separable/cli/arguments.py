@@ -26,6 +26,9 @@ ModelArgs: TypeAlias = Annotated[
 DenseModel: TypeAlias = Annotated[
     str | None, typer.Option("--model", help="The dense network, where the folder names one that is not built in.")
 ]
+InputSize: TypeAlias = Annotated[
+    str | None, typer.Option("--input", help="Shape of one image, as 3,224,224; a folder knows its own.")
+]
 Weights: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -70,6 +73,14 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
             f"{name} {text or 'is empty'}: expected whole numbers of at least 1, separated by commas, as 3,224,224"
         )
     return tuple(int(part) for part in parts)
+
+
+def image_shape(text: str | None, own: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Read ``--input``, or take the shape that a folder knows."""
+    shape = own if text is None else whole_numbers("--input", text)
+    if shape is None or len(shape) != 3:
+        raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
+    return shape
 
 
 def channel_values(name: str, text: str | None) -> tuple[float, ...] | None:

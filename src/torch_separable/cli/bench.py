@@ -8,11 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from torch_separable.cli.arguments import (
+    DenseModel,
+    InputSize,
     Json,
     Model,
     ModelArgs,
     Quiet,
     Weights,
+    image_shape,
     keyword_arguments,
     print_json,
     whole_numbers,
@@ -22,13 +25,8 @@ from torch_separable.errors import SeparableValueError
 
 def bench(
     model: Model,
-    size: Annotated[
-        str | None, typer.Option("--input", help="Shape of one image, as 3,224,224; a folder knows its own.")
-    ] = None,
-    made_of: Annotated[
-        str | None,
-        typer.Option("--model", metavar="NAME", help="What a folder's dense network is built by, if it is your own."),
-    ] = None,
+    size: InputSize = None,
+    made_of: DenseModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
     dense: Annotated[
@@ -66,33 +64,22 @@ def bench(
     from torch_separable.bench import benchmark
     from torch_separable.bench.engines import OURS
     from torch_separable.bench.lifelike import lifelike
-    from torch_separable.cli.networks import build_network
-    from torch_separable.cli.recover import converted_network
+    from torch_separable.cli.networks import build_network, network_or_folder
     from torch_separable.cli.report import page_of
     from torch_separable.cost import analyze
     from torch_separable.runtime import available, compile
 
     if output is not None:
         runs.check_place(output)
-    folder = Path(model) if Path(model).is_dir() else None
-    shape = whole_numbers("--input", size) if size is not None else None
-    if shape is None and folder is not None:
-        shape = runs.read_network(folder).input_shape
-    if shape is None or len(shape) != 3:
-        raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
-    arguments = keyword_arguments("--model-arg", model_arg)
-    examples = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     if dense_arg and dense is None:
         raise SeparableValueError(f"--dense-arg {dense_arg[0]}: goes with --dense, which names the network")
-    twin: Any = None
-    if folder is not None:
-        network, twin = converted_network(folder, made_of, arguments, weights)
+    network, twin, own = network_or_folder(model, made_of, keyword_arguments("--model-arg", model_arg), weights)
+    shape = image_shape(size, own)
+    examples = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+    if twin is not None:
         if dense is not None:
-            raise SeparableValueError(f"--dense {dense}: the folder {folder} knows its dense network")
+            raise SeparableValueError(f"--dense {dense}: the folder {model} knows its dense network")
     else:
-        if made_of is not None:
-            raise SeparableValueError(f"there is no folder {model}: --model goes with a folder that convert wrote")
-        network = build_network(model, arguments, weights)
         analyze(network, examples[:1])  # which says in words what it cannot take
         if weights is None:
             network = lifelike(network, examples)

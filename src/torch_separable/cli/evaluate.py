@@ -42,8 +42,7 @@ def evaluate(
 
     Example: **separable evaluate runs/half --data npz:cifar10/ --mean imagenet --std imagenet**
     """
-    from torch_separable.cli.networks import build_network
-    from torch_separable.cli.recover import converted_network
+    from torch_separable.cli.networks import build_network, converted_network
     from torch_separable.recover import evaluate as evaluate_network
     from torch_separable.recover import load_data
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.networks import Network, is_built_in
 
 
@@ -50,3 +51,44 @@ def look_here(model: str) -> None:
     """Let modules of the current folder be found, where a model is named by its module."""
     if ":" in model and "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+
+
+def converted_network(
+    folder: Path, model: str | None, arguments: dict[str, Any], weights: Path | None, teacher: Path | None = None
+) -> tuple[nn.Module, nn.Module]:
+    """Build the converted network of a folder, and its dense one.
+
+    Nothing that a folder names is imported but the networks of ``torch_separable.models``; others the caller names.
+    """
+    from torch_separable import runs
+    from torch_separable.files import load_weights
+
+    network = runs.read_network(folder)
+    if model is None and not is_built_in(network.model):
+        raise SeparableError(
+            f"{folder} was made of {network.model}, which would have to be imported: if you trust it, "
+            f"give --model {network.model}"
+        )
+    network = Network(model or network.model, {**network.arguments, **arguments}, network.input_shape)
+    look_here(network.model)
+    dense = runs.build_dense(folder, network)
+    if teacher is not None:
+        load_any_weights(dense, teacher)
+    converted = runs.load_converted(folder, dense)
+    if weights is not None:
+        load_weights(converted, weights)
+    return converted, dense
+
+
+def network_or_folder(
+    model: str, made_of: str | None, arguments: dict[str, Any], weights: Path | None
+) -> tuple[nn.Module, nn.Module | None, tuple[int, ...] | None]:
+    """Build what MODEL names, or load a folder of convert, which knows its dense network and its input shape."""
+    from torch_separable import runs
+
+    folder = Path(model)
+    if folder.is_dir():
+        return *converted_network(folder, made_of, arguments, weights), runs.read_network(folder).input_shape
+    if made_of is not None:
+        raise SeparableValueError(f"there is no folder {model}: --model goes with a folder that convert wrote")
+    return build_network(model, arguments, weights), None, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,9 +23,6 @@ from torch_separable.cli.arguments import (
     print_json,
 )
 from torch_separable.errors import SeparableError, SeparableValueError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _TIMED_IMAGES = 8
 
@@ -62,6 +59,7 @@ def recover(
     import torch
 
     from torch_separable import runs
+    from torch_separable.cli.networks import converted_network
     from torch_separable.cli.report import page_of
     from torch_separable.convert import Plan
     from torch_separable.files import read_json
@@ -165,32 +163,3 @@ def check_output(place: Path, folder: Path) -> None:
     recovery = (place / CHECKPOINT).exists() or (place / LOG).exists()
     if (place / runs.WEIGHTS).exists() and not recovery:
         raise SeparableError(f"{place} already holds another network: choose another folder")
-
-
-def converted_network(
-    folder: Path, model: str | None, arguments: dict[str, Any], weights: Path | None, teacher: Path | None = None
-) -> tuple[nn.Module, nn.Module]:
-    """Build the converted network of a folder, and its dense one.
-
-    Nothing that a folder names is imported but the networks of ``torch_separable.models``; others the caller names.
-    """
-    from torch_separable import runs
-    from torch_separable.cli.networks import load_any_weights, look_here
-    from torch_separable.files import load_weights
-    from torch_separable.networks import Network, is_built_in
-
-    network = runs.read_network(folder)
-    if model is None and not is_built_in(network.model):
-        raise SeparableError(
-            f"{folder} was made of {network.model}, which would have to be imported: if you trust it, "
-            f"give --model {network.model}"
-        )
-    network = Network(model or network.model, {**network.arguments, **arguments}, network.input_shape)
-    look_here(network.model)
-    dense = runs.build_dense(folder, network)
-    if teacher is not None:
-        load_any_weights(dense, teacher)
-    converted = runs.load_converted(folder, dense)
-    if weights is not None:
-        load_weights(converted, weights)
-    return converted, dense

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from torch_separable.cli.arguments import (
     Csv,
+    DenseModel,
     Json,
     Model,
     ModelArgs,
@@ -23,7 +24,11 @@ from torch_separable.errors import SeparableValueError
 
 def summary(
     model: Model,
-    size: Annotated[list[str], typer.Option("--input", help="Shape of one input without the batch; repeat for more.")],
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of one input without the batch; repeat for more. A folder knows its own."),
+    ] = None,
+    made_of: DenseModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
     batch_size: Annotated[int, typer.Option(help="Inputs to count for.")] = 1,
@@ -34,20 +39,25 @@ def summary(
     json: Json = False,
     csv: Csv = False,
 ) -> None:
-    """Count parameters, MACs and bytes, layer by layer.
+    """Count parameters, MACs and bytes, layer by layer. MODEL may also be a folder that convert wrote.
 
     Example: **separable summary mobilenet_v1 --input 3,224,224 --depth 2**
     """
-    from torch_separable.cli.networks import build_network
+    from torch_separable.cli.networks import network_or_folder
     from torch_separable.cost import summary as count
     from torch_separable.terminal import show
 
     if json and csv:
         raise SeparableValueError("--json and --csv are both given: give one of them")
-    network = build_network(model, keyword_arguments("--model-arg", model_arg), weights)
+    network, _, own = network_or_folder(model, made_of, keyword_arguments("--model-arg", model_arg), weights)
+    shapes = [whole_numbers("--input", text) for text in size or ()]
+    if not shapes:
+        if own is None:
+            raise SeparableValueError("--input: give the shape of one input, as 3,224,224")
+        shapes = [own]
     counted = count(
         network,
-        [whole_numbers("--input", text) for text in size],
+        shapes,
         batch_size,
         depth=depth,
         columns=columns.split(",") if columns is not None else None,

@@ -8,13 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
-from torch_separable.cli.arguments import Json, Model, ModelArgs, keyword_arguments, print_json, whole_numbers
+from torch_separable.cli.arguments import (
+    DenseModel,
+    InputSize,
+    Json,
+    Model,
+    ModelArgs,
+    image_shape,
+    keyword_arguments,
+    print_json,
+    whole_numbers,
+)
 from torch_separable.errors import SeparableValueError
 
 
 def tune(
     model: Model,
-    size: Annotated[str, typer.Option("--input", help="Shape of one image, as 3,224,224.")],
+    size: InputSize = None,
+    made_of: DenseModel = None,
     model_arg: ModelArgs = None,
     threads: Annotated[str | None, typer.Option(help="Numbers of threads, as 1,2; by default one and all.")] = None,
     batch: Annotated[str, typer.Option(help="Images in a call, as 1,8.")] = "1",
@@ -23,13 +34,14 @@ def tune(
 ) -> None:
     """Measure the tiles of a network's convolutions on this machine, and keep the fastest for **ts.compile**.
 
-    Shapes that were measured before are not measured again. Weights do not matter. The machine should be idle.
+    MODEL may also be a folder that convert wrote. Shapes that were measured before are not measured again. Weights do
+    not matter. The machine should be idle.
 
     Example: **separable tune mobilenet_v1 --input 3,224,224 --batch 1,8**
     """
     import torch
 
-    from torch_separable.cli.networks import build_network
+    from torch_separable.cli.networks import network_or_folder
     from torch_separable.runtime.engine import CompiledModel, Prepared
     from torch_separable.runtime.library import PRECISIONS, chosen_set
     from torch_separable.runtime.schedule import schedule
@@ -37,14 +49,12 @@ def tune(
     from torch_separable.runtime.tune import tune as measure_tiles
     from torch_separable.timing import interleaved, rounds_within
 
-    shape = whole_numbers("--input", size)
-    if len(shape) != 3:
-        raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
     precisions = {str(precision).removeprefix("torch."): precision for precision in PRECISIONS}
     if dtype not in precisions:
         raise SeparableValueError(f"--dtype {dtype}: must be {' or '.join(precisions)}")
     counts = sorted({1, torch.get_num_threads()}) if threads is None else whole_numbers("--threads", threads)
-    network = build_network(model, keyword_arguments("--model-arg", model_arg))
+    network, _, own = network_or_folder(model, made_of, keyword_arguments("--model-arg", model_arg), None)
+    shape = image_shape(size, own)
     kernels = chosen_set(precisions[dtype])
     runs: list[dict[str, Any]] = []
     for images in whole_numbers("--batch", batch):
