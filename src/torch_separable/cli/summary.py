@@ -53,7 +53,7 @@ def summary(
     shapes = [whole_numbers("--input", text) for text in size or ()]
     if not shapes:
         if own is None:
-            raise SeparableValueError("--input: give the shape of one input, as 3,224,224")
+            raise typer.BadParameter("give the shape of one input, as 3,224,224", param_hint="--input")
         shapes = [own]
     counted = count(
         network,
