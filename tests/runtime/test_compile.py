@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import torch_separable as ts
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.hardware import cache_bytes
 from torch_separable.runtime import compile, instruction_sets, library
 from torch_separable.runtime.program import Convolution
 
@@ -309,6 +310,21 @@ def test_networks_are_prepared_from_several_threads_while_they_run_themselves() 
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, range(8, 20)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [984, 1000, 1024])  # with AVX-512 61.5, 62.5 and 64 vectors
+def test_threads_that_share_out_the_channels_of_a_classifier_give_what_one_gives(
+    outputs: int, dtype: torch.dtype
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 1280, 4), nn.Flatten(), nn.Linear(1280, outputs)).eval()
+    x = torch.randn(1, 3, 4, 4)
+    one, two = (compile(model, x, threads=threads, dtype=dtype) for threads in (1, 2))
+    (prepared,) = two._schedules.values()
+    if cache_bytes(2) <= 4 << 20:  # bytes, of which the weights fill more than half
+        assert prepared.plan.steps[0].operations[-1].splits == 2
+    assert torch.equal(one(x), two(x))
+    assert one.verify(x).error < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_a_compiled_network_is_its_own_copy_and_is_not_pickled() -> None:

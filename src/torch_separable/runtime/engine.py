@@ -253,7 +253,7 @@ class CompiledModel:
 def _no_collection() -> Iterator[None]:
     """Let the cyclic garbage collector wait: capturing makes objects by the hundred thousand, most of which stay.
 
-    It would look through all of them again and again, for a quarter of the time that a process's first `compile` takes,
+    It would look through all of them again and again, for a sixth of the time that a process's first `compile` takes,
     which imports the most.
     """
     if not gc.isenabled():
