@@ -35,13 +35,13 @@ import torch_separable as ts
 from torch_separable.convert import Budget
 from torch_separable.convert.plan import Method
 from torch_separable.convert.planner import plans
-from torch_separable.files import load_weights, read_json, write_json
+from torch_separable._system.files import load_weights, read_json, write_json
 from torch_separable.models import NETWORKS
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.recover import IMAGENET_MEAN, IMAGENET_STD
 from torch_separable.runs import machine
 from torch_separable.runtime.library import chosen_set
-from torch_separable.timing import interleaved
+from torch_separable._system.timing import interleaved
 
 RESULTS = Path(__file__).resolve().parent / "results" / "conversion.json"
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}

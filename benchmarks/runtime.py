@@ -32,7 +32,7 @@ from torch_separable.bench import ENGINES, benchmark
 from torch_separable.bench.engines import OURS
 from torch_separable.bench.lifelike import lifelike
 from torch_separable.convert import Budget
-from torch_separable.files import load_weights, read_json, write_json
+from torch_separable._system.files import load_weights, read_json, write_json
 from torch_separable.runs import machine
 from torch_separable.runtime.library import chosen_set, instruction_sets
 

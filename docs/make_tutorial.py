@@ -10,7 +10,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from torch_separable.files import write_text
+from torch_separable._system.files import write_text
 
 NOTEBOOK = Path(__file__).resolve().parent / "tutorial.ipynb"
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torch_separable.cost import analyze
-from torch_separable.files import load_weights, read_weights
+from torch_separable._system.files import load_weights, read_weights
 from torch_separable.models import CifarResNet
 from torch_separable.recover import evaluate, load_data
 from torch_separable.report.facts import facts_of, promise_sentence

@@ -28,7 +28,7 @@ from torch_separable import convert
 from torch_separable.convert import Plan
 from torch_separable.convert.apply import outline
 from torch_separable.errors import SeparableError
-from torch_separable.files import load_weights
+from torch_separable._system.files import load_weights
 from torch_separable.models import CifarResNet
 from torch_separable.recover import load_data
 from torch_separable.recover.checkpoint import Checkpoint

@@ -20,7 +20,7 @@ import torch
 
 from torch_separable import Plan, SeparableError, apply
 from torch_separable.convert import Conversion, LayerPlan, Report
-from torch_separable.files import save_weights
+from torch_separable._system.files import save_weights
 from torch_separable.models import resnet20
 
 pytest.importorskip("huggingface_hub")

@@ -201,7 +201,7 @@ def test_code_in_the_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("os:system", "would have to be imported"),
         ("torch_separable.models:nn.Module", "would have to be imported"),
-        ("torch_separable.files:write_text", "would have to be imported"),
+        ("torch_separable._system.files:write_text", "would have to be imported"),
         ("torch_separable.models.resnet:nn", "would have to be imported"),
         ("torch_separable.models:__builtins__", "expected package.module:function"),
         ("own_networks:__builtins__", "expected package.module:function"),

@@ -14,7 +14,7 @@ import vl_convert
 from torch import nn
 
 from torch_separable.explain import Explanation, explain
-from torch_separable.files import read_json
+from torch_separable._system.files import read_json
 from torch_separable.report.charts import roofline_chart
 from torch_separable.report.engines import roof
 

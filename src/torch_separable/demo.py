@@ -18,8 +18,8 @@ from torch_separable import runs
 from torch_separable.convert import Budget, apply, calibrate
 from torch_separable.convert.planner import plans
 from torch_separable.cost import analyze
-from torch_separable.extras import optional
-from torch_separable.files import save_weights
+from torch_separable._system.extras import optional
+from torch_separable._system.files import save_weights
 from torch_separable.measure import compare, step
 from torch_separable.models import CifarResNet
 from torch_separable.networks import Network

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_separable.cost import Summary, analyze
 from torch_separable.outputs import evaluating
-from torch_separable.timing import WARM_UP, LayerClock, interleaved, rounds_within
+from torch_separable._system.timing import WARM_UP, LayerClock, interleaved, rounds_within
 
 _SECONDS = 5.0
 

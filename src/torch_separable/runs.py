@@ -20,9 +20,9 @@ from torch_separable.card import MARK, model_card
 from torch_separable.convert import Plan
 from torch_separable.convert.apply import outline
 from torch_separable.errors import SeparableError
-from torch_separable.files import flush, load_weights, read_json, replacing, save_weights, write_json, write_text
-from torch_separable.hardware import processor
-from torch_separable.locking import sole_writer
+from torch_separable._system.files import flush, load_weights, read_json, replacing, save_weights, write_json, write_text
+from torch_separable._system.hardware import processor
+from torch_separable._system.locking import sole_writer
 from torch_separable.networks import Network, bounded
 
 WEIGHTS, PLAN, CONFIG, RESULTS, PAGE = "model.safetensors", "plan.json", "config.json", "results.json", "index.html"

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from torch_separable import runs
 from torch_separable.convert import Budget, convert
-from torch_separable.files import write_json
+from torch_separable._system.files import write_json
 from torch_separable.measure import compare, step
 from torch_separable.networks import Network
 from torch_separable.report import write_report

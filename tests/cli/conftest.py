@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from torch_separable.cli.main import main
-from torch_separable.files import save_weights
+from torch_separable._system.files import save_weights
 
 NETWORKS = Path(__file__).with_name("networks_for_cli.py")
 

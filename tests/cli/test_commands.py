@@ -18,7 +18,7 @@ import torch
 from torch_separable import runs
 from torch_separable.convert import Plan
 from torch_separable.cost import analyze
-from torch_separable.files import read_weights
+from torch_separable._system.files import read_weights
 from torch_separable.models import resnet20
 from torch_separable.recover import load_data
 from torch_separable.runtime import available

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from torch_separable.locking import sole_writer
+from torch_separable._system.locking import sole_writer
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_separable.files import read_weights
+from torch_separable._system.files import read_weights
 from torch_separable.recover.journal import read_records
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from torch_separable import convert, export
-from torch_separable.files import load_weights
+from torch_separable._system.files import load_weights
 from torch_separable.models import mobilenet_v1, resnet20
 from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.recover import IMAGENET_MEAN, IMAGENET_STD

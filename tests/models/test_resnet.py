@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torch_separable as ts
-from torch_separable import files
+from torch_separable._system import files
 from torch_separable.models import CifarResNet, resnet20, resnet32, resnet44, resnet56
 from torch_separable.models.resnet import BasicBlock
 

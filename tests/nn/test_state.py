@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_separable import files
+from torch_separable._system import files
 from torch_separable.nn import (
     ChannelShuffle,
     DepthwiseConv1d,

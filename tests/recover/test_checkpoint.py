@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.files import read_weights, save_weights
+from torch_separable._system.files import read_weights, save_weights
 from torch_separable.recover import RecoverConfig
 from torch_separable.recover.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
 from torch_separable.recover.journal import read_records

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.files import load_weights, read_weights
+from torch_separable._system.files import load_weights, read_weights
 from torch_separable.recover import EpochRecord, ImageData, RecoverConfig, evaluate, load_data, recover
 from torch_separable.recover.journal import read_records
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.files import read_weights
+from torch_separable._system.files import read_weights
 from torch_separable.recover.journal import read_records
 from torch_separable.recover.processes import start_accelerator
 

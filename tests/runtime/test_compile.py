@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import torch_separable as ts
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.hardware import cache_bytes
+from torch_separable._system.hardware import cache_bytes
 from torch_separable.runtime import compile, instruction_sets, library
 from torch_separable.runtime.program import Convolution
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_separable.hardware import cache_bytes
+from torch_separable._system.hardware import cache_bytes
 from torch_separable.runtime import instruction_sets
 from torch_separable.runtime.library import measure
 from torch_separable.runtime.peak import Peak, measured_peak

@@ -22,7 +22,7 @@ def demo(
     """
     from torch_separable import runs
     from torch_separable.demo import run_demo
-    from torch_separable.locking import sole_writer
+    from torch_separable._system.locking import sole_writer
     from torch_separable.report import results_table
 
     runs.check_place(output)

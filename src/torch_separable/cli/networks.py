@@ -61,7 +61,7 @@ def converted_network(
     Nothing that a folder names is imported but the networks of ``torch_separable.models``; others the caller names.
     """
     from torch_separable import runs
-    from torch_separable.files import load_weights
+    from torch_separable._system.files import load_weights
 
     network = runs.read_network(folder)
     if model is None and not is_built_in(network.model):

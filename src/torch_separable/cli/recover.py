@@ -62,8 +62,8 @@ def recover(
     from torch_separable.cli.networks import converted_network
     from torch_separable.cli.report import page_of
     from torch_separable.convert import Plan
-    from torch_separable.files import read_json
-    from torch_separable.locking import is_first_process
+    from torch_separable._system.files import read_json
+    from torch_separable._system.locking import is_first_process
     from torch_separable.measure import compare
     from torch_separable.networks import built_by
     from torch_separable.recover import EpochRecord, RecoverConfig, load_data

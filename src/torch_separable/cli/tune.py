@@ -47,7 +47,7 @@ def tune(
     from torch_separable.runtime.schedule import schedule
     from torch_separable.runtime.tune import Tuned, cache_file
     from torch_separable.runtime.tune import tune as measure_tiles
-    from torch_separable.timing import interleaved, rounds_within
+    from torch_separable._system.timing import interleaved, rounds_within
 
     precisions = {str(precision).removeprefix("torch."): precision for precision in PRECISIONS}
     if dtype not in precisions:

@@ -19,7 +19,7 @@ from torch_separable.convert.record import Batch, Flow, Recording, placed, recor
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.files import infinite_at_will
+from torch_separable._system.files import infinite_at_will
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.outputs import evaluating, logits_of
 from torch_separable.progress import progress_bar

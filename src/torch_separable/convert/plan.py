@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from torch_separable.convert.factorize import Order
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError
-from torch_separable.files import read_json, write_json
+from torch_separable._system.files import read_json, write_json
 
 SCHEMA = 1
 Method = Literal["least_squares", "svd"]

@@ -25,7 +25,7 @@ from torch_separable.explain.arguments import ConvArguments
 from torch_separable.explain.arithmetic import share
 from torch_separable.explain.explanation import Explanation, explain
 from torch_separable.explain.stages import Order
-from torch_separable.files import write_text
+from torch_separable._system.files import write_text
 
 Kind = Literal["standard", "grouped", "depthwise", "depthwise_first", "pointwise_first"]
 _SEPARABLE: tuple[Order, ...] = get_args(Order)

@@ -16,7 +16,7 @@ from torch_separable.errors import MissingExtraError, SeparableValueError
 from torch_separable.explain.arithmetic import count, share, times
 from torch_separable.explain.layout import Fan, arrange, slabs
 from torch_separable.explain.stages import Stage
-from torch_separable.files import replacing
+from torch_separable._system.files import replacing
 
 if TYPE_CHECKING:
     from torch_separable.explain.explanation import Explanation

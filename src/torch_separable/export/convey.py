@@ -15,8 +15,8 @@ from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.export import to_executorch, to_onnx, to_pt2
 from torch_separable.export.capture import capture, prepared
 from torch_separable.export.result import Exported, Format
-from torch_separable.files import replacing
-from torch_separable.locking import sole_writer
+from torch_separable._system.files import replacing
+from torch_separable._system.locking import sole_writer
 from torch_separable.networks import built_by
 
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch"}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from torch_separable.errors import SeparableError
-from torch_separable.extras import optional
+from torch_separable._system.extras import optional
 
 
 def to_executorch(program: ExportedProgram) -> tuple[bytes, dict[str, int]]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_separable.extras import optional
+from torch_separable._system.extras import optional
 
 _CROP_SHARE = 8  # a 32-pixel image is padded by 4 and cropped back, as CIFAR's usually are (arXiv 1512.03385)
 _ERASE_AREA = (0.02, 0.33)

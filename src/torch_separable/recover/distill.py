@@ -12,7 +12,7 @@ from torch import nn
 
 from torch_separable.checks import as_network
 from torch_separable.errors import SeparableValueError
-from torch_separable.locking import sole_writer
+from torch_separable._system.locking import sole_writer
 from torch_separable.recover.checks import check_data
 from torch_separable.recover.config import RecoverConfig
 from torch_separable.recover.data import ImageData

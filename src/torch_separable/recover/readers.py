@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_separable.errors import SeparableError
-from torch_separable.extras import optional
+from torch_separable._system.extras import optional
 from torch_separable.progress import progress_bar
 
 _HELD_OUT_DIGITS = 450

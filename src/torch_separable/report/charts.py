@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from torch_separable.extras import optional
+from torch_separable._system.extras import optional
 from torch_separable.report.content import Epoch, Headline, Layers, Point, Row, percent
 from torch_separable.report.engines import Roof
 

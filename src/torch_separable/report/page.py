@@ -18,7 +18,7 @@ from markupsafe import Markup
 from torch_separable import runs
 from torch_separable._version import __version__
 from torch_separable.errors import MissingExtraError, SeparableError
-from torch_separable.files import write_text
+from torch_separable._system.files import write_text
 from torch_separable.report import charts
 from torch_separable.report.charts import Chart
 from torch_separable.report.content import curve, epochs, headline, layers, percent, steps_of_training

@@ -10,7 +10,7 @@ from typing import Any
 from torch_separable import runs
 from torch_separable.convert import Plan
 from torch_separable.errors import SeparableError
-from torch_separable.files import read_json
+from torch_separable._system.files import read_json
 
 LOG = "log.jsonl"
 

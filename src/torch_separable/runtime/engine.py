@@ -44,7 +44,7 @@ from torch_separable.runtime.program import Node, Program, Reference, TorchCall
 from torch_separable.runtime.schedule import Schedule, padding_of, schedule, view_of
 from torch_separable.runtime.sharing import with_shared_packed, with_shared_weights
 from torch_separable.runtime.tune import known_tiles, tune
-from torch_separable.timing import interleaved
+from torch_separable._system.timing import interleaved
 
 _CLOCK = 1e-4  # milliseconds: what is shorter than the clock's step is told as that
 

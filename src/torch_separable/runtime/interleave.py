@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from torch_separable.hardware import cache_bytes
+from torch_separable._system.hardware import cache_bytes
 from torch_separable.runtime.library import Kind, Operation, Part, Patches
 from torch_separable.runtime.program import Activate, Add, Convolution, Copy, Filtering, Node, Pool, Program, inputs_of
 

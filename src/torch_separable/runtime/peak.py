@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_separable.hardware import cache_bytes
+from torch_separable._system.hardware import cache_bytes
 from torch_separable.runtime.library import InstructionSet, measure
 
 _TURNS = 5

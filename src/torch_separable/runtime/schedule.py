@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from torch_separable.hardware import cache_bytes
+from torch_separable._system.hardware import cache_bytes
 from torch_separable.runtime.interleave import depth_first, early_layers, of_share
 from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches, tasks
 from torch_separable.runtime.library import Activate as NativeActivation

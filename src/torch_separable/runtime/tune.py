@@ -15,8 +15,8 @@ import torch
 from platformdirs import user_cache_path
 
 from torch_separable._version import __version__
-from torch_separable.files import write_json
-from torch_separable.hardware import cache_bytes, processor
+from torch_separable._system.files import write_json
+from torch_separable._system.hardware import cache_bytes, processor
 from torch_separable.runtime.library import InstructionSet, Operation, measure, run
 from torch_separable.runtime.program import Program
 from torch_separable.runtime.schedule import schedule

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_separable.timing import LayerClock, interleaved, quietest, rounds_within
+from torch_separable._system.timing import LayerClock, interleaved, quietest, rounds_within
 
 
 def test_calls_run_twice_beforehand_and_then_in_turn() -> None:

@@ -14,13 +14,13 @@ import pytest
 
 from torch_separable.errors import SeparableError
 from torch_separable.export import export
-from torch_separable.locking import sole_writer
+from torch_separable._system.locking import sole_writer
 from torch_separable.models import CifarResNet
 from torch_separable.saving import save
 
 HOLDER = """
 import sys, time
-from torch_separable.locking import sole_writer
+from torch_separable._system.locking import sole_writer
 with sole_writer(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from torch_separable.errors import SeparableError
-from torch_separable.files import remove_leftovers
+from torch_separable._system.files import remove_leftovers
 
 LOCK = ".torch-separable.lock"
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.files import (
+from torch_separable._system.files import (
     load_weights,
     read_json,
     read_weights,
@@ -39,7 +39,7 @@ from torch_separable.files import (
 # Writes the file again and again, `a` and `b` in turn; or stops in the middle of it.
 WRITER = """
 import sys, time
-from torch_separable.files import replacing
+from torch_separable._system.files import replacing
 path, how = sys.argv[1:]
 for letter in "ab" * 100_000:
     with replacing(path) as aside:

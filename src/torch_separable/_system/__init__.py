@@ -1,0 +1,1 @@
+"""The operating system and the machine: files, locks, hardware, clocks, optional packages."""
