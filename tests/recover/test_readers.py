@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from torch_separable.errors import SeparableError
-from torch_separable.progress import progress_bar
+from torch_separable._console.progress import progress_bar
 from torch_separable.recover import load_data, readers
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from torch_separable import notebook
+from torch_separable._console import notebook
 from torch_separable.bench.benchmark import Benchmark, Case
 from torch_separable.bench.engines import Precision
 

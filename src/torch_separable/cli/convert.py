@@ -87,7 +87,7 @@ def convert(
     from torch_separable.networks import Network
     from torch_separable.recover import evaluate as evaluate_network
     from torch_separable.recover import load_data
-    from torch_separable.terminal import show
+    from torch_separable._console.terminal import show
 
     if (output / runs.WEIGHTS).exists() and not force:
         raise SeparableError(f"{output} already holds a converted network: choose another folder, or give --force")

@@ -45,7 +45,7 @@ def summary(
     """
     from torch_separable.cli.networks import network_or_folder
     from torch_separable.cost import summary as count
-    from torch_separable.terminal import show
+    from torch_separable._console.terminal import show
 
     if json and csv:
         raise SeparableValueError("--json and --csv are both given: give one of them")

@@ -32,7 +32,7 @@ from torch_separable.errors import SeparableError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.nn.separable import SEPARABLE
 from torch_separable.outputs import evaluating
-from torch_separable.progress import progress_bar
+from torch_separable._console.progress import progress_bar
 
 _HOOKS = (
     "_forward_hooks",

@@ -22,7 +22,7 @@ from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._system.files import infinite_at_will
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.outputs import evaluating, logits_of
-from torch_separable.progress import progress_bar
+from torch_separable._console.progress import progress_bar
 
 Images = Tensor | Mapping[str, Tensor] | Iterable[Batch]
 

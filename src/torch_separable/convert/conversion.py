@@ -17,7 +17,7 @@ from torch_separable.convert.plan import Method, Plan
 from torch_separable.convert.planner import Budget, as_planned, check_choice
 from torch_separable.convert.planner import plan as make_plan
 from torch_separable.convert.record import Batch
-from torch_separable.notebook import table
+from torch_separable._console.notebook import table
 from torch_separable.outputs import answers
 
 

@@ -21,7 +21,7 @@ from torch_separable.convert.plan import Engine, Latency, LayerPlan, Method, Pla
 from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.sensitivity import Choice, Option, fit_options, measure
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.progress import progress_bar
+from torch_separable._console.progress import progress_bar
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from torch_separable.notebook import table
+from torch_separable._console.notebook import table
 
 if TYPE_CHECKING:
     from torch_separable.convert.plan import LayerPlan, Plan

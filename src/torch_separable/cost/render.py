@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from torch_separable.errors import SeparableValueError
-from torch_separable.notebook import table
+from torch_separable._console.notebook import table
 
 if TYPE_CHECKING:
     from torch_separable.cost.summary import LayerCost, Summary

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch_separable.explain.arguments import Subject
 from torch_separable.explain.arithmetic import Alternative, count, depth_multiplier, share, times
 from torch_separable.explain.stages import Stage
-from torch_separable.notebook import table
+from torch_separable._console.notebook import table
 
 if TYPE_CHECKING:
     from torch_separable.explain.explanation import Explanation

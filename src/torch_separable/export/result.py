@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from torch_separable.notebook import table
+from torch_separable._console.notebook import table
 
 Format = Literal["onnx", "pt2", "executorch"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torch_separable.errors import SeparableError
 from torch_separable._system.extras import optional
-from torch_separable.progress import progress_bar
+from torch_separable._console.progress import progress_bar
 
 _HELD_OUT_DIGITS = 450
 _DIGITS_SIZE = (32, 32)

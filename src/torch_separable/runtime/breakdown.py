@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from torch_separable import notebook
+from torch_separable._console import notebook
 from torch_separable.runtime.library import PRECISIONS, Operation, Patches
 from torch_separable.runtime.peak import Peak
 from torch_separable.runtime.program import Convolution, Node, TorchCall

@@ -21,7 +21,7 @@ from torch_separable.convert.calibrate import check_weights
 from torch_separable.convert.layers import refresh_weights
 from torch_separable.copying import copied
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.notebook import table
+from torch_separable._console.notebook import table
 from torch_separable.outputs import answers, evaluating, logits_of
 from torch_separable.runtime.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.fuse import fuse

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_separable import notebook
+from torch_separable._console import notebook
 from torch_separable.checks import as_network
 from torch_separable.errors import SeparableError
 from torch_separable.nn import DepthwiseSeparableConv2d

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.text import Text
 
-from torch_separable.terminal import show
+from torch_separable._console.terminal import show
 
 LONG = Text("kept ").append("x" * 300, "green")
 

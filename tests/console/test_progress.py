@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.progress import Task, TaskID
 
-from torch_separable import progress
-from torch_separable.progress import progress_bar
+from torch_separable._console import progress
+from torch_separable._console.progress import progress_bar
 
 
 def shown_text(capsys: pytest.CaptureFixture[str], *, shown: bool = True) -> str:
