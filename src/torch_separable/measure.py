@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable.cost import Summary, analyze
-from torch_separable.outputs import evaluating
+from torch_separable._network.outputs import evaluating
 from torch_separable._system.timing import WARM_UP, LayerClock, interleaved, rounds_within
 
 _SECONDS = 5.0

@@ -18,7 +18,7 @@ from torch_separable.cost import analyze
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.export.capture import capture, prepared
 from torch_separable.export.to_onnx import OPSET, to_onnx
-from torch_separable.outputs import logits_of
+from torch_separable._network.outputs import logits_of
 from torch_separable._console.progress import progress_bar
 from torch_separable.runtime.library import available, chosen_set
 from torch_separable.runtime.peak import Peak, measured_peak

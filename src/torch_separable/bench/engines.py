@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
 from torch_separable.export.to_onnx import INPUT
-from torch_separable.outputs import logits_of
+from torch_separable._network.outputs import logits_of
 
 Precision = Literal["float32", "bfloat16"]
 Call = Callable[[], Tensor]

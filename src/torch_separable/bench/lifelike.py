@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from torch_separable.copying import copied
+from torch_separable._network.copying import copied
 
 
 def lifelike(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_separable.checks import as_network
+from torch_separable._network.checks import as_network
 from torch_separable.convert.calibrate import (
     DEFAULT_MEMORY,
     Images,
@@ -27,11 +27,11 @@ from torch_separable.convert.plan import LayerPlan, Plan
 from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.reconstruct import reconstruct
 from torch_separable.convert.record import Recording, record, run
-from torch_separable.copying import copied
+from torch_separable._network.copying import copied
 from torch_separable.errors import SeparableError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.nn.separable import SEPARABLE
-from torch_separable.outputs import evaluating
+from torch_separable._network.outputs import evaluating
 from torch_separable._console.progress import progress_bar
 
 _HOOKS = (

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_separable.checks import as_network
+from torch_separable._network.checks import as_network
 from torch_separable.convert.factorize import Moments, dense_moments
 from torch_separable.convert.layers import Conv, grouped_weight, refresh_weights, spec_of, survey, without
 from torch_separable.convert.prefix import Prefix
@@ -21,7 +21,7 @@ from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._system.files import infinite_at_will
 from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable.outputs import evaluating, logits_of
+from torch_separable._network.outputs import evaluating, logits_of
 from torch_separable._console.progress import progress_bar
 
 Images = Tensor | Mapping[str, Tensor] | Iterable[Batch]

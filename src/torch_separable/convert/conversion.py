@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_separable.checks import as_network
+from torch_separable._network.checks import as_network
 from torch_separable.convert.apply import apply, check_plan
 from torch_separable.convert.calibrate import DEFAULT_MEMORY, Images, Statistics, calibrate, network_outputs
 from torch_separable.convert.factorize import Order
@@ -18,7 +18,7 @@ from torch_separable.convert.planner import Budget, as_planned, check_choice
 from torch_separable.convert.planner import plan as make_plan
 from torch_separable.convert.record import Batch
 from torch_separable._console.notebook import table
-from torch_separable.outputs import answers
+from torch_separable._network.outputs import answers
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch_separable.convert.plan import Engine
 from torch_separable.convert.record import run
 from torch_separable.convert.sensitivity import Choice
 from torch_separable.errors import SeparableError
-from torch_separable.outputs import evaluating
+from torch_separable._network.outputs import evaluating
 from torch_separable._system.timing import quietest
 
 # Every shape is timed in so many rounds, all of them in turn: its time is the least of the rounds' medians of so many

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from torch_separable.checks import as_network
+from torch_separable._network.checks import as_network
 from torch_separable.convert.allocate import choose
 from torch_separable.convert.calibrate import LayerStatistics, Statistics, check_statistics, moments_of, never_ran
 from torch_separable.convert.factorize import Order

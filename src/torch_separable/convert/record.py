@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torch_separable.convert.layers import Conv, patches_of
 from torch_separable.convert.prefix import Prefix
 from torch_separable.errors import SeparableError
-from torch_separable.outputs import evaluating, logits_of
+from torch_separable._network.outputs import evaluating, logits_of
 from torch_separable._console.progress import Advance
 
 Batch = Tensor | Mapping[str, Tensor]

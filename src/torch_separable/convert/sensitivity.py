@@ -23,7 +23,7 @@ from torch_separable.convert.plan import Method
 from torch_separable.convert.prefix import Prefix
 from torch_separable.convert.reconstruct import biases, fit_groups, importance_of
 from torch_separable.convert.record import Batch, images_in, input_of, placed, run_on
-from torch_separable.outputs import evaluating, logits_of
+from torch_separable._network.outputs import evaluating, logits_of
 
 Choice = tuple[Order, int]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from torch_separable.convert.layers import refresh_weights
-from torch_separable.copying import copied
+from torch_separable._network.copying import copied
 from torch_separable.errors import SeparableError
 from torch_separable.export.fold import fold_batch_norms
-from torch_separable.outputs import logits_of
+from torch_separable._network.outputs import logits_of
 
 
 class Logits(nn.Module):

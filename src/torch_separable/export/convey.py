@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from torch_separable.checks import as_network
+from torch_separable._network.checks import as_network
 from torch_separable.convert import Conversion
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.export import to_executorch, to_onnx, to_pt2

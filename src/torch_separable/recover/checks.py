@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from torch_separable.checks import require_float32
+from torch_separable._network.checks import require_float32
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.outputs import evaluating
+from torch_separable._network.outputs import evaluating
 from torch_separable.recover.config import RecoverConfig
 from torch_separable.recover.data import ImageData
 from torch_separable.recover.evaluate import device_of, logits_for, require_images, require_labels

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_separable.checks import as_network
+from torch_separable._network.checks import as_network
 from torch_separable.errors import SeparableValueError
 from torch_separable._system.locking import sole_writer
 from torch_separable.recover.checks import check_data

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable._version import __version__
-from torch_separable.copying import copied
+from torch_separable._network.copying import copied
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._system.files import load_weights, save_weights, write_json
 from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable.outputs import answers, logits_of
+from torch_separable._network.outputs import answers, logits_of
 from torch_separable._console.progress import Advance, progress_bar
 from torch_separable.recover.augment import Augmentation, derive_seed
 from torch_separable.recover.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
-from torch_separable.checks import as_network, require_float32
+from torch_separable._network.checks import as_network, require_float32
 from torch_separable.convert.calibrate import check_weights
 from torch_separable.convert.layers import refresh_weights
-from torch_separable.copying import copied
+from torch_separable._network.copying import copied
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._console.notebook import table
-from torch_separable.outputs import answers, evaluating, logits_of
+from torch_separable._network.outputs import answers, evaluating, logits_of
 from torch_separable.runtime.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.fuse import fuse
 from torch_separable.runtime.library import (

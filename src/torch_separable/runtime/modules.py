@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._console import notebook
-from torch_separable.checks import as_network
+from torch_separable._network.checks import as_network
 from torch_separable.errors import SeparableError
 from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.runtime.library import chosen_set
