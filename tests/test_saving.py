@@ -26,7 +26,7 @@ from torch import nn
 from torch_separable import Budget, Conversion, Plan, SeparableError, apply, convert, load, runs, save
 from torch_separable.convert import LayerPlan
 from torch_separable.models import MobileNetV1, mobilenet_v1, resnet20
-from torch_separable.networks import Network, built_by
+from torch_separable.models.registry import Network, built_by
 
 WORKER = Path(__file__).with_name("saving_worker.py")
 NAMES = ["README.md", "config.json", "model.safetensors", "plan.json", "results.json"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch_separable.convert import Plan
-from torch_separable.networks import Network, is_built_in
+from torch_separable.models.registry import Network, is_built_in
 
 MARK = "<!-- written by torch-separable; without this line, the file is yours and stays as it is -->"
 _FRONT = """---

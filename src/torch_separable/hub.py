@@ -19,7 +19,7 @@ from torch_separable import runs
 from torch_separable.convert import Conversion, Plan
 from torch_separable.errors import SeparableError
 from torch_separable._system.extras import optional
-from torch_separable.networks import Network
+from torch_separable.models.registry import Network
 from torch_separable.saving import load, save
 
 _hub = optional("huggingface_hub", "hub")

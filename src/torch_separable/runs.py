@@ -23,7 +23,7 @@ from torch_separable.errors import SeparableError
 from torch_separable._system.files import flush, load_weights, read_json, replacing, save_weights, write_json, write_text
 from torch_separable._system.hardware import processor
 from torch_separable._system.locking import sole_writer
-from torch_separable.networks import Network, bounded
+from torch_separable.models.registry import Network, bounded
 
 WEIGHTS, PLAN, CONFIG, RESULTS, PAGE = "model.safetensors", "plan.json", "config.json", "results.json", "index.html"
 CARD = "README.md"

@@ -17,7 +17,7 @@ from torch_separable.convert.apply import outline
 from torch_separable.convert.layers import survey
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError
-from torch_separable.networks import Network, built_by
+from torch_separable.models.registry import Network, built_by
 from torch_separable.nn.separable import SEPARABLE
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.networks import Network, is_built_in
+from torch_separable.models.registry import Network, is_built_in
 
 
 def build_network(

@@ -17,7 +17,7 @@ from torch_separable.export.capture import capture, prepared
 from torch_separable.export.result import Exported, Format
 from torch_separable._system.files import replacing
 from torch_separable._system.locking import sole_writer
-from torch_separable.networks import built_by
+from torch_separable.models.registry import built_by
 
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch"}
 TOLERANCE: dict[Format, float] = {"onnx": 1e-4, "pt2": 1e-4, "executorch": 1e-3}

@@ -20,7 +20,7 @@ from torch_separable.models._layers import (
 )
 from torch_separable.models.mobilenet_v1 import check_width
 from torch_separable.models.mobilenet_v2 import round_channels
-from torch_separable.networks import remembered
+from torch_separable.models.registry import remembered
 from torch_separable.nn._arguments import whole
 
 # (expansion, kernel, output channels, repeats, stride): EfficientNet-B0, table 1 of the paper.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableValueError
-from torch_separable.networks import remembered
+from torch_separable.models.registry import remembered
 from torch_separable.nn._arguments import flag, whole
 
 _WIDTHS = (64, 128, 256, 512)

@@ -13,7 +13,7 @@ from torch_separable.models._layers import (
     check_padding,
     conv_norm_act,
 )
-from torch_separable.networks import remembered
+from torch_separable.models.registry import remembered
 from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.nn._arguments import flag, whole
 

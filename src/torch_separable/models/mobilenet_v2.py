@@ -13,7 +13,7 @@ from torch_separable.models._layers import (
     inverted_residuals,
 )
 from torch_separable.models.mobilenet_v1 import check_width
-from torch_separable.networks import remembered
+from torch_separable.models.registry import remembered
 from torch_separable.nn._arguments import whole
 
 # (expansion, output channels, repeats, stride): table 2 of the paper.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_separable.networks import remembered
+from torch_separable.models.registry import remembered
 from torch_separable.nn._arguments import whole
 
 
