@@ -20,7 +20,7 @@ from torch_separable.convert.planner import plans
 from torch_separable.cost import analyze
 from torch_separable._system.extras import optional
 from torch_separable._system.files import save_weights
-from torch_separable.measure import compare, step
+from torch_separable.bench.compare import compare, step
 from torch_separable.models import CifarResNet
 from torch_separable.models.registry import Network
 from torch_separable.recover import ImageData, evaluate, load_data, recover

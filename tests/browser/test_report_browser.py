@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 from torch_separable import runs
 from torch_separable.convert import Budget, convert
 from torch_separable._system.files import write_json
-from torch_separable.measure import compare, step
+from torch_separable.bench.compare import compare, step
 from torch_separable.models.registry import Network
 from torch_separable.report import write_report
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_separable._console import notebook
-from torch_separable.bench.benchmark import Benchmark, Case
+from torch_separable.bench.harness import Benchmark, Case
 from torch_separable.bench.engines import Precision
 
 _WIDTH = 80

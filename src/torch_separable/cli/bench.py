@@ -63,7 +63,7 @@ def bench(
     from torch_separable import runs
     from torch_separable.bench import benchmark
     from torch_separable.bench.engines import OURS
-    from torch_separable.bench.lifelike import lifelike
+    from torch_separable.bench.randomize import lifelike
     from torch_separable.cli.networks import build_network, network_or_folder
     from torch_separable.cli.report import page_of
     from torch_separable.cost import analyze

@@ -83,7 +83,7 @@ def convert(
     from torch_separable.convert import convert as convert_network
     from torch_separable.convert.render import render_plan
     from torch_separable._system.locking import sole_writer
-    from torch_separable.measure import compare
+    from torch_separable.bench.compare import compare
     from torch_separable.models.registry import Network
     from torch_separable.recover import evaluate as evaluate_network
     from torch_separable.recover import load_data

@@ -64,7 +64,7 @@ def recover(
     from torch_separable.convert import Plan
     from torch_separable._system.files import read_json
     from torch_separable._system.locking import is_first_process
-    from torch_separable.measure import compare
+    from torch_separable.bench.compare import compare
     from torch_separable.models.registry import built_by
     from torch_separable.recover import EpochRecord, RecoverConfig, load_data
     from torch_separable.recover import evaluate as evaluate_network

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_separable.convert import apply, calibrate, plan
 from torch_separable.cost import analyze
-from torch_separable.measure import Comparison, compare
+from torch_separable.bench.compare import Comparison, compare
 
 
 class Slow(nn.Module):
