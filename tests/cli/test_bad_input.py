@@ -283,7 +283,7 @@ def test_a_fault_of_the_program_is_told_apart_from_bad_input(
     def faulty(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("torch_separable.cost.summary", faulty)
+    monkeypatch.setattr("torch_separable.cost.network_summary", faulty)
     outcome = separable(*shlex.split(SUMMARY))
     assert outcome.code == 1
     assert outcome.err == (

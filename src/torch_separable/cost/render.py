@@ -16,7 +16,7 @@ from torch_separable.errors import SeparableValueError
 from torch_separable._console.notebook import table
 
 if TYPE_CHECKING:
-    from torch_separable.cost.summary import LayerCost, Summary
+    from torch_separable.cost.network_summary import LayerCost, Summary
 
 
 class Column(StrEnum):
