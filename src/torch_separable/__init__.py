@@ -16,7 +16,7 @@ from torch_separable.convert import Budget, Conversion, Plan, Statistics, apply,
 from torch_separable.cost import Summary, analyze, summary
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.explain import Explanation, explain
-from torch_separable.export import Exported, export
+from torch_separable.exporting import Exported, export
 from torch_separable.importing import import_weights
 from torch_separable.nn import depthwise_separable_conv
 from torch_separable.recover import ImageData, evaluate, load_data, recover

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from torch_separable.errors import SeparableError
-from torch_separable.export import export
+from torch_separable.exporting import export
 from torch_separable._system.locking import sole_writer
 from torch_separable.models import CifarResNet
 from torch_separable.saving import save

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.export.to_onnx import INPUT
+from torch_separable.exporting.to_onnx import INPUT
 from torch_separable._network.outputs import logits_of
 
 Precision = Literal["float32", "bfloat16"]

@@ -55,8 +55,8 @@ def export(
     Example: **separable export runs/demo --to onnx --data digits**
     """
     from torch_separable.cli.networks import converted_network
-    from torch_separable.export import SUFFIXES
-    from torch_separable.export import export as export_network
+    from torch_separable.exporting import SUFFIXES
+    from torch_separable.exporting import export as export_network
     from torch_separable.recover import load_data
 
     suffixes = {form: suffix for suffix, form in SUFFIXES.items()}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from torch_separable.export import fold_batch_norms
+from torch_separable.exporting import fold_batch_norms
 from torch_separable.models import mobilenet_v1, mobilenet_v2, resnet20
 from torch_separable.nn import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d
 

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch_separable.convert.layers import refresh_weights
 from torch_separable._network.copying import copied
 from torch_separable.errors import SeparableError
-from torch_separable.export.fold import fold_batch_norms
+from torch_separable.exporting.fold import fold_batch_norms
 from torch_separable._network.outputs import logits_of
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable import MissingExtraError, SeparableError, export, load, save
-from torch_separable.export import convey, to_executorch, to_onnx
+from torch_separable.exporting import to_executorch, to_onnx
+from torch_separable.exporting import exporter as convey
 from torch_separable.models import CifarResNet
 
 

@@ -1,7 +1,7 @@
 """Handing a network on: ONNX, PyTorch's ``.pt2`` and ExecuTorch, each checked against the network before it is kept."""
 
-from torch_separable.export.convey import SUFFIXES, export
-from torch_separable.export.fold import fold_batch_norms
-from torch_separable.export.result import Exported, Format
+from torch_separable.exporting.exporter import SUFFIXES, export
+from torch_separable.exporting.fold import fold_batch_norms
+from torch_separable.exporting.result import Exported, Format
 
 __all__ = ["SUFFIXES", "Exported", "Format", "export", "fold_batch_norms"]
