@@ -79,7 +79,7 @@ docs: $(VENV)/.installed-test
 	$(BIN)/python docs/make_explorer.py
 	$(BIN)/python docs/make_tutorial.py
 	$(BIN)/python docs/website/build.py
-	$(BIN)/python -m pytest tests/docs tests/explain
+	$(BIN)/python -m pytest tests/docs tests/explanation
 
 clean:
 	rm -rf $(VENV) runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

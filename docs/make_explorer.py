@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch_separable.explain.explorer import write_explorer
+from torch_separable.explanation.explorer.page import write_explorer
 
 PAGE = Path(__file__).resolve().parent / "explorer.html"
 

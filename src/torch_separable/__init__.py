@@ -15,7 +15,7 @@ from torch_separable._version import __version__
 from torch_separable.convert import Budget, Conversion, Plan, Statistics, apply, calibrate, convert, plan
 from torch_separable.cost import Summary, analyze, summary
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
-from torch_separable.explain import Explanation, explain
+from torch_separable.explanation import Explanation, explain
 from torch_separable.exporting import Exported, export
 from torch_separable.importing import import_weights
 from torch_separable.nn import depthwise_separable_conv

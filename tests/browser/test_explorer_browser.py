@@ -19,8 +19,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableValueError
-from torch_separable.explain.arithmetic import count, share
-from torch_separable.explain.explorer import ExplorerState, Kind, explorer_page, vectors, write_explorer
+from torch_separable.explanation.arithmetic import count, share
+from torch_separable.explanation.explorer.page import ExplorerState, Kind, explorer_page, vectors, write_explorer
 
 KINDS = get_args(Kind)
 WIDTHS = [360, 820, 1440]

@@ -30,8 +30,8 @@ def explain(
 
     Example: **separable explain --in 4 --out 8 --kernel 3 --groups 2 --input 3,3 --figure groups.svg**
     """
-    from torch_separable.explain import explain as work_out
-    from torch_separable.explain.explorer import ExplorerState, write_explorer
+    from torch_separable.explanation import explain as work_out
+    from torch_separable.explanation.explorer.page import ExplorerState, write_explorer
 
     input_size = whole_numbers("--input", size)
     kernel_size = whole_numbers("--kernel", kernel)

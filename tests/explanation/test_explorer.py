@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from torch_separable.cli.main import app
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.explain import explain, explorer
-from torch_separable.explain.explorer import ExplorerState, Kind, explorer_page, vectors, write_explorer
+from torch_separable.explanation import explain
+from torch_separable.explanation.explorer import page as explorer
+from torch_separable.explanation.explorer.page import ExplorerState, Kind, explorer_page, vectors, write_explorer
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATES = Path(explorer.__file__).parent / "templates"

@@ -21,10 +21,10 @@ from markupsafe import Markup
 from torch_separable._version import __version__
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableValueError
-from torch_separable.explain.arguments import ConvArguments
-from torch_separable.explain.arithmetic import share
-from torch_separable.explain.explanation import Explanation, explain
-from torch_separable.explain.stages import Order
+from torch_separable.explanation.arguments import ConvArguments
+from torch_separable.explanation.arithmetic import share
+from torch_separable.explanation.explanation import Explanation, explain
+from torch_separable.explanation.stages import Order
 from torch_separable._system.files import write_text
 
 Kind = Literal["standard", "grouped", "depthwise", "depthwise_first", "pointwise_first"]
@@ -210,7 +210,7 @@ def explorer_page(state: ExplorerState | None = None) -> str:
         (True, False)
     """
     environment = Environment(
-        loader=PackageLoader("torch_separable.explain"),
+        loader=PackageLoader("torch_separable.explanation.explorer"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch_separable.explain.arguments import Subject
-from torch_separable.explain.stages import FLOAT32_BYTES, Stage, separable_stages, single_stage
+from torch_separable.explanation.arguments import Subject
+from torch_separable.explanation.stages import FLOAT32_BYTES, Stage, separable_stages, single_stage
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_separable.explain.stages import Stage
-from torch_separable.explain.text import elide
+from torch_separable.explanation.stages import Stage
+from torch_separable.explanation.text import elide
 
 ELLIPSIS_PITCH = 0.5
 _BAND_GAP = 0.3

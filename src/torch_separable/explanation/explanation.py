@@ -11,10 +11,10 @@ from typing import Any, Unpack
 from torch import nn
 
 from torch_separable.cost.formulas import ConvSpec
-from torch_separable.explain import arithmetic, figure, text
-from torch_separable.explain.arguments import ConvArguments, read
-from torch_separable.explain.arithmetic import Alternative, Step
-from torch_separable.explain.stages import Link, Stage
+from torch_separable.explanation import arithmetic, figure, text
+from torch_separable.explanation.arguments import ConvArguments, read
+from torch_separable.explanation.arithmetic import Alternative, Step
+from torch_separable.explanation.stages import Link, Stage
 
 
 @dataclass(frozen=True)

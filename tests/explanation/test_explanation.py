@@ -13,7 +13,7 @@ from torch import nn
 
 from torch_separable.cost.formulas import ConvSpec, separable_cost_ratio
 from torch_separable.errors import SeparableValueError
-from torch_separable.explain import Explanation, explain
+from torch_separable.explanation import Explanation, explain
 
 
 class TutorialSeparable(nn.Module):

@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
-from torch_separable.explain import explain
+from torch_separable.explanation import explain
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -57,7 +57,7 @@ def test_words_stay_on_the_page_and_apart(name: str) -> None:
     """Rendered text boxes neither leave the page nor cover each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from torch_separable.explain.figure import _Drawing
+    from torch_separable.explanation.figure import _Drawing
 
     figure = _Drawing(drawn(name)).figure
     canvas = FigureCanvasAgg(figure)

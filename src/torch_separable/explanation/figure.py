@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_separable.errors import MissingExtraError, SeparableValueError
-from torch_separable.explain.arithmetic import count, share, times
-from torch_separable.explain.layout import Fan, arrange, slabs
-from torch_separable.explain.stages import Stage
+from torch_separable.explanation.arithmetic import count, share, times
+from torch_separable.explanation.layout import Fan, arrange, slabs
+from torch_separable.explanation.stages import Stage
 from torch_separable._system.files import replacing
 
 if TYPE_CHECKING:
-    from torch_separable.explain.explanation import Explanation
+    from torch_separable.explanation.explanation import Explanation
 
 # Okabe and Ito's colours, told apart under every common colour blindness; in print their labels tell them apart.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from torch_separable.explain.arguments import Subject
-from torch_separable.explain.arithmetic import Alternative, count, depth_multiplier, share, times
-from torch_separable.explain.stages import Stage
+from torch_separable.explanation.arguments import Subject
+from torch_separable.explanation.arithmetic import Alternative, count, depth_multiplier, share, times
+from torch_separable.explanation.stages import Stage
 from torch_separable._console.notebook import table
 
 if TYPE_CHECKING:
-    from torch_separable.explain.explanation import Explanation
+    from torch_separable.explanation.explanation import Explanation
 
 WIDTH = 80
 _MOST_GROUPS = 6
@@ -27,7 +27,7 @@ def title(subject: Subject) -> str:
 
     Example:
         >>> from torch_separable.cost.formulas import ConvSpec
-        >>> from torch_separable.explain.arguments import read
+        >>> from torch_separable.explanation.arguments import read
         >>> title(read(ConvSpec(4, 8, (3, 3), groups=2), (8, 8), {}))
         'Grouped convolution 4 → 8, 3×3, 2 groups'
     """

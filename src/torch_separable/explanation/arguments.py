@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableValueError
-from torch_separable.explain.stages import Order, Stage, separable_stages, single_stage
+from torch_separable.explanation.stages import Order, Stage, separable_stages, single_stage
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -58,7 +58,7 @@ class Subject:
 
 
 def read(layer: nn.Module | ConvSpec | None, input_size: Sequence[int] | None, arguments: ConvArguments) -> Subject:
-    """Read any of the forms that :func:`torch_separable.explain` takes.
+    """Read any of the forms that :func:`torch_separable.explanation` takes.
 
     Raises:
         SeparableValueError: both a layer and arguments are given, or neither; the layer is not one that is known; a
