@@ -33,7 +33,7 @@ from torch_separable.models import CifarResNet
 from torch_separable.recover import load_data
 from torch_separable.recover.checkpoint import Checkpoint
 from torch_separable.recover.journal import keep_records, read_records
-from torch_separable.recover.readers import _decode
+from torch_separable.data.readers import _decode
 from torch_separable.report import build_page, read_run
 
 MARKUP = "<i>markup</i>"

@@ -15,7 +15,7 @@ from torch_separable.errors import SeparableValueError
 from torch_separable._system.locking import sole_writer
 from torch_separable.recover.checks import check_data
 from torch_separable.recover.config import RecoverConfig
-from torch_separable.recover.data import ImageData
+from torch_separable.data.image_data import ImageData
 from torch_separable.recover.run import EpochRecord, Run
 
 

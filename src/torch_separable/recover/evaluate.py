@@ -17,7 +17,7 @@ from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable._console.notebook import table
 from torch_separable._network.outputs import evaluating, logits_of
 from torch_separable._console.progress import progress_bar
-from torch_separable.recover.data import ImageData
+from torch_separable.data.image_data import ImageData
 
 
 @dataclass(frozen=True)

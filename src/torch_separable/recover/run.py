@@ -22,11 +22,11 @@ from torch_separable._system.files import load_weights, save_weights, write_json
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable._network.outputs import answers, logits_of
 from torch_separable._console.progress import Advance, progress_bar
-from torch_separable.recover.augment import Augmentation, derive_seed
+from torch_separable.data.augmentation import Augmentation, derive_seed
 from torch_separable.recover.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
 from torch_separable.recover.checks import check_networks, layout_for
 from torch_separable.recover.config import RecoverConfig
-from torch_separable.recover.data import UNLABELLED, ImageData
+from torch_separable.data.image_data import UNLABELLED, ImageData
 from torch_separable.recover.evaluate import Evaluation, device_of, evaluate, evaluation_of
 from torch_separable.recover.journal import append_record, keep_records
 from torch_separable.recover.losses import feature_distance, logits_divergence, matched_features, watching

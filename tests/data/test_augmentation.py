@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_separable.recover.augment import AUGMENTATIONS, Augmentation, derive_seed
+from torch_separable.data.augmentation import AUGMENTATIONS, Augmentation, derive_seed
 
 CHANGES = [name for name in AUGMENTATIONS if name != "mixup"]
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from torch_separable.errors import SeparableError
 from torch_separable._console.progress import progress_bar
-from torch_separable.recover import load_data, readers
+from torch_separable.recover import load_data
+from torch_separable.data import readers
 
 RNG = np.random.default_rng(0)
 COLOURED = RNG.integers(256, size=(6, 8, 10, 3), dtype=np.uint8)

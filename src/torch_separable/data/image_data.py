@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.recover import readers
+from torch_separable.data import readers
 
 if TYPE_CHECKING:
-    from torch_separable.recover.readers import Raw
+    from torch_separable.data.readers import Raw
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -1,0 +1,1 @@
+"""Images with or without labels: in memory, read from files, randomly changed for training."""
