@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import torch_separable as ts
-from torch_separable.convert import Budget
-from torch_separable.convert.plan import Method
-from torch_separable.convert.planner import plans
+from torch_separable.conversion import Budget
+from torch_separable.conversion.planning.plan import Method
+from torch_separable.conversion.planning.planner import plans
 from torch_separable._system.files import load_weights, read_json, write_json
 from torch_separable.models import NETWORKS
 from torch_separable.nn.rank_by_rank import rank_by_rank

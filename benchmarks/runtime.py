@@ -31,7 +31,7 @@ import torch_separable as ts
 from torch_separable.bench import ENGINES, benchmark
 from torch_separable.bench.engines import OURS
 from torch_separable.bench.randomize import lifelike
-from torch_separable.convert import Budget
+from torch_separable.conversion import Budget
 from torch_separable._system.files import load_weights, read_json, write_json
 from torch_separable.runs import machine
 from torch_separable.runtime.library import chosen_set, instruction_sets

@@ -25,8 +25,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torch_separable import convert
-from torch_separable.convert import Plan
-from torch_separable.convert.apply import outline
+from torch_separable.conversion import Plan
+from torch_separable.conversion.apply_plan import outline
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import load_weights
 from torch_separable.models import CifarResNet

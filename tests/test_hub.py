@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from torch_separable import Plan, SeparableError, apply
-from torch_separable.convert import Conversion, LayerPlan, Report
+from torch_separable.conversion import Conversion, LayerPlan, Report
 from torch_separable._system.files import save_weights
 from torch_separable.models import resnet20
 
@@ -153,7 +153,7 @@ def hub() -> Iterator[ThreadingHTTPServer]:
 TRAVEL = """
 import sys, torch
 from torch_separable import Plan, apply
-from torch_separable.convert import LayerPlan
+from torch_separable.conversion import LayerPlan
 from torch_separable.hub import HubNetwork
 from torch_separable.models import resnet20
 torch.manual_seed(3)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from torch_separable import runs
-from torch_separable.convert import LayerPlan, Plan, apply, calibrate, plan
+from torch_separable.conversion import LayerPlan, Plan, apply, calibrate, plan
 from torch_separable.errors import SeparableError
 
 NETWORK = runs.Network("some.package:function", {"width": 4})

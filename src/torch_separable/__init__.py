@@ -12,7 +12,7 @@ ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another 
 
 from torch_separable import importing, models, nn, runtime
 from torch_separable._version import __version__
-from torch_separable.convert import Budget, Conversion, Plan, Statistics, apply, calibrate, convert, plan
+from torch_separable.conversion import Budget, Conversion, Plan, Statistics, apply, calibrate, convert, plan
 from torch_separable.cost import Summary, analyze, summary
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.explanation import Explanation, explain

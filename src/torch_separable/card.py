@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch_separable.convert import Plan
+from torch_separable.conversion import Plan
 from torch_separable.models.registry import Network, is_built_in
 
 MARK = "<!-- written by torch-separable; without this line, the file is yours and stays as it is -->"

@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import nn
 
 from torch_separable import runs
-from torch_separable.convert import Budget, apply, calibrate
-from torch_separable.convert.planner import plans
+from torch_separable.conversion import Budget, apply, calibrate
+from torch_separable.conversion.planning.planner import plans
 from torch_separable.cost import analyze
 from torch_separable._system.extras import optional
 from torch_separable._system.files import save_weights

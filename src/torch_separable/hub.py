@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from torch_separable import runs
-from torch_separable.convert import Conversion, Plan
+from torch_separable.conversion import Conversion, Plan
 from torch_separable.errors import SeparableError
 from torch_separable._system.extras import optional
 from torch_separable.models.registry import Network

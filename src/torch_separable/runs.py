@@ -17,8 +17,8 @@ from torch import nn
 
 from torch_separable._version import __version__
 from torch_separable.card import MARK, model_card
-from torch_separable.convert import Plan
-from torch_separable.convert.apply import outline
+from torch_separable.conversion import Plan
+from torch_separable.conversion.apply_plan import outline
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import flush, load_weights, read_json, replacing, save_weights, write_json, write_text
 from torch_separable._system.hardware import processor

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from torch_separable import runs
-from torch_separable.convert import Conversion, LayerPlan, Plan
-from torch_separable.convert.apply import outline
-from torch_separable.convert.layers import survey
+from torch_separable.conversion import Conversion, LayerPlan, Plan
+from torch_separable.conversion.apply_plan import outline
+from torch_separable.conversion.layers import survey
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError
 from torch_separable.models.registry import Network, built_by

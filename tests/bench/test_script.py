@@ -63,7 +63,7 @@ def test_only_what_is_missing_is_measured(
 def test_every_network_of_the_list_can_be_built(script: ModuleType) -> None:
     for name, entry in script.NETWORKS.items():
         if entry.make is script.converted:
-            continue  # takes seconds; tests/convert has it
+            continue  # takes seconds; tests/conversion has it
         network = entry.make().eval()
         with torch.no_grad():
             assert network(torch.zeros(1, 3, entry.size, entry.size)).dim() == 2, name

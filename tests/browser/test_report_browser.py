@@ -18,7 +18,7 @@ pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pi
 from playwright.sync_api import Browser, Page, expect
 
 from torch_separable import runs
-from torch_separable.convert import Budget, convert
+from torch_separable.conversion import Budget, convert
 from torch_separable._system.files import write_json
 from torch_separable.bench.compare import compare, step
 from torch_separable.models.registry import Network

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from torch_separable import runs
-from torch_separable.convert import Plan
+from torch_separable.conversion import Plan
 from torch_separable.cost import analyze
 from torch_separable._system.files import read_weights
 from torch_separable.models import resnet20

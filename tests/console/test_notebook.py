@@ -16,7 +16,7 @@ from torch import nn
 
 import torch_separable as ts
 from torch_separable.bench import Benchmark, Case, Timing
-from torch_separable.convert import LayerPlan
+from torch_separable.conversion import LayerPlan
 from torch_separable.exporting import Exported
 from torch_separable._console.notebook import table
 from torch_separable.recover.evaluate import Evaluation

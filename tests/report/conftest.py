@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_separable.convert import Plan, calibrate, plan
+from torch_separable.conversion import Plan, calibrate, plan
 from torch_separable.report import RunFiles
 
 SCRIPT = "<script>alert(1)</script>"

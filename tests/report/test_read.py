@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from torch_separable.convert import Plan
+from torch_separable.conversion import Plan
 from torch_separable.errors import SeparableError
 from torch_separable.report import Page, RunFiles, build_page, read_run
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import torch_separable as ts
-from torch_separable.convert.layers import survey
+from torch_separable.conversion.layers import survey
 from torch_separable.runtime import available, compile, instruction_sets
 
 pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")

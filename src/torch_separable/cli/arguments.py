@@ -15,7 +15,7 @@ import typer
 from torch_separable.errors import SeparableValueError
 
 if TYPE_CHECKING:
-    from torch_separable.convert import Budget
+    from torch_separable.conversion import Budget
 
 Model: TypeAlias = Annotated[
     str, typer.Argument(help="package.module:function that returns the network, or a name: resnet20, mobilenet_v1, ...")
@@ -131,7 +131,7 @@ def keyword_arguments(option: str, texts: Iterable[str] | None) -> dict[str, Any
 
 def read_budget(text: str, engine: str | None = None) -> Budget:
     """Read ``macs=0.5``, ``params=0.3`` or ``latency_ms=4``, which is measured with ``engine``."""
-    from torch_separable.convert import Budget
+    from torch_separable.conversion import Budget
 
     kind, _, value = text.partition("=")
     try:

@@ -79,9 +79,9 @@ def convert(
     from torch_separable import runs
     from torch_separable.cli.networks import build_network
     from torch_separable.cli.report import page_of
-    from torch_separable.convert import Plan
-    from torch_separable.convert import convert as convert_network
-    from torch_separable.convert.render import render_plan
+    from torch_separable.conversion import Plan
+    from torch_separable.conversion import convert as convert_network
+    from torch_separable.conversion.planning.render import render_plan
     from torch_separable._system.locking import sole_writer
     from torch_separable.bench.compare import compare
     from torch_separable.models.registry import Network

@@ -61,7 +61,7 @@ def recover(
     from torch_separable import runs
     from torch_separable.cli.networks import converted_network
     from torch_separable.cli.report import page_of
-    from torch_separable.convert import Plan
+    from torch_separable.conversion import Plan
     from torch_separable._system.files import read_json
     from torch_separable._system.locking import is_first_process
     from torch_separable.bench.compare import compare

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._network.checks import as_network
-from torch_separable.convert import Conversion
+from torch_separable.conversion import Conversion
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.exporting import to_executorch, to_onnx, to_pt2
 from torch_separable.exporting.capture import capture, prepared

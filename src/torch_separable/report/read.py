@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch_separable import runs
-from torch_separable.convert import Plan
+from torch_separable.conversion import Plan
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import read_json
 

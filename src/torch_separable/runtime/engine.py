@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
 from torch_separable._network.checks import as_network, require_float32
-from torch_separable.convert.calibrate import check_weights
-from torch_separable.convert.layers import refresh_weights
+from torch_separable.conversion.calibration.calibrate import check_weights
+from torch_separable.conversion.layers import refresh_weights
 from torch_separable._network.copying import copied
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._console.notebook import table

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from torch import nn
 
-from torch_separable.convert import Latency, LayerPlan, Plan
-from torch_separable.convert.factorize import Order
-from torch_separable.convert.layers import in_words
-from torch_separable.convert.render import render_plan
+from torch_separable.conversion import Latency, LayerPlan, Plan
+from torch_separable.conversion.solvers.factorize import Order
+from torch_separable.conversion.layers import in_words
+from torch_separable.conversion.planning.render import render_plan
 
 WHY = "depthwise first of rank 2 would lose 0.8 % for 409,600 more MACs"
 PLAN = Plan(

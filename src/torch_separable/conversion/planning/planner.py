@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from torch_separable._network.checks import as_network
-from torch_separable.convert.allocate import choose
-from torch_separable.convert.calibrate import LayerStatistics, Statistics, check_statistics, moments_of, never_ran
-from torch_separable.convert.factorize import Order
-from torch_separable.convert.latency import LayerTimes, time_layers
-from torch_separable.convert.layers import in_words, survey
-from torch_separable.convert.plan import Engine, Latency, LayerPlan, Method, Plan, separable_macs, separable_specs
-from torch_separable.convert.prefix import Prefix
-from torch_separable.convert.sensitivity import Choice, Option, fit_options, measure
+from torch_separable.conversion.solvers.knapsack import choose
+from torch_separable.conversion.calibration.calibrate import LayerStatistics, Statistics, check_statistics, moments_of, never_ran
+from torch_separable.conversion.solvers.factorize import Order
+from torch_separable.conversion.planning.latency import LayerTimes, time_layers
+from torch_separable.conversion.layers import in_words, survey
+from torch_separable.conversion.planning.plan import Engine, Latency, LayerPlan, Method, Plan, separable_macs, separable_specs
+from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.planning.sensitivity import Choice, Option, fit_options, measure
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._console.progress import progress_bar
 
@@ -109,7 +109,7 @@ def plan(
         SeparableValueError: an argument is of no use.
 
     Example:
-        >>> from torch_separable.convert import calibrate
+        >>> from torch_separable.conversion import calibrate
         >>> net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
         >>> chosen = plan(net, calibrate(net, torch.randn(16, 3, 12, 12)), budget=Budget(macs=0.5))
         >>> chosen.macs[1] <= 0.5 * chosen.macs[0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._network.checks import as_network
-from torch_separable.convert.calibrate import (
+from torch_separable.conversion.calibration.calibrate import (
     DEFAULT_MEMORY,
     Images,
     LayerStatistics,
@@ -21,12 +21,12 @@ from torch_separable.convert.calibrate import (
     check_statistics,
     never_ran,
 )
-from torch_separable.convert.factorize import Factors, decouple
-from torch_separable.convert.layers import COMPUTES_WEIGHT, Conv, grouped_weight, refresh_weights, survey
-from torch_separable.convert.plan import LayerPlan, Plan
-from torch_separable.convert.prefix import Prefix
-from torch_separable.convert.reconstruct import reconstruct
-from torch_separable.convert.record import Recording, record, run
+from torch_separable.conversion.solvers.factorize import Factors, decouple
+from torch_separable.conversion.layers import COMPUTES_WEIGHT, Conv, grouped_weight, refresh_weights, survey
+from torch_separable.conversion.planning.plan import LayerPlan, Plan
+from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.solvers.reconstruct import reconstruct
+from torch_separable.conversion.calibration.observer import Recording, record, run
 from torch_separable._network.copying import copied
 from torch_separable.errors import SeparableError
 from torch_separable.nn.rank_by_rank import rank_by_rank
@@ -77,7 +77,7 @@ def apply(
         SeparableError: the plan is for another network; the message names the first layer that differs.
 
     Example:
-        >>> from torch_separable.convert import plan
+        >>> from torch_separable.conversion import plan
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1))
         >>> images = torch.randn(16, 3, 12, 12)
         >>> statistics = calibrate(net, images)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_separable.convert import Plan, apply, calibrate, plan
+from torch_separable.conversion import Plan, apply, calibrate, plan
 from torch_separable.errors import SeparableError
 from torch_separable.nn import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_separable.convert import Latency, LayerPlan, Plan, apply, calibrate
-from torch_separable.convert.factorize import Order
-from torch_separable.convert.layers import spec_of
-from torch_separable.convert.plan import separable_macs, separable_specs
+from torch_separable.conversion import Latency, LayerPlan, Plan, apply, calibrate
+from torch_separable.conversion.solvers.factorize import Order
+from torch_separable.conversion.layers import spec_of
+from torch_separable.conversion.planning.plan import separable_macs, separable_specs
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError
 from torch_separable.nn.separable import SEPARABLE

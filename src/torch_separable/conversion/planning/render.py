@@ -14,7 +14,7 @@ from rich.text import Text
 from torch_separable._console.notebook import table
 
 if TYPE_CHECKING:
-    from torch_separable.convert.plan import LayerPlan, Plan
+    from torch_separable.conversion.planning.plan import LayerPlan, Plan
 
 _GAP = "  "
 _NARROWEST_NAME = 12

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_separable.convert.allocate import choose
+from torch_separable.conversion.solvers.knapsack import choose
 from torch_separable.errors import SeparableError
 
 Options = Sequence[Sequence[float]]

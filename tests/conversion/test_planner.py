@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_separable.convert import Budget, LayerPlan, Plan, Statistics, apply, calibrate, plan
-from torch_separable.convert.factorize import Order, decouple
-from torch_separable.convert.layers import grouped_weight
-from torch_separable.convert.plan import Engine, separable_macs
-from torch_separable.convert.planner import plans
+from torch_separable.conversion import Budget, LayerPlan, Plan, Statistics, apply, calibrate, plan
+from torch_separable.conversion.solvers.factorize import Order, decouple
+from torch_separable.conversion.layers import grouped_weight
+from torch_separable.conversion.planning.plan import Engine, separable_macs
+from torch_separable.conversion.planning.planner import plans
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime import available
@@ -209,7 +209,7 @@ def test_milliseconds_that_cannot_be_right_are_warned_of(monkeypatch: pytest.Mon
     net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)).eval()
     statistics = calibrate(net, torch.randn(64, 3, 12, 12))
     # Of the layers, and of the whole. (Attributes would lead to the function `convert`.)
-    latency = import_module("torch_separable.convert.latency")
+    latency = import_module("torch_separable.conversion.planning.latency")
     monkeypatch.setattr(latency, "_pytorch", lambda module, images: lambda: 8.0)
     with pytest.warns(UserWarning, match="layers take 16 ms one by one, and the whole of it 8 ms: other work disturbs"):
         plan(net, statistics, budget=Budget(latency_ms=20, engine="pytorch"))
@@ -231,7 +231,7 @@ def test_milliseconds_are_those_of_every_call_at_its_size(monkeypatch: pytest.Mo
     net = Clips().eval()
     statistics = calibrate(net, torch.randn(8, 5, 3, 12, 12))
     # A millisecond for each pixel, and as much for the network as for its layers.
-    latency = import_module("torch_separable.convert.latency")
+    latency = import_module("torch_separable.conversion.planning.latency")
     monkeypatch.setattr(
         latency, "_pytorch", lambda module, images: lambda: 5 * 324.0 if module is net else images[:, 0].numel()
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_separable.convert import Plan
+from torch_separable.conversion import Plan
 
 WORKER = Path(__file__).with_name("conversion_worker.py")
 

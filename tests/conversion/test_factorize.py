@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_separable.convert.calibrate import sample_moments
-from torch_separable.convert.factorize import (
+from torch_separable.conversion.calibration.calibrate import sample_moments
+from torch_separable.conversion.solvers.factorize import (
     Factors,
     Moments,
     Order,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from torch_separable.convert import LayerStatistics, apply, calibrate, plan
-from torch_separable.convert.calibrate import moments_of
-from torch_separable.convert.layers import patches_of
+from torch_separable.conversion import LayerStatistics, apply, calibrate, plan
+from torch_separable.conversion.calibration.calibrate import moments_of
+from torch_separable.conversion.layers import patches_of
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError, SeparableValueError
 

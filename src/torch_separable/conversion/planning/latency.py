@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_separable.convert.apply import separable_of
-from torch_separable.convert.calibrate import LayerStatistics, Statistics, over_processes
-from torch_separable.convert.factorize import decouple
-from torch_separable.convert.layers import grouped_weight, survey
-from torch_separable.convert.plan import Engine
-from torch_separable.convert.record import run
-from torch_separable.convert.sensitivity import Choice
+from torch_separable.conversion.apply_plan import separable_of
+from torch_separable.conversion.calibration.calibrate import LayerStatistics, Statistics, over_processes
+from torch_separable.conversion.solvers.factorize import decouple
+from torch_separable.conversion.layers import grouped_weight, survey
+from torch_separable.conversion.planning.plan import Engine
+from torch_separable.conversion.calibration.observer import run
+from torch_separable.conversion.planning.sensitivity import Choice
 from torch_separable.errors import SeparableError
 from torch_separable._network.outputs import evaluating
 from torch_separable._system.timing import quietest

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_separable._network.checks import as_network
-from torch_separable.convert.factorize import Moments, dense_moments
-from torch_separable.convert.layers import Conv, grouped_weight, refresh_weights, spec_of, survey, without
-from torch_separable.convert.prefix import Prefix
-from torch_separable.convert.record import Batch, Flow, Recording, placed, record, run
+from torch_separable.conversion.solvers.factorize import Moments, dense_moments
+from torch_separable.conversion.layers import Conv, grouped_weight, refresh_weights, spec_of, survey, without
+from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.calibration.observer import Batch, Flow, Recording, placed, record, run
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from torch_separable.convert import Budget, Conversion, convert
+from torch_separable.conversion import Budget, Conversion, convert
 
 
 def network() -> nn.Module:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_separable.convert.prefix import Prefix
+from torch_separable.conversion.calibration.replay_cache import Prefix
 from torch_separable.models import mobilenet_v2, resnet20
 
 

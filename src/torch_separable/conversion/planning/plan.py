@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from torch_separable.convert.factorize import Order
+from torch_separable.conversion.solvers.factorize import Order
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import read_json, write_json
@@ -212,12 +212,12 @@ class Plan:
             raise SeparableError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
-        from torch_separable.convert.render import render_plan  # which imports this file
+        from torch_separable.conversion.planning.render import render_plan  # which imports this file
 
         return render_plan(self).plain
 
     def _repr_html_(self) -> str:
-        from torch_separable.convert.render import render_plan_html
+        from torch_separable.conversion.planning.render import render_plan_html
 
         return render_plan_html(self)
 

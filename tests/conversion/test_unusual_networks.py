@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_separable as ts
-from torch_separable.convert import Budget
+from torch_separable.conversion import Budget
 from torch_separable.errors import SeparableError
 from torch_separable.nn import DepthwiseSeparableConv2d
 

@@ -1,0 +1,1 @@
+"""What conversion learns from unlabelled images: moments of each convolution's input, recorded activations."""

@@ -1,0 +1,1 @@
+"""Which convolution becomes which factorization of which rank, within a budget."""

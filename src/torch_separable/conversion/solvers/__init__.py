@@ -1,0 +1,1 @@
+"""The mathematics of conversion: factorizations, least-squares fits, the knapsack."""
