@@ -38,7 +38,7 @@ from torch_separable.conversion.planning.planner import plans
 from torch_separable._system.files import load_weights, read_json, write_json
 from torch_separable.models import NETWORKS
 from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable.recover import IMAGENET_MEAN, IMAGENET_STD
+from torch_separable.distillation import IMAGENET_MEAN, IMAGENET_STD
 from torch_separable.runs import machine
 from torch_separable.runtime.library import chosen_set
 from torch_separable._system.timing import interleaved

@@ -36,7 +36,7 @@ from torch_separable.models import CifarResNet
 # The imports take longer than the commands, and nothing is written in them: the clock starts after them.
 _RUN = """
 import sys
-import torch_separable.cli.main, torch_separable.conversion, torch_separable.exporting, torch_separable.recover
+import torch_separable.cli.main, torch_separable.conversion, torch_separable.exporting, torch_separable.distillation
 import accelerate, sklearn.datasets, onnxscript, onnxruntime
 print("ready", file=sys.stderr, flush=True)
 torch_separable.cli.main.main()

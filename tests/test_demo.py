@@ -16,7 +16,8 @@ from torch import nn
 from torch_separable.cost import analyze
 from torch_separable._system.files import load_weights, read_weights
 from torch_separable.models import CifarResNet
-from torch_separable.recover import evaluate, load_data
+from torch_separable.distillation import load_data
+from torch_separable.distillation import evaluation as evaluate
 from torch_separable.report.facts import facts_of, promise_sentence
 from torch_separable.runs import load_converted
 

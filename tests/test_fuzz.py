@@ -30,9 +30,9 @@ from torch_separable.conversion.apply_plan import outline
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import load_weights
 from torch_separable.models import CifarResNet
-from torch_separable.recover import load_data
-from torch_separable.recover.checkpoint import Checkpoint
-from torch_separable.recover.journal import keep_records, read_records
+from torch_separable.distillation import load_data
+from torch_separable.distillation.checkpoint import Checkpoint
+from torch_separable.distillation.training_log import keep_records, read_records
 from torch_separable.data.readers import _decode
 from torch_separable.report import build_page, read_run
 

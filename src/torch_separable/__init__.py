@@ -19,7 +19,8 @@ from torch_separable.explanation import Explanation, explain
 from torch_separable.exporting import Exported, export
 from torch_separable.importing import import_weights
 from torch_separable.nn import depthwise_separable_conv
-from torch_separable.recover import ImageData, evaluate, load_data, recover
+from torch_separable.distillation import ImageData, load_data, recover
+from torch_separable.distillation import evaluation as evaluate
 from torch_separable.runtime import CompiledModel, compile
 from torch_separable.saving import load, save
 

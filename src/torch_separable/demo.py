@@ -23,7 +23,8 @@ from torch_separable._system.files import save_weights
 from torch_separable.bench.compare import compare, step
 from torch_separable.models import CifarResNet
 from torch_separable.models.registry import Network
-from torch_separable.recover import ImageData, evaluate, load_data, recover
+from torch_separable.distillation import ImageData, load_data, recover
+from torch_separable.distillation import evaluation as evaluate
 from torch_separable.report import write_report
 
 _MACS = 0.19  # a little below a fifth, so that five times fewer is kept whatever the choice of layers rounds to

@@ -20,7 +20,7 @@ from torch_separable.conversion import Plan
 from torch_separable.cost import analyze
 from torch_separable._system.files import read_weights
 from torch_separable.models import resnet20
-from torch_separable.recover import load_data
+from torch_separable.distillation import load_data
 from torch_separable.runtime import available
 
 needs_kernels = pytest.mark.skipif(not available(), reason="this installation has no kernel library")
@@ -335,7 +335,7 @@ def test_bars_of_reading_follow_quiet_and_json(
         asked.append(progress)
         return load_data(*arguments, progress=progress, **settings)
 
-    monkeypatch.setattr(import_module("torch_separable.recover"), "load_data", watched)
+    monkeypatch.setattr(import_module("torch_separable.distillation"), "load_data", watched)
     for option, shown in (("", True), ("--json", False), ("--quiet", False)):
         if option == "--quiet" and command.startswith("export"):
             continue

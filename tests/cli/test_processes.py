@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from torch_separable._system.files import read_weights
-from torch_separable.recover.journal import read_records
+from torch_separable.distillation.training_log import read_records
 
 
 def command(*arguments: str) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torch_separable.errors import SeparableError
-from torch_separable.recover import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
+from torch_separable.distillation import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
 
 
 def coloured(count: int = 12, **changes: Any) -> ImageData:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from torch_separable.errors import SeparableError
 from torch_separable._console.progress import progress_bar
-from torch_separable.recover import load_data
+from torch_separable.distillation import load_data
 from torch_separable.data import readers
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_separable import Conversion, convert
 from torch_separable.models import CifarResNet
-from torch_separable.recover import load_data, recover
+from torch_separable.distillation import load_data, recover
 
 
 @dataclass(frozen=True)

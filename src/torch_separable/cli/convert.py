@@ -85,8 +85,8 @@ def convert(
     from torch_separable._system.locking import sole_writer
     from torch_separable.bench.compare import compare
     from torch_separable.models.registry import Network
-    from torch_separable.recover import evaluate as evaluate_network
-    from torch_separable.recover import load_data
+    from torch_separable.distillation import evaluate as evaluate_network
+    from torch_separable.distillation import load_data
     from torch_separable._console.terminal import show
 
     if (output / runs.WEIGHTS).exists() and not force:

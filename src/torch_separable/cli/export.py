@@ -57,7 +57,7 @@ def export(
     from torch_separable.cli.networks import converted_network
     from torch_separable.exporting import SUFFIXES
     from torch_separable.exporting import export as export_network
-    from torch_separable.recover import load_data
+    from torch_separable.distillation import load_data
 
     suffixes = {form: suffix for suffix, form in SUFFIXES.items()}
     if to not in suffixes:

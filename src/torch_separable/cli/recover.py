@@ -66,11 +66,11 @@ def recover(
     from torch_separable._system.locking import is_first_process
     from torch_separable.bench.compare import compare
     from torch_separable.models.registry import built_by
-    from torch_separable.recover import EpochRecord, RecoverConfig, load_data
-    from torch_separable.recover import evaluate as evaluate_network
-    from torch_separable.recover import recover as distil
-    from torch_separable.recover.journal import read_records
-    from torch_separable.recover.run import LOG
+    from torch_separable.distillation import EpochRecord, RecoverConfig, load_data
+    from torch_separable.distillation import evaluate as evaluate_network
+    from torch_separable.distillation import recover as distil
+    from torch_separable.distillation.training_log import read_records
+    from torch_separable.distillation.run import LOG
     from torch_separable.report import results_table
 
     if not 0 <= hold_out < 1:
@@ -155,7 +155,7 @@ def recover(
 def check_output(place: Path, folder: Path) -> None:
     """Refuse to write over a network that is not of an earlier recovery, before anything is computed."""
     from torch_separable import runs
-    from torch_separable.recover.run import CHECKPOINT, LOG
+    from torch_separable.distillation.run import CHECKPOINT, LOG
 
     runs.check_place(place)
     if place.exists() and place.samefile(folder):

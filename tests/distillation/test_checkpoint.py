@@ -18,10 +18,10 @@ from torch import nn
 
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import read_weights, save_weights
-from torch_separable.recover import RecoverConfig
-from torch_separable.recover.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
-from torch_separable.recover.journal import read_records
-from torch_separable.recover.optimise import make_optimizer
+from torch_separable.distillation import RecoverConfig
+from torch_separable.distillation.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
+from torch_separable.distillation.training_log import read_records
+from torch_separable.distillation.optimizer import make_optimizer
 
 WORKER = Path(__file__).with_name("recovery_worker.py")
 run: Callable[..., nn.Module] = runpy.run_path(str(WORKER))["run"]

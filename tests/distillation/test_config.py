@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from torch_separable.errors import SeparableValueError
-from torch_separable.recover import RecoverConfig
+from torch_separable.distillation import RecoverConfig
 
 
 def test_settings_survive_json() -> None:

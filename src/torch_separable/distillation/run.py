@@ -23,15 +23,15 @@ from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable._network.outputs import answers, logits_of
 from torch_separable._console.progress import Advance, progress_bar
 from torch_separable.data.augmentation import Augmentation, derive_seed
-from torch_separable.recover.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
-from torch_separable.recover.checks import check_networks, layout_for
-from torch_separable.recover.config import RecoverConfig
+from torch_separable.distillation.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
+from torch_separable.distillation.preflight import check_networks, layout_for
+from torch_separable.distillation.config import RecoverConfig
 from torch_separable.data.image_data import UNLABELLED, ImageData
-from torch_separable.recover.evaluate import Evaluation, device_of, evaluate, evaluation_of
-from torch_separable.recover.journal import append_record, keep_records
-from torch_separable.recover.losses import feature_distance, logits_divergence, matched_features, watching
-from torch_separable.recover.optimise import make_average, make_optimizer, make_scheduler
-from torch_separable.recover.processes import shared, start_accelerator
+from torch_separable.distillation.evaluation import Evaluation, device_of, evaluate, evaluation_of
+from torch_separable.distillation.training_log import append_record, keep_records
+from torch_separable.distillation.losses import feature_distance, logits_divergence, matched_features, watching
+from torch_separable.distillation.optimizer import make_average, make_optimizer, make_scheduler
+from torch_separable.distillation.processes import shared, start_accelerator
 
 _MOST_LOST_S = 60.0  # of work, when a run is killed: steps may take seconds each
 CHECKPOINT, BEST, LOG, SETTINGS = "checkpoint.safetensors", "best.safetensors", "log.jsonl", "settings.json"

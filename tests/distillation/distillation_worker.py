@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_separable.recover import ImageData, recover
+from torch_separable.distillation import ImageData, recover
 
 
 def network(seed: int, width: int = 6, batch_norm: bool = True) -> nn.Module:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.recover.losses import feature_distance, logits_divergence, matched_features, watching
+from torch_separable.distillation.losses import feature_distance, logits_divergence, matched_features, watching
 
 
 @given(st.floats(0.5, 20))

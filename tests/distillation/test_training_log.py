@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch_separable.recover.journal import append_record, keep_records, read_records
+from torch_separable.distillation.training_log import append_record, keep_records, read_records
 
 
 def test_log_is_cut_back_to_a_step_and_half_a_line_is_passed_over(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from torch import nn
 
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import read_weights
-from torch_separable.recover.journal import read_records
-from torch_separable.recover.processes import start_accelerator
+from torch_separable.distillation.training_log import read_records
+from torch_separable.distillation.processes import start_accelerator
 
 WORKER = Path(__file__).with_name("recovery_worker.py")
 run: Callable[..., nn.Module] = runpy.run_path(str(WORKER))["run"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.recover import RecoverConfig
-from torch_separable.recover.optimise import learning_rate_share, make_average, make_optimizer, make_scheduler
+from torch_separable.distillation import RecoverConfig
+from torch_separable.distillation.optimizer import learning_rate_share, make_average, make_optimizer, make_scheduler
 
 
 @given(steps=st.integers(1, 300), warmup=st.floats(0, 0.99))

@@ -13,10 +13,10 @@ from torch import nn
 from torch_separable._network.checks import as_network
 from torch_separable.errors import SeparableValueError
 from torch_separable._system.locking import sole_writer
-from torch_separable.recover.checks import check_data
-from torch_separable.recover.config import RecoverConfig
+from torch_separable.distillation.preflight import check_data
+from torch_separable.distillation.config import RecoverConfig
 from torch_separable.data.image_data import ImageData
-from torch_separable.recover.run import EpochRecord, Run
+from torch_separable.distillation.run import EpochRecord, Run
 
 
 def recover(
@@ -67,7 +67,7 @@ def recover(
 
     Example:
         >>> import torch
-        >>> from torch_separable.recover import ImageData, recover
+        >>> from torch_separable.distillation import ImageData, recover
         >>> data = ImageData("noise", "train", torch.rand(64, 3, 8, 8))
         >>> def network():
         ...     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5))

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import load_weights, read_weights
-from torch_separable.recover import EpochRecord, ImageData, RecoverConfig, evaluate, load_data, recover
-from torch_separable.recover.journal import read_records
+from torch_separable.distillation import EpochRecord, ImageData, RecoverConfig, load_data, recover
+from torch_separable.distillation import evaluation as evaluate
+from torch_separable.distillation.training_log import read_records
 
 _worker = runpy.run_path(str(Path(__file__).with_name("recovery_worker.py")))
 network: Callable[..., nn.Module] = _worker["network"]

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from torch_separable.errors import SeparableError
-from torch_separable.recover.config import RecoverConfig
+from torch_separable.distillation.config import RecoverConfig
 
 _MOMENTUM = 0.9
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableError
-from torch_separable.recover import Evaluation, ImageData, evaluate
+from torch_separable.distillation import Evaluation, ImageData
+from torch_separable.distillation import evaluation as evaluate
 
 
 def network() -> nn.Module:
