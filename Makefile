@@ -52,7 +52,7 @@ sanitize: $(VENV)/.installed-test
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(SANITIZED)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
-		tests/runtime/test_kernels.py tests/runtime/test_interleave.py tests/runtime/test_sanitizers.py
+		tests/runtime/test_kernels.py tests/runtime/test_depth_first.py tests/runtime/test_sanitizers.py
 
 # The kernels' tests with the library that ARM64 gets, emulated. Threads take turns there.
 ARM64 := build/arm64

@@ -18,7 +18,7 @@ from torch_separable.bench.engines import Job
 from torch_separable.bench.randomize import lifelike
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime import available
-from torch_separable.runtime.peak import Peak
+from torch_separable.runtime.profiling.roofline import Peak
 
 
 def timing(engine: str, milliseconds: float, precision: Any = "float32") -> Timing:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 import torch_separable.runtime
-from torch_separable.runtime import available, library
-from torch_separable.runtime.library import PRECISIONS, InstructionSet, Operation
+from torch_separable.runtime import available
+from torch_separable.runtime.native import bindings as library
+from torch_separable.runtime.native.bindings import PRECISIONS, InstructionSet, Operation
 
 _POINTERS = ("weights", "next_weights", "bias", "filters", "filter_bias")
 
@@ -114,7 +115,7 @@ def _lines(data: bytes) -> bytes:
 
 
 if "TORCH_SEPARABLE_TEST_RUNNER" in os.environ:
-    from torch_separable.runtime import schedule
+    from torch_separable.runtime.planning import schedule
 
     _elsewhere = Elsewhere(os.environ["TORCH_SEPARABLE_TEST_RUNNER"])
     library.run = _elsewhere.run

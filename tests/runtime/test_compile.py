@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import torch_separable as ts
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime import compile, instruction_sets, library
-from torch_separable.runtime.program import Convolution
+from torch_separable.runtime import compile, instruction_sets
+from torch_separable.runtime.native import bindings as library
+from torch_separable.runtime.graph.ir import Convolution
 
 
 def trained_like(model: nn.Module) -> nn.Module:
@@ -386,7 +387,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_late_layers_that_threads_take_apart(rank: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_separable.runtime.schedule.cache_bytes", lambda level: 2**14)
+    monkeypatch.setattr("torch_separable.runtime.planning.schedule.cache_bytes", lambda level: 2**14)
     layers = [
         nn.Sequential(nn.Conv2d(72, 72 * rank, 3, padding=1, groups=72), nn.Conv2d(72 * rank, 72, 1), nn.ReLU())
         for _ in range(2)

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch_separable.runtime import available, instruction_sets
 from torch_separable.runtime import pack as pack_module
 from torch_separable.runtime import schedule as schedule_module
-from torch_separable.runtime.library import Kind, Patches, run
-from torch_separable.runtime.pack import padded
-from torch_separable.runtime.program import (
+from torch_separable.runtime.native.bindings import Kind, Patches, run
+from torch_separable.runtime.planning.packing import padded
+from torch_separable.runtime.graph.ir import (
     Activate,
     Activation,
     ActivationKind,
@@ -38,7 +38,7 @@ from torch_separable.runtime.program import (
     Scale,
     Window,
 )
-from torch_separable.runtime.schedule import schedule, view_of
+from torch_separable.runtime.planning.schedule import schedule, view_of
 
 SETS = list(instruction_sets()) if available() else ["none"]
 GUARD = 1024  # floats before and after the workspace that nothing may touch

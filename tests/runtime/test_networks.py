@@ -173,7 +173,7 @@ def test_random_networks(data: st.DataObject) -> None:
         if small := data.draw(st.sampled_from([0, 2**12, 2**15])):
             for name in CACHES:
                 patch.setattr(name, lambda level: small)
-            patch.setattr("torch_separable.runtime.interleave._NEAR", small)
+            patch.setattr("torch_separable.runtime.planning.depth_first._NEAR", small)
         compiled = compile(model, batches[0], threads=threads, dtype=dtype)
         for x in batches:
             compiled(torch.full_like(x, math.inf))  # whatever that leaves in memory, the next call must not read
@@ -197,7 +197,7 @@ def test_what_is_not_finite_spreads_as_in_pytorch(data: st.DataObject) -> None:
         x = torch.randn(data.draw(st.integers(1, 3)), model.channels[0], 9, 14)
         patch.setenv("TORCH_SEPARABLE_ISA", data.draw(st.sampled_from(sorted(instruction_sets()))))
         if data.draw(st.booleans()):
-            for name in (*CACHES, "torch_separable.runtime.interleave._NEAR"):
+            for name in (*CACHES, "torch_separable.runtime.planning.depth_first._NEAR"):
                 patch.setattr(name, 2**12 if name.endswith("_NEAR") else lambda level: 2**12)
         compiled = compile(model, x, threads=data.draw(st.integers(1, 3)))
         x.flatten()[data.draw(st.integers(0, x.numel() - 1))] = data.draw(

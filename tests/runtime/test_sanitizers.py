@@ -15,9 +15,9 @@ watched = pytest.mark.skipif("libasan" not in os.environ.get("LD_PRELOAD", ""), 
 
 CODE = """
 import torch
-from torch_separable.runtime.library import instruction_sets, run
-from torch_separable.runtime.program import Convolution, Program, Window
-from torch_separable.runtime.schedule import schedule
+from torch_separable.runtime.native.bindings import instruction_sets, run
+from torch_separable.runtime.graph.ir import Convolution, Program, Window
+from torch_separable.runtime.planning.schedule import schedule
 
 dtype = torch.{dtype}
 kernels = instruction_sets(dtype)["{isa}"]

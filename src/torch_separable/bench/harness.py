@@ -20,8 +20,8 @@ from torch_separable.exporting.capture import capture, prepared
 from torch_separable.exporting.to_onnx import OPSET, to_onnx
 from torch_separable._network.outputs import logits_of
 from torch_separable._console.progress import progress_bar
-from torch_separable.runtime.library import available, chosen_set
-from torch_separable.runtime.peak import Peak, measured_peak
+from torch_separable.runtime.native.bindings import available, chosen_set
+from torch_separable.runtime.profiling.roofline import Peak, measured_peak
 
 # Largest difference to PyTorch's float32 outputs, of their largest, at which an engine computes the same network.
 # Random weights amplify what is rounded: PyTorch's own autocast to bfloat16 is 0.14 off on such a MobileNetV1.

@@ -13,9 +13,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_separable.errors import SeparableValueError
 from torch_separable.runtime.engine import Prepared
-from torch_separable.runtime.library import chosen_set
-from torch_separable.runtime.lower import blocked
-from torch_separable.runtime.program import (
+from torch_separable.runtime.native.bindings import chosen_set
+from torch_separable.runtime.graph.lower import blocked
+from torch_separable.runtime.graph.ir import (
     Activation,
     ActivationKind,
     Convolution,
@@ -26,8 +26,8 @@ from torch_separable.runtime.program import (
     Shape,
     Window,
 )
-from torch_separable.runtime.schedule import schedule
-from torch_separable.runtime.tune import known_tiles
+from torch_separable.runtime.planning.schedule import schedule
+from torch_separable.runtime.profiling.autotune import known_tiles
 
 # What is packed for a call, kept as long as its weights live: by the second weight, then by everything else.
 _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.interleave import depth_first, early_layers, of_share
-from torch_separable.runtime.library import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches, tasks
-from torch_separable.runtime.library import Activate as NativeActivation
-from torch_separable.runtime.memory import CACHE_LINE, place
-from torch_separable.runtime.pack import (
+from torch_separable.runtime.planning.depth_first import depth_first, early_layers, of_share
+from torch_separable.runtime.native.bindings import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches, tasks
+from torch_separable.runtime.native.bindings import Activate as NativeActivation
+from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place
+from torch_separable.runtime.planning.packing import (
     halved,
     in_turns,
     pack_bias,
@@ -25,8 +25,8 @@ from torch_separable.runtime.pack import (
     pad_blocks,
     padded,
 )
-from torch_separable.runtime.pages import ENOUGH, zeros
-from torch_separable.runtime.program import (
+from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
+from torch_separable.runtime.graph.ir import (
     Activate,
     Activation,
     Add,
@@ -43,7 +43,7 @@ from torch_separable.runtime.program import (
     Window,
     inputs_of,
 )
-from torch_separable.runtime.tiles import FEW_PIXELS, Tile, tile_of
+from torch_separable.runtime.planning.tiling import FEW_PIXELS, Tile, tile_of
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 import torch_separable as ts
 from torch_separable.runtime import available
 from torch_separable.runtime.engine import Prepared
-from torch_separable.runtime.fuse import fuse
-from torch_separable.runtime.interleave import depth_first, early_layers
-from torch_separable.runtime.library import Operation, chosen_set, tasks
-from torch_separable.runtime.lower import lower
-from torch_separable.runtime.schedule import schedule
+from torch_separable.runtime.graph.fuse import fuse
+from torch_separable.runtime.planning.depth_first import depth_first, early_layers
+from torch_separable.runtime.native.bindings import Operation, chosen_set, tasks
+from torch_separable.runtime.graph.lower import lower
+from torch_separable.runtime.planning.schedule import schedule
 
 pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
 
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(not available(), reason="the package was built w
 @pytest.fixture(autouse=True)
 def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let maps of a quarter of a megabyte be large, whatever this processor's caches are."""
-    monkeypatch.setattr("torch_separable.runtime.interleave.cache_bytes", lambda level: 2**19)
-    monkeypatch.setattr("torch_separable.runtime.interleave._NEAR", 2**18)
+    monkeypatch.setattr("torch_separable.runtime.planning.depth_first.cache_bytes", lambda level: 2**19)
+    monkeypatch.setattr("torch_separable.runtime.planning.depth_first._NEAR", 2**18)
 
 
 class Branching(nn.Module):
@@ -53,7 +53,7 @@ def plans(
     kernels = chosen_set()
     with torch.no_grad():
         program = fuse(lower(network.eval(), images))
-    monkeypatch.setattr("torch_separable.runtime.schedule.early_layers", lambda *_: min(early, len(program.nodes)))
+    monkeypatch.setattr("torch_separable.runtime.planning.schedule.early_layers", lambda *_: min(early, len(program.nodes)))
     return Prepared(schedule(program, kernels, threads), kernels, threads)
 
 
@@ -92,7 +92,7 @@ def test_outputs_that_are_wider_than_what_is_between_lie_where_each_share_ends()
         program = fuse(lower(network.eval(), images))
         results = []
         for early in (0, 1):
-            monkeypatch.setattr("torch_separable.runtime.schedule.early_layers", lambda *_, early=early: early)
+            monkeypatch.setattr("torch_separable.runtime.planning.schedule.early_layers", lambda *_, early=early: early)
             results.append(Prepared(schedule(program, kernels, 3), kernels, 3).run(images))
     assert torch.equal(*results)
 

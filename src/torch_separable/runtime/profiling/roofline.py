@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.library import InstructionSet, measure
+from torch_separable.runtime.native.bindings import InstructionSet, measure
 
 _TURNS = 5
 _SECONDS = 0.01  # of one turn

@@ -9,8 +9,8 @@ import weakref
 import pytest
 import torch
 
-from torch_separable.runtime import pages
-from torch_separable.runtime.pages import ENOUGH, zeros
+from torch_separable.runtime.native import huge_pages as pages
+from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from torch_separable.runtime.program import Convolution, Depthwise, Filtering, Node, Program
-from torch_separable.runtime.schedule import Schedule, readdress
+from torch_separable.runtime.graph.ir import Convolution, Depthwise, Filtering, Node, Program
+from torch_separable.runtime.planning.schedule import Schedule, readdress
 
 
 def with_shared_weights(program: Program, others: Iterable[Program]) -> Program:

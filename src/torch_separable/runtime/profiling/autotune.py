@@ -17,10 +17,10 @@ from platformdirs import user_cache_path
 from torch_separable._version import __version__
 from torch_separable._system.files import write_json
 from torch_separable._system.hardware import cache_bytes, processor
-from torch_separable.runtime.library import InstructionSet, Operation, measure, run
-from torch_separable.runtime.program import Program
-from torch_separable.runtime.schedule import schedule
-from torch_separable.runtime.tiles import Tile, panels_of, rows_of, shape_key
+from torch_separable.runtime.native.bindings import InstructionSet, Operation, measure, run
+from torch_separable.runtime.graph.ir import Program
+from torch_separable.runtime.planning.schedule import schedule
+from torch_separable.runtime.planning.tiling import Tile, panels_of, rows_of, shape_key
 
 _FILE = "tiles.json"
 _ROUNDS = 15

@@ -11,10 +11,10 @@ from torch import nn
 
 import torch_separable as ts
 from torch_separable.runtime import compile, instruction_sets
-from torch_separable.runtime.library import chosen_set
-from torch_separable.runtime.schedule import schedule
-from torch_separable.runtime.tiles import shape_key
-from torch_separable.runtime.tune import cache_file, candidates, known_tiles
+from torch_separable.runtime.native.bindings import chosen_set
+from torch_separable.runtime.planning.schedule import schedule
+from torch_separable.runtime.planning.tiling import shape_key
+from torch_separable.runtime.profiling.autotune import cache_file, candidates, known_tiles
 
 
 @pytest.fixture(autouse=True)

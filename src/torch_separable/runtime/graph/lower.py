@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_separable.errors import SeparableError
-from torch_separable.runtime.program import (
+from torch_separable.runtime.graph.ir import (
     RELU,
     Activate,
     Activation,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch_separable.runtime.program import Program, inputs_of
+from torch_separable.runtime.graph.ir import Program, inputs_of
 
 CACHE_LINE = 64  # bytes
 

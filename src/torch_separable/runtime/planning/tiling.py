@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.library import InstructionSet, Kind, Operation, Patches
+from torch_separable.runtime.native.bindings import InstructionSet, Kind, Operation, Patches
 
 # Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
 Tile = tuple[int, int]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_separable.runtime.library import InstructionSet
+from torch_separable.runtime.native.bindings import InstructionSet
 
 
 def padded(channels: int, lanes: int) -> int:

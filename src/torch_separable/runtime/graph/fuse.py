@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
-from torch_separable.runtime.program import (
+from torch_separable.runtime.graph.ir import (
     Activate,
     Add,
     Convolution,

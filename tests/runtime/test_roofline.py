@@ -9,8 +9,8 @@ import torch
 
 from torch_separable._system.hardware import cache_bytes
 from torch_separable.runtime import instruction_sets
-from torch_separable.runtime.library import measure
-from torch_separable.runtime.peak import Peak, measured_peak
+from torch_separable.runtime.native.bindings import measure
+from torch_separable.runtime.profiling.roofline import Peak, measured_peak
 
 
 def test_operations_and_bytes_are_counted_over_all_threads() -> None:

@@ -1,0 +1,1 @@
+"""From a network to an intermediate representation: lowering, typed nodes, fusion."""

@@ -1,0 +1,1 @@
+"""The kernel library: its bindings, and memory in huge pages."""

@@ -1,0 +1,1 @@
+"""From nodes to operations: tiling, order, memory, packed weights."""
