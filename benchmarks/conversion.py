@@ -39,7 +39,7 @@ from torch_separable._system.files import load_weights, read_json, write_json
 from torch_separable.models import NETWORKS
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.distillation import IMAGENET_MEAN, IMAGENET_STD
-from torch_separable.runs import machine
+from torch_separable.artifacts.run_directory import machine
 from torch_separable.runtime.native.bindings import chosen_set
 from torch_separable._system.timing import interleaved
 

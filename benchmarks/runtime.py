@@ -33,7 +33,7 @@ from torch_separable.bench.engines import OURS
 from torch_separable.bench.randomize import lifelike
 from torch_separable.conversion import Budget
 from torch_separable._system.files import load_weights, read_json, write_json
-from torch_separable.runs import machine
+from torch_separable.artifacts.run_directory import machine
 from torch_separable.runtime.native.bindings import chosen_set, instruction_sets
 
 RESULTS = Path(__file__).resolve().parent / "results" / "runtime.json"

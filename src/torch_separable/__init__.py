@@ -22,7 +22,7 @@ from torch_separable.nn import depthwise_separable_conv
 from torch_separable.distillation import ImageData, load_data, recover
 from torch_separable.distillation import evaluation as evaluate
 from torch_separable.runtime import CompiledModel, compile
-from torch_separable.saving import load, save
+from torch_separable.artifacts.save_load import load, save
 
 __all__ = [
     "Budget",

@@ -12,7 +12,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed: 
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install '.[report]'")
 from playwright.sync_api import Page, expect
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.bench import Benchmark, Case, Timing
 from torch_separable.report import write_report
 from torch_separable.runtime import Breakdown, NodeTime, Peak

@@ -17,7 +17,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed: 
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install '.[report]'")
 from playwright.sync_api import Browser, Page, expect
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.conversion import Budget, convert
 from torch_separable._system.files import write_json
 from torch_separable.bench.compare import compare, step

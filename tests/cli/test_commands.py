@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.conversion import Plan
 from torch_separable.cost import analyze
 from torch_separable._system.files import read_weights

@@ -60,11 +60,11 @@ def bench(
     """
     import torch
 
-    from torch_separable import runs
+    from torch_separable.artifacts import run_directory as runs
     from torch_separable.bench import benchmark
     from torch_separable.bench.engines import OURS
     from torch_separable.bench.randomize import lifelike
-    from torch_separable.cli.networks import build_network, network_or_folder
+    from torch_separable.cli.model_argument import build_network, network_or_folder
     from torch_separable.cli.report import page_of
     from torch_separable.cost import analyze
     from torch_separable.runtime import available, compile

@@ -76,8 +76,8 @@ def convert(
     Example: **separable convert resnet20 --weights resnet20.th --data npz:cifar10/ --mean imagenet --std imagenet
     --budget macs=0.5 -o runs/half**
     """
-    from torch_separable import runs
-    from torch_separable.cli.networks import build_network
+    from torch_separable.artifacts import run_directory as runs
+    from torch_separable.cli.model_argument import build_network
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
     from torch_separable.conversion import convert as convert_network

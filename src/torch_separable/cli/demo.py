@@ -20,8 +20,8 @@ def demo(
 
     Example: **separable demo -o runs/demo**
     """
-    from torch_separable import runs
-    from torch_separable.demo import run_demo
+    from torch_separable.artifacts import run_directory as runs
+    from torch_separable.cli.demo_pipeline import run_demo
     from torch_separable._system.locking import sole_writer
     from torch_separable.report import results_table
 

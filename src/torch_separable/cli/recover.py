@@ -58,8 +58,8 @@ def recover(
     """
     import torch
 
-    from torch_separable import runs
-    from torch_separable.cli.networks import converted_network
+    from torch_separable.artifacts import run_directory as runs
+    from torch_separable.cli.model_argument import converted_network
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
     from torch_separable._system.files import read_json
@@ -154,7 +154,7 @@ def recover(
 
 def check_output(place: Path, folder: Path) -> None:
     """Refuse to write over a network that is not of an earlier recovery, before anything is computed."""
-    from torch_separable import runs
+    from torch_separable.artifacts import run_directory as runs
     from torch_separable.distillation.run import CHECKPOINT, LOG
 
     runs.check_place(place)

@@ -25,7 +25,7 @@ def report(
 
 def page_of(folder: Path, output: Path | None = None) -> str:
     """Write the page of a run; return a line that says where it is, and one for everything that it lacks."""
-    from torch_separable import runs
+    from torch_separable.artifacts import run_directory as runs
     from torch_separable.report import build_page, read_run
 
     page = build_page(read_run(folder))

@@ -43,7 +43,7 @@ def summary(
 
     Example: **separable summary mobilenet_v1 --input 3,224,224 --depth 2**
     """
-    from torch_separable.cli.networks import network_or_folder
+    from torch_separable.cli.model_argument import network_or_folder
     from torch_separable.cost import summary as count
     from torch_separable._console.terminal import show
 

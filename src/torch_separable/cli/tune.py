@@ -41,7 +41,7 @@ def tune(
     """
     import torch
 
-    from torch_separable.cli.networks import network_or_folder
+    from torch_separable.cli.model_argument import network_or_folder
     from torch_separable.runtime.engine import CompiledModel, Prepared
     from torch_separable.runtime.native.bindings import PRECISIONS, chosen_set
     from torch_separable.runtime.planning.schedule import schedule

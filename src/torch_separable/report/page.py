@@ -15,7 +15,7 @@ from typing import TypeVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable._version import __version__
 from torch_separable.errors import MissingExtraError, SeparableError
 from torch_separable._system.files import write_text

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.conversion import Plan
 from torch_separable.errors import SeparableError
 from torch_separable._system.files import read_json

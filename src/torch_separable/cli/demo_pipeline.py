@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.conversion import Budget, apply, calibrate
 from torch_separable.conversion.planning.planner import plans
 from torch_separable.cost import analyze

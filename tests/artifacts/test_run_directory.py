@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.conversion import LayerPlan, Plan, apply, calibrate, plan
 from torch_separable.errors import SeparableError
 

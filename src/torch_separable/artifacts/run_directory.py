@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from torch_separable._version import __version__
-from torch_separable.card import MARK, model_card
+from torch_separable.artifacts.model_card import MARK, model_card
 from torch_separable.conversion import Plan
 from torch_separable.conversion.apply_plan import outline
 from torch_separable.errors import SeparableError

@@ -19,7 +19,7 @@ from torch_separable.models import CifarResNet
 from torch_separable.distillation import load_data
 from torch_separable.distillation import evaluation as evaluate
 from torch_separable.report.facts import facts_of, promise_sentence
-from torch_separable.runs import load_converted
+from torch_separable.artifacts.run_directory import load_converted
 
 # Threads that wait passively do not take the processor from the tests beside this one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "80"}

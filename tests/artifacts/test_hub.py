@@ -24,7 +24,7 @@ from torch_separable._system.files import save_weights
 from torch_separable.models import resnet20
 
 pytest.importorskip("huggingface_hub")
-HubNetwork: Any = pytest.importorskip("torch_separable.hub").HubNetwork
+HubNetwork: Any = pytest.importorskip("torch_separable.artifacts.hub").HubNetwork
 FILES = ["README.md", "config.json", "model.safetensors", "plan.json", "results.json"]
 
 
@@ -154,7 +154,7 @@ TRAVEL = """
 import sys, torch
 from torch_separable import Plan, apply
 from torch_separable.conversion import LayerPlan
-from torch_separable.hub import HubNetwork
+from torch_separable.artifacts.hub import HubNetwork
 from torch_separable.models import resnet20
 torch.manual_seed(3)
 layer = LayerPlan("layer1.0.conv1", (16, 16, 3, 3), "pointwise_first", 2, reason="a test")

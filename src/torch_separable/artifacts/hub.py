@@ -1,6 +1,6 @@
 """Networks on the Hugging Face hub, by ``huggingface_hub``'s mixin (extra ``hub``): the folder of `save`, elsewhere.
 
-from torch_separable.hub import HubNetwork
+from torch_separable.artifacts.hub import HubNetwork
 
 HubNetwork(conversion, network="mypackage.nets:build").push_to_hub("me/resnet20-half")
 model = HubNetwork.from_pretrained("me/resnet20-half", allow=("mypackage.nets",))
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.conversion import Conversion, Plan
 from torch_separable.errors import SeparableError
 from torch_separable._system.extras import optional
 from torch_separable.models.registry import Network
-from torch_separable.saving import load, save
+from torch_separable.artifacts.save_load import load, save
 
 _hub = optional("huggingface_hub", "hub")
 _FILES = [runs.WEIGHTS, runs.PLAN, runs.CONFIG, runs.RESULTS, runs.CARD]

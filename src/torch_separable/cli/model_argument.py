@@ -60,7 +60,7 @@ def converted_network(
 
     Nothing that a folder names is imported but the networks of ``torch_separable.models``; others the caller names.
     """
-    from torch_separable import runs
+    from torch_separable.artifacts import run_directory as runs
     from torch_separable._system.files import load_weights
 
     network = runs.read_network(folder)
@@ -84,7 +84,7 @@ def network_or_folder(
     model: str, made_of: str | None, arguments: dict[str, Any], weights: Path | None
 ) -> tuple[nn.Module, nn.Module | None, tuple[int, ...] | None]:
     """Build what MODEL names, or load a folder of convert, which knows its dense network and its input shape."""
-    from torch_separable import runs
+    from torch_separable.artifacts import run_directory as runs
 
     folder = Path(model)
     if folder.is_dir():

@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from torch_separable import Budget, Conversion, Plan, SeparableError, apply, convert, load, runs, save
+from torch_separable import Budget, Conversion, Plan, SeparableError, apply, convert, load, save
+
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.conversion import LayerPlan
 from torch_separable.models import MobileNetV1, mobilenet_v1, resnet20
 from torch_separable.models.registry import Network, built_by

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_separable import runs
+from torch_separable.artifacts import run_directory as runs
 from torch_separable.conversion import Conversion, LayerPlan, Plan
 from torch_separable.conversion.apply_plan import outline
 from torch_separable.conversion.layers import survey
