@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Tests run in one process a core: set JOBS for another number.
 JOBS ?= auto
 
+# The kernel library is built by the install, so a change of its sources makes a new one.
+NATIVE := $(wildcard native/CMakeLists.txt native/*/*.cpp native/*/*.h)
+
 .PHONY: help demo test wheel-test lint sanitize arm64 bench docs clean
 
 help:
@@ -24,7 +27,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp for each set of extras in the same environment. The variables hold for the isolated build as well.
-$(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@

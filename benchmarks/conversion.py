@@ -32,16 +32,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import torch_separable as ts
+from torch_separable._network.weights_file import load_weights
+from torch_separable._system.files import read_json, write_json
+from torch_separable._system.timing import interleaved
+from torch_separable.artifacts.run_directory import machine
 from torch_separable.conversion import Budget
 from torch_separable.conversion.planning.plan import Method
 from torch_separable.conversion.planning.planner import plans
-from torch_separable._system.files import load_weights, read_json, write_json
+from torch_separable.data import IMAGENET_MEAN, IMAGENET_STD
 from torch_separable.models import NETWORKS
 from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable.distillation import IMAGENET_MEAN, IMAGENET_STD
-from torch_separable.artifacts.run_directory import machine
 from torch_separable.runtime.native.bindings import chosen_set
-from torch_separable._system.timing import interleaved
 
 RESULTS = Path(__file__).resolve().parent / "results" / "conversion.json"
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}

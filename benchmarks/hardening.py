@@ -30,7 +30,7 @@ import torch
 import typer
 
 import torch_separable as ts
-from torch_separable._system.files import read_weights, save_weights
+from torch_separable._network.weights_file import read_weights, save_weights
 from torch_separable.models import CifarResNet
 
 # The imports take longer than the commands, and nothing is written in them: the clock starts after them.

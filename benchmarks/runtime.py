@@ -28,12 +28,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import torch_separable as ts
+from torch_separable._network.weights_file import load_weights
+from torch_separable._system.files import read_json, write_json
+from torch_separable.artifacts.run_directory import machine
 from torch_separable.bench import ENGINES, benchmark
 from torch_separable.bench.engines import OURS
 from torch_separable.bench.randomize import lifelike
 from torch_separable.conversion import Budget
-from torch_separable._system.files import load_weights, read_json, write_json
-from torch_separable.artifacts.run_directory import machine
 from torch_separable.runtime.native.bindings import chosen_set, instruction_sets
 
 RESULTS = Path(__file__).resolve().parent / "results" / "runtime.json"

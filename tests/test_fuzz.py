@@ -25,15 +25,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torch_separable import convert
+from torch_separable._network.weights_file import load_weights
 from torch_separable.conversion import Plan
 from torch_separable.conversion.apply_plan import outline
-from torch_separable.errors import SeparableError
-from torch_separable._system.files import load_weights
-from torch_separable.models import CifarResNet
-from torch_separable.distillation import load_data
+from torch_separable.data import load_data
+from torch_separable.data.readers import _decode
 from torch_separable.distillation.checkpoint import Checkpoint
 from torch_separable.distillation.training_log import keep_records, read_records
-from torch_separable.data.readers import _decode
+from torch_separable.errors import SeparableError
+from torch_separable.models import CifarResNet
 from torch_separable.report import build_page, read_run
 
 MARKUP = "<i>markup</i>"

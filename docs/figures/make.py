@@ -13,8 +13,8 @@ from pathlib import Path
 import vl_convert
 from torch import nn
 
-from torch_separable.explanation import Explanation, explain
 from torch_separable._system.files import read_json
+from torch_separable.explanation import Explanation, explain
 from torch_separable.report.charts import roofline_chart
 from torch_separable.report.engines import roof
 

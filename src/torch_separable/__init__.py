@@ -12,17 +12,17 @@ ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another 
 
 from torch_separable import importing, models, nn, runtime
 from torch_separable._version import __version__
+from torch_separable.artifacts.save_load import load, save
 from torch_separable.conversion import Budget, Conversion, Plan, Statistics, apply, calibrate, convert, plan
 from torch_separable.cost import Summary, analyze, summary
+from torch_separable.data import ImageData, load_data
+from torch_separable.distillation import evaluate, recover
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.explanation import Explanation, explain
 from torch_separable.exporting import Exported, export
 from torch_separable.importing import import_weights
 from torch_separable.nn import depthwise_separable_conv
-from torch_separable.distillation import ImageData, load_data, recover
-from torch_separable.distillation import evaluation as evaluate
 from torch_separable.runtime import CompiledModel, compile
-from torch_separable.artifacts.save_load import load, save
 
 __all__ = [
     "Budget",

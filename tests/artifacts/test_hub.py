@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from torch_separable import Plan, SeparableError, apply
+from torch_separable._network.weights_file import save_weights
 from torch_separable.conversion import Conversion, LayerPlan, Report
-from torch_separable._system.files import save_weights
 from torch_separable.models import resnet20
 
 pytest.importorskip("huggingface_hub")

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from torch_separable.artifacts import run_directory as runs
+from torch_separable.artifacts import run_directory
 from torch_separable.conversion import LayerPlan, Plan, apply, calibrate, plan
 from torch_separable.errors import SeparableError
 
-NETWORK = runs.Network("some.package:function", {"width": 4})
+NETWORK = run_directory.Network("some.package:function", {"width": 4})
 
 
 def dense() -> nn.Module:
@@ -32,31 +32,33 @@ def written(folder: Path, method: Any = "least_squares") -> nn.Module:
     statistics = calibrate(model, images)
     chosen = plan(model, statistics, rank=2, method=method)
     converted = apply(model, chosen, statistics)
-    runs.write_run(folder, converted, chosen, NETWORK, {"seed": 3}, {"kind": "test"}, command=runs.command_line())
+    run_directory.write_run(
+        folder, converted, chosen, NETWORK, {"seed": 3}, {"kind": "test"}, command=run_directory.command_line()
+    )
     return converted
 
 
 @pytest.mark.parametrize("method", ["least_squares", "svd"])
 def test_network_of_a_run_is_built_again_from_its_dense_network(tmp_path: Path, method: str) -> None:
     converted = written(tmp_path / "run", method)
-    again = runs.load_converted(tmp_path / "run", dense())
+    again = run_directory.load_converted(tmp_path / "run", dense())
     images = torch.randn(4, 3, 8, 8)
     assert torch.equal(converted.eval()(images), again.eval()(images))
     assert not torch.equal(again(images), dense().eval()(images))
-    assert runs.read_network(tmp_path / "run") == NETWORK
+    assert run_directory.read_network(tmp_path / "run") == NETWORK
 
 
 def test_run_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["convert", "my net:f", "--model-arg", "a=$HOME;*"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/separable", *arguments])
     written(tmp_path)
-    config = json.loads((tmp_path / runs.CONFIG).read_text())
+    config = json.loads((tmp_path / run_directory.CONFIG).read_text())
     assert shlex.split(config["command"]) == ["separable", *arguments]
     assert (config["model"], config["arguments"], config["settings"]) == (NETWORK.model, {"width": 4}, {"seed": 3})
-    assert config["machine"] == runs.machine()
+    assert config["machine"] == run_directory.machine()
     assert config["machine"]["torch"] == torch.__version__
     assert config["machine"]["threads"] == torch.get_num_threads()
-    assert json.loads((tmp_path / runs.RESULTS).read_text()) == {"kind": "test"}
+    assert json.loads((tmp_path / run_directory.RESULTS).read_text()) == {"kind": "test"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md",
         "config.json",
@@ -69,7 +71,7 @@ def test_run_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_run_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None:
     empty = Plan("svd", ())
     with pytest.raises(ValueError, match="JSON"):
-        runs.write_run(tmp_path, dense(), empty, NETWORK, {}, {"accuracy": math.nan})
+        run_directory.write_run(tmp_path, dense(), empty, NETWORK, {}, {"accuracy": math.nan})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,30 +88,30 @@ def test_run_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None
 )
 def test_folder_without_a_sound_config_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
-        (tmp_path / runs.CONFIG).write_text(content)
+        (tmp_path / run_directory.CONFIG).write_text(content)
     with pytest.raises(SeparableError, match=message):
-        runs.read_network(tmp_path)
+        run_directory.read_network(tmp_path)
 
 
 def test_run_that_lacks_a_file_or_is_of_another_network_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     with pytest.raises(SeparableError, match="the plan is for another network: its layer 0"):
-        runs.load_converted(tmp_path, nn.Sequential(nn.Conv2d(3, 8, 3)))
-    Plan("svd", (LayerPlan("0", (6, 3, 3, 3), "pointwise_first", 1),)).save(tmp_path / runs.PLAN)
+        run_directory.load_converted(tmp_path, nn.Sequential(nn.Conv2d(3, 8, 3)))
+    Plan("svd", (LayerPlan("0", (6, 3, 3, 3), "pointwise_first", 1),)).save(tmp_path / run_directory.PLAN)
     with pytest.raises(SeparableError, match="are not the weights of this network"):
-        runs.load_converted(tmp_path, dense())
-    (tmp_path / runs.WEIGHTS).unlink()
+        run_directory.load_converted(tmp_path, dense())
+    (tmp_path / run_directory.WEIGHTS).unlink()
     with pytest.raises(SeparableError, match=r"no weights at .*model\.safetensors"):
-        runs.load_converted(tmp_path, dense())
-    (tmp_path / runs.PLAN).unlink()
+        run_directory.load_converted(tmp_path, dense())
+    (tmp_path / run_directory.PLAN).unlink()
     with pytest.raises(SeparableError, match=r"cannot read a plan from .*plan\.json"):
-        runs.load_converted(tmp_path, dense())
+        run_directory.load_converted(tmp_path, dense())
 
 
 def test_place_that_can_hold_a_run_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path, tmp_path / "a" / "b", Path("a/b"), Path("a"), Path()):
-        runs.check_place(place)
+        run_directory.check_place(place)
     assert not list(tmp_path.iterdir())
 
 
@@ -117,11 +119,11 @@ def test_place_that_cannot_hold_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(SeparableError, match=f"{place} cannot be a run's folder: {tmp_path / 'file'} is not a"):
-            runs.check_place(place)
+            run_directory.check_place(place)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
 def test_read_only_place_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(SeparableError, match="is read-only"):
-        runs.check_place(tmp_path / "run")
+        run_directory.check_place(tmp_path / "run")

@@ -24,8 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from torch_separable import Budget, Conversion, Plan, SeparableError, apply, convert, load, save
-
-from torch_separable.artifacts import run_directory as runs
+from torch_separable.artifacts import run_directory
 from torch_separable.conversion import LayerPlan
 from torch_separable.models import MobileNetV1, mobilenet_v1, resnet20
 from torch_separable.models.registry import Network, built_by
@@ -127,7 +126,7 @@ def test_a_loaded_network_of_another_type_is_counted_when_it_is_saved(tmp_path: 
     save(conversion, tmp_path / "one")
     loaded = load(tmp_path / "one").to(torch.bfloat16)
     save(loaded, tmp_path / "two", input_shape=(3, 32, 32))
-    assert Plan.load(tmp_path / "two" / runs.PLAN).macs == conversion.plan.macs
+    assert Plan.load(tmp_path / "two" / run_directory.PLAN).macs == conversion.plan.macs
 
 
 def test_totals_of_a_plan_that_was_edited_are_the_networks(tmp_path: Path, conversion: Conversion) -> None:
@@ -498,9 +497,9 @@ def test_saving_that_is_killed_leaves_a_whole_network_or_none(tmp_path: Path) ->
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.communicate()
-        if (folder / runs.WEIGHTS).exists():
+        if (folder / run_directory.WEIGHTS).exists():
             bias = float(load(folder).linear.bias[0].detach())  # type: ignore[union-attr, operator, index]
-            assert json.loads((folder / runs.RESULTS).read_text())["bias"] == bias
+            assert json.loads((folder / run_directory.RESULTS).read_text())["bias"] == bias
             whole += 1
         else:
             with pytest.raises(SeparableError, match="not saved to its end"):
@@ -530,9 +529,9 @@ def test_reader_beside_a_writer_never_sees_files_of_two_networks(tmp_path: Path)
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(Path, "replace", stopping)
             save(network(2.0), folder, results={"bias": 2.0})
-        if (folder / runs.WEIGHTS).exists():
+        if (folder / run_directory.WEIGHTS).exists():
             bias = float(load(folder).linear.bias[0].detach())  # type: ignore[union-attr, operator, index]
-            assert json.loads((folder / runs.RESULTS).read_text())["bias"] == bias
+            assert json.loads((folder / run_directory.RESULTS).read_text())["bias"] == bias
             states.add(bias)
         else:
             states.add(0)
@@ -541,4 +540,4 @@ def test_reader_beside_a_writer_never_sees_files_of_two_networks(tmp_path: Path)
 
 def test_folder_says_how_its_network_is_built(tmp_path: Path) -> None:
     network = Network.of("resnet20", {"num_classes": 3}, (3, 32, 32))
-    assert runs.read_network(save(network.build(), tmp_path)) == network
+    assert run_directory.read_network(save(network.build(), tmp_path)) == network

@@ -13,8 +13,8 @@ from torch import nn
 import torch_separable as ts
 from torch_separable.bench import ENGINES, Benchmark, Case, Timing, benchmark
 from torch_separable.bench import benchmark as bench_function
-from torch_separable.bench.harness import _take_turns
 from torch_separable.bench.engines import Job
+from torch_separable.bench.harness import _take_turns
 from torch_separable.bench.randomize import lifelike
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime import available

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torch_separable.bench.compare import Comparison, compare
 from torch_separable.conversion import apply, calibrate, plan
 from torch_separable.cost import analyze
-from torch_separable.bench.compare import Comparison, compare
 
 
 class Slow(nn.Module):

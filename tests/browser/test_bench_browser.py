@@ -12,7 +12,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed: 
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install '.[report]'")
 from playwright.sync_api import Page, expect
 
-from torch_separable.artifacts import run_directory as runs
+from torch_separable.artifacts import run_directory
 from torch_separable.bench import Benchmark, Case, Timing
 from torch_separable.report import write_report
 from torch_separable.runtime import Breakdown, NodeTime, Peak
@@ -46,7 +46,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bench": done.to_dict(),
         "operations": Breakdown(tuple(nodes), 0.4, 1, peak).to_dict(),
     }
-    runs.write_results(folder, results, {"rounds": 9})
+    run_directory.write_results(folder, results, {"rounds": 9})
     return write_report(folder)
 
 

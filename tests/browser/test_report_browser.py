@@ -17,10 +17,10 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed: 
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install '.[report]'")
 from playwright.sync_api import Browser, Page, expect
 
-from torch_separable.artifacts import run_directory as runs
-from torch_separable.conversion import Budget, convert
 from torch_separable._system.files import write_json
+from torch_separable.artifacts import run_directory
 from torch_separable.bench.compare import compare, step
+from torch_separable.conversion import Budget, convert
 from torch_separable.models.registry import Network
 from torch_separable.report import write_report
 
@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     place = tmp_path_factory.mktemp("run")
     settings = {"budget": "macs=0.45", "note": SCRIPT}
-    runs.write_run(
+    run_directory.write_run(
         place,
         conversion.model,
         conversion.plan,
@@ -102,7 +102,7 @@ def document(folder: Path, name: str) -> Any:
 
 
 def drawn(page: Page, folder: Path) -> Page:
-    page.goto((folder / runs.PAGE).as_uri())
+    page.goto((folder / run_directory.PAGE).as_uri())
     expect(page.locator("html[data-drawn]")).to_have_count(1, timeout=20_000)
     return page
 
@@ -126,7 +126,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def test_headline_and_steps_are_those_of_the_results(report: Page, folder: Path) -> None:
-    results = document(folder, runs.RESULTS)
+    results = document(folder, run_directory.RESULTS)
     dense, last, times = results["steps"][0], results["steps"][-1], results["milliseconds"]
     speed = times["dense"] / times["separable"]
     macs = dense["macs"] / last["macs"]
@@ -157,7 +157,7 @@ def test_headline_and_steps_are_those_of_the_results(report: Page, folder: Path)
 
 
 def test_layers_are_those_of_the_plan_and_of_the_measurement(report: Page, folder: Path) -> None:
-    plan, results = document(folder, runs.PLAN), document(folder, runs.RESULTS)
+    plan, results = document(folder, run_directory.PLAN), document(folder, run_directory.RESULTS)
     measured = {layer["name"]: layer for layer in results["layers"]}
     assert column(report, "layer") == [layer["name"] for layer in plan["layers"]]
     assert column(report, "why") == [layer["reason"] for layer in plan["layers"]]
@@ -183,7 +183,7 @@ def test_layers_are_those_of_the_plan_and_of_the_measurement(report: Page, folde
 
 
 def test_every_column_sorts_both_ways_and_says_so(report: Page, folder: Path) -> None:
-    names = [layer["name"] for layer in document(folder, runs.PLAN)["layers"]]
+    names = [layer["name"] for layer in document(folder, run_directory.PLAN)["layers"]]
     for index, head in enumerate(HEADS, start=1):
         cell = report.locator(f"#layers-table thead th:nth-child({index})")
         orders = {}
@@ -217,7 +217,7 @@ def test_table_is_sorted_by_the_keyboard_alone(report: Page) -> None:
 
 
 def test_table_is_searched_and_filtered(report: Page, folder: Path) -> None:
-    layers = document(folder, runs.PLAN)["layers"]
+    layers = document(folder, run_directory.PLAN)["layers"]
     search, show, count = (report.locator(f"#layers-{name}") for name in ("search", "show", "count"))
     search.fill("<SCRIPT> conv2d")
     assert column(report, "layer") == [SCRIPT]
@@ -246,8 +246,8 @@ def test_phone_sorts_by_the_list(new_page: Callable[..., Page], folder: Path) ->
 
 
 def test_chart_of_layers_shows_what_is_chosen(report: Page, folder: Path) -> None:
-    convolutions = [layer["name"] for layer in document(folder, runs.PLAN)["layers"]]
-    measured = {layer["name"]: layer for layer in document(folder, runs.RESULTS)["layers"]}
+    convolutions = [layer["name"] for layer in document(folder, run_directory.PLAN)["layers"]]
+    measured = {layer["name"]: layer for layer in document(folder, run_directory.RESULTS)["layers"]}
     bars = report.locator("#chart-layers .mark-rect.role-mark path")
     before = None
     for choice, key in (("parameters", "parameters"), ("ms", "milliseconds"), ("MACs", "macs")):
@@ -267,7 +267,7 @@ def test_chart_of_layers_shows_what_is_chosen(report: Page, folder: Path) -> Non
 
 
 def test_charts_say_in_words_what_they_show(report: Page, folder: Path) -> None:
-    results = document(folder, runs.RESULTS)
+    results = document(folder, run_directory.RESULTS)
     said = report.locator("#chart-accuracy").get_attribute("aria-label")
     assert said is not None
     for one in results["steps"]:
@@ -281,7 +281,7 @@ def test_charts_say_in_words_what_they_show(report: Page, folder: Path) -> None:
 
 
 def test_curves_and_epochs_stand_there_in_numbers(report: Page, folder: Path) -> None:
-    results = document(folder, runs.RESULTS)
+    results = document(folder, run_directory.RESULTS)
     for details in report.locator("summary").all():
         details.click()
     rows = [row.split("\t") for row in report.locator("#epochs-table tbody tr").all_inner_texts()]
@@ -325,7 +325,7 @@ def test_names_and_words_of_the_run_are_only_text(page: Page, folder: Path) -> N
 
 def test_policy_of_the_page_lets_no_other_script_run(browser: Browser, folder: Path, tmp_path: Path) -> None:
     page = browser.new_page()  # not the fixture's, on which the console's error would be a failure
-    html = (folder / runs.PAGE).read_text(encoding="utf-8")
+    html = (folder / run_directory.PAGE).read_text(encoding="utf-8")
     (tmp_path / "spoilt.html").write_text(html.replace("<h1>", "<script>window.ran = true</script><h1>", 1))
     refused: list[str] = []
     page.on("console", lambda message: refused.append(message.text))
@@ -339,7 +339,7 @@ def test_command_is_copied(report: Page, folder: Path) -> None:
     report.context.grant_permissions(["clipboard-read", "clipboard-write"])
     report.get_by_role("button", name="copy the command").click()
     expect(report.locator("#copied")).to_have_text("Copied.")
-    assert report.evaluate("navigator.clipboard.readText()") == document(folder, runs.CONFIG)["command"]
+    assert report.evaluate("navigator.clipboard.readText()") == document(folder, run_directory.CONFIG)["command"]
 
 
 def test_theme_is_the_systems_until_another_is_chosen(new_page: Callable[..., Page], folder: Path) -> None:
@@ -407,17 +407,17 @@ def test_page_fits_the_window_and_is_accessible(
 
 def test_page_without_scripts_still_tells_everything(new_page: Callable[..., Page], folder: Path) -> None:
     page = new_page(java_script_enabled=False)
-    page.goto((folder / runs.PAGE).as_uri())
+    page.goto((folder / run_directory.PAGE).as_uri())
     assert "need scripts" in page.locator("noscript").inner_text()
-    assert len(column(page, "layer")) == len(document(folder, runs.PLAN)["layers"])
+    assert len(column(page, "layer")) == len(document(folder, run_directory.PLAN)["layers"])
     assert not page.locator("#layers-search").is_visible()
 
 
-@pytest.mark.parametrize("damage", [runs.RESULTS, runs.PLAN, runs.CONFIG])
+@pytest.mark.parametrize("damage", [run_directory.RESULTS, run_directory.PLAN, run_directory.CONFIG])
 def test_damaged_run_is_shown_as_far_as_it_goes(
     new_page: Callable[..., Page], axe: Callable[[Page], None], folder: Path, tmp_path: Path, damage: str
 ) -> None:
-    for name in (runs.RESULTS, runs.PLAN, runs.CONFIG):
+    for name in (run_directory.RESULTS, run_directory.PLAN, run_directory.CONFIG):
         write_json(tmp_path / name, document(folder, name))
     (tmp_path / damage).write_text('{"half')
     write_report(tmp_path)
@@ -425,7 +425,7 @@ def test_damaged_run_is_shown_as_far_as_it_goes(
     problems = page.locator(".problems li").all_inner_texts()
     assert len(problems) == 1
     assert problems[0].startswith(f"{damage} is damaged (")
-    assert page.locator(".cards").count() == (damage != runs.RESULTS)
+    assert page.locator(".cards").count() == (damage != run_directory.RESULTS)
     assert len(column(page, "layer")) > 4
-    assert page.locator("pre").count() == (damage != runs.CONFIG)
+    assert page.locator("pre").count() == (damage != run_directory.CONFIG)
     axe(page)

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from torch_separable._network.weights_file import save_weights
 from torch_separable.cli.main import main
-from torch_separable._system.files import save_weights
 
 NETWORKS = Path(__file__).with_name("networks_for_cli.py")
 

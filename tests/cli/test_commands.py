@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from torch_separable.artifacts import run_directory as runs
+from torch_separable._network.weights_file import read_weights
+from torch_separable.artifacts import run_directory
 from torch_separable.conversion import Plan
 from torch_separable.cost import analyze
-from torch_separable._system.files import read_weights
+from torch_separable.data import load_data
 from torch_separable.models import resnet20
-from torch_separable.distillation import load_data
 from torch_separable.runtime import available
 
 needs_kernels = pytest.mark.skipif(not available(), reason="this installation has no kernel library")
@@ -87,7 +87,7 @@ def test_summary_of_a_converted_folder_is_of_its_network(separable: Callable[...
     outcome = separable("summary", "converted", "--model", SMALL, "--json")
     assert outcome.code == 0, outcome.err
     macs = json.loads(outcome.out)["macs"]
-    shape = ",".join(map(str, runs.read_network(place / "converted").input_shape or ()))
+    shape = ",".join(map(str, run_directory.read_network(place / "converted").input_shape or ()))
     dense = json.loads(separable("summary", SMALL, "--input", shape, "--json").out)
     assert macs < dense["macs"]
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from torch_separable.cost import analyze
-from torch_separable._system.files import load_weights, read_weights
-from torch_separable.models import CifarResNet
-from torch_separable.distillation import load_data
-from torch_separable.distillation import evaluation as evaluate
-from torch_separable.report.facts import facts_of, promise_sentence
+from torch_separable._network.weights_file import load_weights, read_weights
 from torch_separable.artifacts.run_directory import load_converted
+from torch_separable.cost import analyze
+from torch_separable.data import load_data
+from torch_separable.distillation import evaluate
+from torch_separable.models import CifarResNet
+from torch_separable.report.facts import facts_of, promise_sentence
 
 # Threads that wait passively do not take the processor from the tests beside this one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "80"}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from torch_separable import load
-from torch_separable.distillation import load_data
+from torch_separable.data import load_data
 
 pytest.importorskip("onnx")
 SMALL = "networks_for_cli:small"

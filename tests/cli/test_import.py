@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from torch_separable._system.files import save_weights
+from torch_separable._network.weights_file import save_weights
 from torch_separable.importing import LAYOUTS
 from torch_separable.models import mobilenet_v1
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torch_separable._system.files import read_weights
+from torch_separable._network.weights_file import read_weights
 
 SMALL = "networks_for_cli:small"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits --images 16 --rank 1".split()

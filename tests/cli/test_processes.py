@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_separable._system.files import read_weights
+from torch_separable._network.weights_file import read_weights
 from torch_separable.distillation.training_log import read_records
 
 

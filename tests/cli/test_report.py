@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from torch_separable.distillation import load_data
+from torch_separable.data import load_data
 
 SMALL = "networks_for_cli:small"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits --images 64 --rank 1 --quiet"

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torch_separable as ts
+from torch_separable._console.notebook import table
 from torch_separable.bench import Benchmark, Case, Timing
 from torch_separable.conversion import LayerPlan
-from torch_separable.exporting import Exported
-from torch_separable._console.notebook import table
 from torch_separable.distillation.evaluation import Evaluation
+from torch_separable.exporting import Exported
 from torch_separable.runtime.engine import Verification
 
 ATTACK = "<script>alert('&quot;')</script>"

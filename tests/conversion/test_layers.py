@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
-from torch_separable.conversion.layers import grouped_weight, patches_of, refresh_weights, spec_of, survey
+from torch_separable._network.weights import refresh_weights
+from torch_separable.conversion.layers import grouped_weight, patches_of, spec_of, survey
 
 CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 MODES = ["zeros", "reflect", "replicate", "circular"]

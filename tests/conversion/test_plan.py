@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torch_separable.conversion import Latency, LayerPlan, Plan, apply, calibrate
-from torch_separable.conversion.solvers.factorize import Order
 from torch_separable.conversion.layers import spec_of
 from torch_separable.conversion.planning.plan import separable_macs, separable_specs
+from torch_separable.conversion.solvers.factorize import Order
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError
 from torch_separable.nn.separable import SEPARABLE

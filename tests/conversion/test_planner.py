@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable.conversion import Budget, LayerPlan, Plan, Statistics, apply, calibrate, plan
-from torch_separable.conversion.solvers.factorize import Order, decouple
 from torch_separable.conversion.layers import grouped_weight
 from torch_separable.conversion.planning.plan import Engine, separable_macs
 from torch_separable.conversion.planning.planner import plans
+from torch_separable.conversion.solvers.factorize import Order, decouple
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime import available

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from torch_separable.conversion import LayerPlan, Plan, Statistics, apply, calibrate, plan
 from torch_separable.conversion.calibration.calibrate import network_outputs
-from torch_separable.conversion.solvers.factorize import Order, output_error
-from torch_separable.conversion.layers import grouped_weight, survey
-from torch_separable.conversion.solvers.reconstruct import _rectified_target, importance_of, reconstruct
 from torch_separable.conversion.calibration.observer import record
+from torch_separable.conversion.layers import grouped_weight, survey
+from torch_separable.conversion.solvers.factorize import Order, output_error
+from torch_separable.conversion.solvers.reconstruct import _rectified_target, importance_of, reconstruct
 
 ORDERS: tuple[Order, ...] = get_args(Order)
 

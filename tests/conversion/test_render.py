@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from torch import nn
 
 from torch_separable.conversion import Latency, LayerPlan, Plan
-from torch_separable.conversion.solvers.factorize import Order
 from torch_separable.conversion.layers import in_words
 from torch_separable.conversion.planning.render import render_plan
+from torch_separable.conversion.solvers.factorize import Order
 
 WHY = "depthwise first of rank 2 would lose 0.8 % for 409,600 more MACs"
 PLAN = Plan(

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from torch_separable.conversion import calibrate
 from torch_separable.conversion.calibration.calibrate import moments_of
-from torch_separable.conversion.solvers.factorize import Order
-from torch_separable.conversion.layers import survey
 from torch_separable.conversion.calibration.replay_cache import Prefix
-from torch_separable.conversion.solvers.reconstruct import biases
+from torch_separable.conversion.layers import survey
 from torch_separable.conversion.planning.sensitivity import Option, fit_options, measure
+from torch_separable.conversion.solvers.factorize import Order
+from torch_separable.conversion.solvers.reconstruct import biases
 
 CHOICES = [(order, rank) for order in get_args(Order) for rank in range(1, 10)]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torch_separable._network.outputs import logits_of
 from torch_separable.conversion import Budget, apply, calibrate, convert, plan
 from torch_separable.conversion.layers import survey
 from torch_separable.cost import analyze
-from torch_separable._network.outputs import logits_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* layers .* give fewer pixels", "ignore:.*KernelPreference.*")
 

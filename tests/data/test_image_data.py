@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from torch_separable.data import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
 from torch_separable.errors import SeparableError
-from torch_separable.distillation import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
 
 
 def coloured(count: int = 12, **changes: Any) -> ImageData:

@@ -10,10 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from torch_separable.errors import SeparableError
 from torch_separable._console.progress import progress_bar
-from torch_separable.distillation import load_data
-from torch_separable.data import readers
+from torch_separable.data import load_data, readers
+from torch_separable.errors import SeparableError
 
 RNG = np.random.default_rng(0)
 COLOURED = RNG.integers(256, size=(6, 8, 10, 3), dtype=np.uint8)

@@ -1,6 +1,6 @@
 """A small recovery as a program of its own, for the tests that kill it or launch it in several processes.
 
-python recovery_worker.py OUTPUT_DIR JSON_SETTINGS
+python distillation_worker.py OUTPUT_DIR JSON_SETTINGS
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_separable.distillation import ImageData, recover
+from torch_separable.data import ImageData
+from torch_separable.distillation import recover
 
 
 def network(seed: int, width: int = 6, batch_norm: bool = True) -> nn.Module:

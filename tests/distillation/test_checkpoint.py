@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from torch_separable.errors import SeparableError
-from torch_separable._system.files import read_weights, save_weights
+from torch_separable._network.weights_file import read_weights, save_weights
 from torch_separable.distillation import RecoverConfig
 from torch_separable.distillation.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
-from torch_separable.distillation.training_log import read_records
 from torch_separable.distillation.optimizer import make_optimizer
+from torch_separable.distillation.training_log import read_records
+from torch_separable.errors import SeparableError
 
-WORKER = Path(__file__).with_name("recovery_worker.py")
+WORKER = Path(__file__).with_name("distillation_worker.py")
 run: Callable[..., nn.Module] = runpy.run_path(str(WORKER))["run"]
 IDENTITY = {"settings": {"epochs": 3, "augment": ["crop"]}, "student": {"type": "Net", "norm": 12.5}}
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from torch_separable.errors import SeparableValueError
 from torch_separable.distillation import RecoverConfig
+from torch_separable.errors import SeparableValueError
 
 
 def test_settings_survive_json() -> None:

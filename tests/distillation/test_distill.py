@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_separable.errors import SeparableError
-from torch_separable._system.files import load_weights, read_weights
-from torch_separable.distillation import EpochRecord, ImageData, RecoverConfig, load_data, recover
-from torch_separable.distillation import evaluation as evaluate
+from torch_separable._network.weights_file import load_weights, read_weights
+from torch_separable.data import ImageData, load_data
+from torch_separable.distillation import EpochRecord, RecoverConfig, evaluate, recover
 from torch_separable.distillation.training_log import read_records
+from torch_separable.errors import SeparableError
 
-_worker = runpy.run_path(str(Path(__file__).with_name("recovery_worker.py")))
+_worker = runpy.run_path(str(Path(__file__).with_name("distillation_worker.py")))
 network: Callable[..., nn.Module] = _worker["network"]
 images: Callable[..., ImageData] = _worker["images"]
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 32, "progress": False}

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_separable.data import ImageData
+from torch_separable.distillation import Evaluation, evaluate
 from torch_separable.errors import SeparableError
-from torch_separable.distillation import Evaluation, ImageData
-from torch_separable.distillation import evaluation as evaluate
 
 
 def network() -> nn.Module:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_separable.errors import SeparableError
 from torch_separable.distillation.losses import feature_distance, logits_divergence, matched_features, watching
+from torch_separable.errors import SeparableError
 
 
 @given(st.floats(0.5, 20))

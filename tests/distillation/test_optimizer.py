@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_separable.errors import SeparableError
 from torch_separable.distillation import RecoverConfig
 from torch_separable.distillation.optimizer import learning_rate_share, make_average, make_optimizer, make_scheduler
+from torch_separable.errors import SeparableError
 
 
 @given(steps=st.integers(1, 300), warmup=st.floats(0, 0.99))

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from torch_separable.errors import SeparableError
-from torch_separable._system.files import read_weights
-from torch_separable.distillation.training_log import read_records
+from torch_separable._network.weights_file import read_weights
 from torch_separable.distillation.processes import start_accelerator
+from torch_separable.distillation.training_log import read_records
+from torch_separable.errors import SeparableError
 
-WORKER = Path(__file__).with_name("recovery_worker.py")
+WORKER = Path(__file__).with_name("distillation_worker.py")
 run: Callable[..., nn.Module] = runpy.run_path(str(WORKER))["run"]
 
 

@@ -41,6 +41,6 @@ def test_the_sizes_that_it_gives_are_those_of_the_sources() -> None:
     assert "constexpr int kPixels = 7;" in depthwise
     assert "takes 7 neighbouring pixels" in text
 
-    from torch_separable.runtime.planning import tiling as tiles
+    from torch_separable.runtime.planning import tiling
 
-    assert f"{tiles._DEPTH_FIRST_BYTES // 1024} KB of patches" in text
+    assert f"{tiling._DEPTH_FIRST_BYTES // 1024} KB of patches" in text

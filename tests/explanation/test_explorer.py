@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from torch_separable.cli.main import app
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.explanation import explain
-from torch_separable.explanation.explorer import page as explorer
+from torch_separable.explanation.explorer import page as explorer_module
 from torch_separable.explanation.explorer.page import ExplorerState, Kind, explorer_page, vectors, write_explorer
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-TEMPLATES = Path(explorer.__file__).parent / "templates"
+TEMPLATES = Path(explorer_module.__file__).parent / "templates"
 WORDS: dict[str, dict[str, str]] = json.loads((TEMPLATES / "explorer" / "words.json").read_text(encoding="utf-8"))
 
 
@@ -147,7 +147,7 @@ def test_every_word_is_used() -> None:
 
 
 def test_what_is_put_into_the_page_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer, "__version__", "</script><script>alert(1)</script>")
+    monkeypatch.setattr(explorer_module, "__version__", "</script><script>alert(1)</script>")
     page = explorer_page()
     assert "alert(1)</script>" not in page
     assert data_of(page)["version"] == "</script><script>alert(1)</script>"

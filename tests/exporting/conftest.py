@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable import Conversion, convert
+from torch_separable.data import load_data
+from torch_separable.distillation import recover
 from torch_separable.models import CifarResNet
-from torch_separable.distillation import load_data, recover
 
 
 @dataclass(frozen=True)

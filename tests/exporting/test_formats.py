@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from torch_separable import convert, export
-from torch_separable._system.files import load_weights
+from torch_separable._network.weights_file import load_weights
+from torch_separable.data import IMAGENET_MEAN, IMAGENET_STD
 from torch_separable.models import mobilenet_v1, resnet20
 from torch_separable.nn import DepthwiseSeparableConv2d
-from torch_separable.distillation import IMAGENET_MEAN, IMAGENET_STD
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

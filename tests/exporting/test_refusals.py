@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable import MissingExtraError, SeparableError, export, load, save
-from torch_separable.exporting import to_executorch, to_onnx
-from torch_separable.exporting import exporter as convey
+from torch_separable.exporting import exporter, to_executorch, to_onnx
 from torch_separable.models import CifarResNet
 
 
@@ -143,7 +142,7 @@ def test_saved_network_knows_the_shape_of_its_images(tmp_path: Path) -> None:
 def test_file_that_computes_something_else_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, runner: str
 ) -> None:
-    module = getattr(convey, runner)
+    module = getattr(exporter, runner)
     runtimes = module.runtimes
 
     def slightly_off(content: bytes) -> Any:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torch_separable as ts
-from torch_separable._system.files import save_weights
+from torch_separable._network.weights_file import save_weights
 from torch_separable.importing import from_keras, import_weights
 from torch_separable.importing.keras import keras_state
 from torch_separable.models import mobilenet_v1, mobilenet_v2

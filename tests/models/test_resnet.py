@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torch_separable as ts
-from torch_separable._system import files
+from torch_separable._network import weights_file
 from torch_separable.models import CifarResNet, resnet20, resnet32, resnet44, resnet56
 from torch_separable.models.resnet import BasicBlock
 
@@ -125,7 +125,7 @@ def test_published_checkpoint_reaches_its_accuracy(
     make: Any, checkpoint: str, first: int, expected: int, shared_data: Path, cifar10_test: tuple[Tensor, Tensor]
 ) -> None:
     network = make()
-    files.load_weights(network, shared_data / checkpoint)
+    weights_file.load_weights(network, shared_data / checkpoint)
     images, labels = cifar10_test
     # Exact, since the closest two classes are 5e-4 of a logit apart, far more than the order of summation changes.
     assert correct(network, images[:first], labels[:first]) == expected
@@ -133,4 +133,4 @@ def test_published_checkpoint_reaches_its_accuracy(
 
 def test_published_checkpoint_of_another_depth_is_refused(shared_data: Path) -> None:
     with pytest.raises(ts.SeparableError, match=r"not the weights of this network \(CifarResNet\): \d+ unknown"):
-        files.load_weights(resnet20(), shared_data / "resnet56-4bfd9763.th")
+        weights_file.load_weights(resnet20(), shared_data / "resnet56-4bfd9763.th")

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import torch_separable as ts
+from torch_separable.data import ImageData
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.distillation import ImageData
 from torch_separable.runtime import available, fuse_modules
 
 IMAGES = torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from torch_separable.errors import SeparableError
 from torch_separable._network.outputs import logits_of
+from torch_separable.errors import SeparableError
 
 LOGITS = torch.arange(6.0).view(2, 3)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_separable._system import files
+from torch_separable._network import weights_file
 from torch_separable.nn import (
     ChannelShuffle,
     DepthwiseConv1d,
@@ -83,8 +83,8 @@ def test_weights_come_back_from_a_file_under_the_same_names(name: str, tmp_path:
     keys = [[f"{key}.{part}" for part in OF_A_NORM] if key.startswith("bn") else [key] for key in KEYS[name].split()]
     assert list(first.state_dict()) == [key for each in keys for key in each]
     assert not torch.equal(first.eval()(x), second.eval()(x))
-    files.save_weights(first, tmp_path / "block.safetensors")
-    files.load_weights(second, tmp_path / "block.safetensors")
+    weights_file.save_weights(first, tmp_path / "block.safetensors")
+    weights_file.load_weights(second, tmp_path / "block.safetensors")
     assert torch.equal(first(x), second(x))
     assert torch.equal(copy.deepcopy(first)(x), first(x))
 

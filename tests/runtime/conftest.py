@@ -22,7 +22,7 @@ from torch import Tensor
 
 import torch_separable.runtime
 from torch_separable.runtime import available
-from torch_separable.runtime.native import bindings as library
+from torch_separable.runtime.native import bindings
 from torch_separable.runtime.native.bindings import PRECISIONS, InstructionSet, Operation
 
 _POINTERS = ("weights", "next_weights", "bias", "filters", "filter_bias")
@@ -118,6 +118,6 @@ if "TORCH_SEPARABLE_TEST_RUNNER" in os.environ:
     from torch_separable.runtime.planning import schedule
 
     _elsewhere = Elsewhere(os.environ["TORCH_SEPARABLE_TEST_RUNNER"])
-    library.run = _elsewhere.run
-    torch_separable.runtime.instruction_sets = library.instruction_sets = _elsewhere.instruction_sets
+    bindings.run = _elsewhere.run
+    torch_separable.runtime.instruction_sets = bindings.instruction_sets = _elsewhere.instruction_sets
     schedule._Builder._keep = _elsewhere.keep(schedule._Builder._keep)  # type: ignore[method-assign]

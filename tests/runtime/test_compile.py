@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import torch_separable as ts
-from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._system.hardware import cache_bytes
+from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime import compile, instruction_sets
-from torch_separable.runtime.native import bindings as library
 from torch_separable.runtime.graph.ir import Convolution
+from torch_separable.runtime.native import bindings
 
 
 def trained_like(model: nn.Module) -> nn.Module:
@@ -369,7 +369,7 @@ def test_many_threads_that_each_share_out_their_work_get_identical_results() -> 
 
 def test_threads_that_cannot_wait_for_one_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, image = nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8)
-    library.parallel_for.cache_clear()
+    bindings.parallel_for.cache_clear()
     monkeypatch.setattr(torch.backends.openmp, "is_available", lambda: False)
     with pytest.raises(SeparableError, match=r"other threads than OpenMP's.* compile with threads=1"):
         compile(model, image, threads=2)

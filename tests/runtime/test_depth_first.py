@@ -12,9 +12,9 @@ import torch_separable as ts
 from torch_separable.runtime import available
 from torch_separable.runtime.engine import Prepared
 from torch_separable.runtime.graph.fuse import fuse
-from torch_separable.runtime.planning.depth_first import depth_first, early_layers
-from torch_separable.runtime.native.bindings import Operation, chosen_set, tasks
 from torch_separable.runtime.graph.lower import lower
+from torch_separable.runtime.native.bindings import Operation, chosen_set, tasks
+from torch_separable.runtime.planning.depth_first import depth_first, early_layers
 from torch_separable.runtime.planning.schedule import schedule
 
 pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
@@ -53,7 +53,9 @@ def plans(
     kernels = chosen_set()
     with torch.no_grad():
         program = fuse(lower(network.eval(), images))
-    monkeypatch.setattr("torch_separable.runtime.planning.schedule.early_layers", lambda *_: min(early, len(program.nodes)))
+    monkeypatch.setattr(
+        "torch_separable.runtime.planning.schedule.early_layers", lambda *_: min(early, len(program.nodes))
+    )
     return Prepared(schedule(program, kernels, threads), kernels, threads)
 
 

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from torch_separable.runtime.native import huge_pages as pages
+from torch_separable.runtime.native import huge_pages
 from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
 
 
@@ -36,7 +36,7 @@ def test_much_memory_is_asked_for_in_large_pages_and_given_back(monkeypatch: pyt
             asked.append(weakref.ref(self))
             raise OSError("no large pages here")  # as kernels say that were built without them
 
-    monkeypatch.setattr(pages.mmap, "mmap", Noted)
+    monkeypatch.setattr(huge_pages.mmap, "mmap", Noted)
     zeros(ENOUGH // 4 - 1, torch.float32)
     assert not asked
     memory = zeros(ENOUGH // 4, torch.float32)

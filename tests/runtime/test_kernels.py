@@ -18,10 +18,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_separable.runtime import available, instruction_sets
-from torch_separable.runtime import pack as pack_module
-from torch_separable.runtime import schedule as schedule_module
-from torch_separable.runtime.native.bindings import Kind, Patches, run
-from torch_separable.runtime.planning.packing import padded
 from torch_separable.runtime.graph.ir import (
     Activate,
     Activation,
@@ -38,6 +34,10 @@ from torch_separable.runtime.graph.ir import (
     Scale,
     Window,
 )
+from torch_separable.runtime.native.bindings import Kind, Patches, run
+from torch_separable.runtime.planning import packing
+from torch_separable.runtime.planning import schedule as schedule_module
+from torch_separable.runtime.planning.packing import padded
 from torch_separable.runtime.planning.schedule import schedule, view_of
 
 SETS = list(instruction_sets()) if available() else ["none"]
@@ -472,7 +472,7 @@ def test_two_pixels_share_a_vector_that_is_half_empty(
         assert {bool(o.halves) for o in plan.steps[0].operations if o.kind == Kind.CONVOLUTION} == {kernels.halves}
         shared = execute(nodes, shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
         with monkeypatch.context() as patched:
-            for module in (schedule_module, pack_module):
+            for module in (schedule_module, packing):
                 patched.setattr(module, "halved", lambda channels, kernels: False)
             alone = execute(nodes, shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
         assert torch.equal(shared.nan_to_num(7.0), alone.nan_to_num(7.0))

@@ -7,8 +7,8 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place
 from torch_separable.runtime.graph.ir import Add, Copy, Node, Program, inputs_of
+from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place
 
 
 def program_of(nodes: list[Node], rows: list[int], outputs: tuple[str, ...]) -> Program:

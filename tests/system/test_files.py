@@ -24,17 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from torch_separable._network.weights_file import load_weights, read_weights, save_weights
+from torch_separable._system.files import read_json, remove_leftovers, replacing, write_json, write_text
 from torch_separable.errors import SeparableError
-from torch_separable._system.files import (
-    load_weights,
-    read_json,
-    read_weights,
-    remove_leftovers,
-    replacing,
-    save_weights,
-    write_json,
-    write_text,
-)
 
 # Writes the file again and again, `a` and `b` in turn; or stops in the middle of it.
 WRITER = """

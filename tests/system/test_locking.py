@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from torch_separable._system.locking import sole_writer
+from torch_separable.artifacts.save_load import save
 from torch_separable.errors import SeparableError
 from torch_separable.exporting import export
-from torch_separable._system.locking import sole_writer
 from torch_separable.models import CifarResNet
-from torch_separable.artifacts.save_load import save
 
 HOLDER = """
 import sys, time

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from torch_separable.errors import SeparableError
 from torch_separable._system.files import remove_leftovers
+from torch_separable.errors import SeparableError
 
 LOCK = ".torch-separable.lock"
 

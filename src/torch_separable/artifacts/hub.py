@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_separable.artifacts import run_directory as runs
+from torch_separable._system.extras import optional
+from torch_separable.artifacts import run_directory
+from torch_separable.artifacts.save_load import load, save
 from torch_separable.conversion import Conversion, Plan
 from torch_separable.errors import SeparableError
-from torch_separable._system.extras import optional
 from torch_separable.models.registry import Network
-from torch_separable.artifacts.save_load import load, save
 
 _hub = optional("huggingface_hub", "hub")
-_FILES = [runs.WEIGHTS, runs.PLAN, runs.CONFIG, runs.RESULTS, runs.CARD]
+_FILES = [run_directory.WEIGHTS, run_directory.PLAN, run_directory.CONFIG, run_directory.RESULTS, run_directory.CARD]
 
 
 class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):  # type: ignore[misc, name-defined, call-arg]
@@ -123,5 +123,7 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
                     f"{pretrained_model_name_or_path} is no folder here, and cannot be fetched from the hub: {line}"
                 ) from error
             folder = Path(fetched)
-        results = runs.read_results(folder)
-        return cls(load(folder, allow=allow, device=device), plan=Plan.load(folder / runs.PLAN), results=results)
+        results = run_directory.read_results(folder)
+        return cls(
+            load(folder, allow=allow, device=device), plan=Plan.load(folder / run_directory.PLAN), results=results
+        )

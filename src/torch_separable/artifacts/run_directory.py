@@ -15,14 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from torch_separable._network.weights_file import load_weights, save_weights
+from torch_separable._system.files import flush, read_json, replacing, write_json, write_text
+from torch_separable._system.hardware import processor
+from torch_separable._system.locking import sole_writer
 from torch_separable._version import __version__
 from torch_separable.artifacts.model_card import MARK, model_card
 from torch_separable.conversion import Plan
 from torch_separable.conversion.apply_plan import outline
 from torch_separable.errors import SeparableError
-from torch_separable._system.files import flush, load_weights, read_json, replacing, save_weights, write_json, write_text
-from torch_separable._system.hardware import processor
-from torch_separable._system.locking import sole_writer
 from torch_separable.models.registry import Network, bounded
 
 WEIGHTS, PLAN, CONFIG, RESULTS, PAGE = "model.safetensors", "plan.json", "config.json", "results.json", "index.html"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_separable.artifacts import run_directory as runs
+from torch_separable.artifacts import run_directory
 from torch_separable.conversion import Conversion, LayerPlan, Plan
 from torch_separable.conversion.apply_plan import outline
 from torch_separable.conversion.layers import survey
@@ -87,8 +87,10 @@ def save(
     plan = _counted(plan or _plan_found(dense, model), dense, model, built.input_shape)
     _check_leads_to(model, outline(dense, plan), built)
     title = f"{type(model).__name__}, depthwise separable"
-    runs.check_place(folder)
-    runs.write_run(folder, model, plan, built, settings or {}, {"kind": "network", "title": title, **(results or {})})
+    run_directory.check_place(folder)
+    run_directory.write_run(
+        folder, model, plan, built, settings or {}, {"kind": "network", "title": title, **(results or {})}
+    )
     return folder
 
 
@@ -111,11 +113,11 @@ def load(path: str | Path, *, allow: Iterable[str] | str = (), device: torch.dev
         SeparableError: the function is not allowed, or a file is missing, damaged, or of another network.
     """
     folder = Path(path)
-    network = runs.read_network(folder)
+    network = run_directory.read_network(folder)
     network.require(str(folder), allow)
-    Plan.load(folder / runs.PLAN)  # damaged files are told before anything is imported
+    Plan.load(folder / run_directory.PLAN)  # damaged files are told before anything is imported
     network.require_home(str(folder), allow)
-    return runs.load_converted(folder, runs.build_dense(folder, network)).to(device or "cpu").eval()
+    return run_directory.load_converted(folder, run_directory.build_dense(folder, network)).to(device or "cpu").eval()
 
 
 def _plan_found(dense: nn.Module, model: nn.Module) -> Plan:

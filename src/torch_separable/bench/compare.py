@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from torch_separable.cost import Summary, analyze
 from torch_separable._network.outputs import evaluating
 from torch_separable._system.timing import WARM_UP, LayerClock, interleaved, rounds_within
+from torch_separable.cost import Summary, analyze
 
 _SECONDS = 5.0
 

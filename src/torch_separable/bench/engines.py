@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from torch_separable._network.outputs import logits_of
 from torch_separable.errors import SeparableError
 from torch_separable.exporting.to_onnx import INPUT
-from torch_separable._network.outputs import logits_of
 
 Precision = Literal["float32", "bfloat16"]
 Call = Callable[[], Tensor]

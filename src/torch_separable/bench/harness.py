@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_separable._console.progress import progress_bar
+from torch_separable._network.outputs import logits_of
 from torch_separable.bench.engines import ENGINES, OURS, Engine, Job, Precision
 from torch_separable.bench.worker import Worker
 from torch_separable.cost import analyze
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.exporting.capture import capture, prepared
 from torch_separable.exporting.to_onnx import OPSET, to_onnx
-from torch_separable._network.outputs import logits_of
-from torch_separable._console.progress import progress_bar
 from torch_separable.runtime.native.bindings import available, chosen_set
 from torch_separable.runtime.profiling.roofline import Peak, measured_peak
 

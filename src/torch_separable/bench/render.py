@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_separable._console import notebook
-from torch_separable.bench.harness import Benchmark, Case
 from torch_separable.bench.engines import Precision
+from torch_separable.bench.harness import Benchmark, Case
 
 _WIDTH = 80
 _HEADS = ("engine", "ms", "middle half", "we are", "GFLOP/s", "of peak", "error")

@@ -88,7 +88,7 @@ def channel_values(name: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     if text == "imagenet":
-        from torch_separable.distillation import IMAGENET_MEAN, IMAGENET_STD
+        from torch_separable.data import IMAGENET_MEAN, IMAGENET_STD
 
         return tuple(IMAGENET_MEAN if name == "--mean" else IMAGENET_STD)
     try:

@@ -60,7 +60,7 @@ def bench(
     """
     import torch
 
-    from torch_separable.artifacts import run_directory as runs
+    from torch_separable.artifacts import run_directory
     from torch_separable.bench import benchmark
     from torch_separable.bench.engines import OURS
     from torch_separable.bench.randomize import lifelike
@@ -70,7 +70,7 @@ def bench(
     from torch_separable.runtime import available, compile
 
     if output is not None:
-        runs.check_place(output)
+        run_directory.check_place(output)
     if dense_arg and dense is None:
         raise SeparableValueError(f"--dense-arg {dense_arg[0]}: goes with --dense, which names the network")
     network, twin, own = network_or_folder(model, made_of, keyword_arguments("--model-arg", model_arg), weights)
@@ -102,7 +102,7 @@ def bench(
         operations = compile(network, examples[: first.batch], threads=first.threads).explain()
         results["operations"] = operations.to_dict()
     if output is not None:
-        runs.write_results(output, results, {"rounds": rounds, "input": list(shape)})
+        run_directory.write_results(output, results, {"rounds": rounds, "input": list(shape)})
     if json:
         print_json(results)
         return

@@ -76,22 +76,22 @@ def convert(
     Example: **separable convert resnet20 --weights resnet20.th --data npz:cifar10/ --mean imagenet --std imagenet
     --budget macs=0.5 -o runs/half**
     """
-    from torch_separable.artifacts import run_directory as runs
+    from torch_separable._console.terminal import show
+    from torch_separable._system.locking import sole_writer
+    from torch_separable.artifacts import run_directory
+    from torch_separable.bench.compare import compare
     from torch_separable.cli.model_argument import build_network
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
     from torch_separable.conversion import convert as convert_network
     from torch_separable.conversion.planning.render import render_plan
-    from torch_separable._system.locking import sole_writer
-    from torch_separable.bench.compare import compare
-    from torch_separable.models.registry import Network
+    from torch_separable.data import load_data
     from torch_separable.distillation import evaluate as evaluate_network
-    from torch_separable.distillation import load_data
-    from torch_separable._console.terminal import show
+    from torch_separable.models.registry import Network
 
-    if (output / runs.WEIGHTS).exists() and not force:
+    if (output / run_directory.WEIGHTS).exists() and not force:
         raise SeparableError(f"{output} already holds a converted network: choose another folder, or give --force")
-    runs.check_place(output)
+    run_directory.check_place(output)
     if budget is not None and rank is not None:
         raise SeparableValueError(f"--budget {budget} and --rank {rank} are both given: give one of them")
     if engine is not None and rank is not None:
@@ -111,7 +111,7 @@ def convert(
     held_out = None if evaluate is None else load_data(data, evaluate, **prepared)
     sample = source.sample(min(images, len(source)), seed=seed)
     context.with_resource(sole_writer(output))
-    stale = sorted(p.name for p in output.iterdir() if p.name[0] != "." and p.name not in runs.FILES)
+    stale = sorted(p.name for p in output.iterdir() if p.name[0] != "." and p.name not in run_directory.FILES)
     conversion = convert_network(
         network,
         sample,
@@ -160,7 +160,9 @@ def convert(
     }
     made_of = Network(model, arguments, source.image_shape)
     latency = conversion.plan.latency
-    runs.write_run(output, conversion.model, conversion.plan, made_of, settings, results, command=runs.command_line())
+    run_directory.write_run(
+        output, conversion.model, conversion.plan, made_of, settings, results, command=run_directory.command_line()
+    )
     if json:
         times = {} if latency is None else {"latency": asdict(latency)}
         print_json({"output": str(output), **conversion.report.to_dict(), **times})

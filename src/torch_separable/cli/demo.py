@@ -20,16 +20,16 @@ def demo(
 
     Example: **separable demo -o runs/demo**
     """
-    from torch_separable.artifacts import run_directory as runs
-    from torch_separable.cli.demo_pipeline import run_demo
     from torch_separable._system.locking import sole_writer
+    from torch_separable.artifacts import run_directory
+    from torch_separable.cli.demo_pipeline import run_demo
     from torch_separable.report import results_table
 
-    runs.check_place(output)
+    run_directory.check_place(output)
     with sole_writer(output):
         results = run_demo(output, seed=seed, progress=not (quiet or json))
     if json:
         print_json(results)
         return
     print(results_table(results))
-    print(f"page: {output / runs.PAGE}")
+    print(f"page: {output / run_directory.PAGE}")

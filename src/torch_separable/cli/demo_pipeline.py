@@ -14,17 +14,17 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from torch_separable.artifacts import run_directory as runs
+from torch_separable._network.weights_file import save_weights
+from torch_separable._system.extras import optional
+from torch_separable.artifacts import run_directory
+from torch_separable.bench.compare import compare, step
 from torch_separable.conversion import Budget, apply, calibrate
 from torch_separable.conversion.planning.planner import plans
 from torch_separable.cost import analyze
-from torch_separable._system.extras import optional
-from torch_separable._system.files import save_weights
-from torch_separable.bench.compare import compare, step
+from torch_separable.data import ImageData, load_data
+from torch_separable.distillation import evaluate, recover
 from torch_separable.models import CifarResNet
 from torch_separable.models.registry import Network
-from torch_separable.distillation import ImageData, load_data, recover
-from torch_separable.distillation import evaluation as evaluate
 from torch_separable.report import write_report
 
 _MACS = 0.19  # a little below a fifth, so that five times fewer is kept whatever the choice of layers rounds to
@@ -86,7 +86,7 @@ def run_demo(
     command = shlex.join(["separable", "demo", "--output", str(output), "--seed", str(seed)])
     settings = {"data": train.describe(), "seed": seed, "budget": f"macs={_MACS}", "images": _CALIBRATION_IMAGES}
     unmeasured = {"kind": "demo", "complete": False}
-    runs.write_run(output, recovered, chosen, network, settings, unmeasured, command=command)
+    run_directory.write_run(output, recovered, chosen, network, settings, unmeasured, command=command)
 
     with _said("measuring", progress):
         test_of = partial(_step, test=test)
@@ -94,7 +94,7 @@ def run_demo(
             test_of("dense", dense, weights=output / "dense.safetensors"),
             test_of("converted by SVD (baseline)", baseline),
             test_of("converted by least squares", converted),
-            test_of("recovered by distillation", recovered, weights=output / runs.WEIGHTS),
+            test_of("recovered by distillation", recovered, weights=output / run_directory.WEIGHTS),
         ]
         curve = [{"budget": f"macs={_MACS}", "method": "svd", **steps[1]}]
         curve.append({"budget": f"macs={_MACS}", "method": "least_squares", **steps[2]})
@@ -114,10 +114,10 @@ def run_demo(
             "layers": compared.layer_rows(),
             "training": training,
             "history": history,
-            "machine": runs.machine(),
+            "machine": run_directory.machine(),
             "commands": [command],
         }
-    runs.write_run(output, recovered, chosen, network, settings, results, command=command)
+    run_directory.write_run(output, recovered, chosen, network, settings, results, command=command)
     write_report(output)
     return results
 

@@ -43,8 +43,8 @@ def evaluate(
     Example: **separable evaluate runs/half --data npz:cifar10/ --mean imagenet --std imagenet**
     """
     from torch_separable.cli.model_argument import build_network, converted_network
+    from torch_separable.data import load_data
     from torch_separable.distillation import evaluate as evaluate_network
-    from torch_separable.distillation import load_data
 
     arguments = keyword_arguments("--model-arg", model_arg)
     if Path(network).is_dir():

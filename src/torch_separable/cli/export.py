@@ -55,9 +55,9 @@ def export(
     Example: **separable export runs/demo --to onnx --data digits**
     """
     from torch_separable.cli.model_argument import converted_network
+    from torch_separable.data import load_data
     from torch_separable.exporting import SUFFIXES
     from torch_separable.exporting import export as export_network
-    from torch_separable.distillation import load_data
 
     suffixes = {form: suffix for suffix, form in SUFFIXES.items()}
     if to not in suffixes:

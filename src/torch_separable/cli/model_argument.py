@@ -60,10 +60,10 @@ def converted_network(
 
     Nothing that a folder names is imported but the networks of ``torch_separable.models``; others the caller names.
     """
-    from torch_separable.artifacts import run_directory as runs
-    from torch_separable._system.files import load_weights
+    from torch_separable._network.weights_file import load_weights
+    from torch_separable.artifacts import run_directory
 
-    network = runs.read_network(folder)
+    network = run_directory.read_network(folder)
     if model is None and not is_built_in(network.model):
         raise SeparableError(
             f"{folder} was made of {network.model}, which would have to be imported: if you trust it, "
@@ -71,10 +71,10 @@ def converted_network(
         )
     network = Network(model or network.model, {**network.arguments, **arguments}, network.input_shape)
     look_here(network.model)
-    dense = runs.build_dense(folder, network)
+    dense = run_directory.build_dense(folder, network)
     if teacher is not None:
         load_any_weights(dense, teacher)
-    converted = runs.load_converted(folder, dense)
+    converted = run_directory.load_converted(folder, dense)
     if weights is not None:
         load_weights(converted, weights)
     return converted, dense
@@ -84,11 +84,11 @@ def network_or_folder(
     model: str, made_of: str | None, arguments: dict[str, Any], weights: Path | None
 ) -> tuple[nn.Module, nn.Module | None, tuple[int, ...] | None]:
     """Build what MODEL names, or load a folder of convert, which knows its dense network and its input shape."""
-    from torch_separable.artifacts import run_directory as runs
+    from torch_separable.artifacts import run_directory
 
     folder = Path(model)
     if folder.is_dir():
-        return *converted_network(folder, made_of, arguments, weights), runs.read_network(folder).input_shape
+        return *converted_network(folder, made_of, arguments, weights), run_directory.read_network(folder).input_shape
     if made_of is not None:
         raise SeparableValueError(f"there is no folder {model}: --model goes with a folder that convert wrote")
     return build_network(model, arguments, weights), None, None

@@ -58,19 +58,20 @@ def recover(
     """
     import torch
 
-    from torch_separable.artifacts import run_directory as runs
+    from torch_separable._system.files import read_json
+    from torch_separable._system.locking import is_first_process
+    from torch_separable.artifacts import run_directory
+    from torch_separable.bench.compare import compare
     from torch_separable.cli.model_argument import converted_network
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
-    from torch_separable._system.files import read_json
-    from torch_separable._system.locking import is_first_process
-    from torch_separable.bench.compare import compare
-    from torch_separable.models.registry import built_by
-    from torch_separable.distillation import EpochRecord, RecoverConfig, load_data
+    from torch_separable.data import load_data
+    from torch_separable.distillation import EpochRecord, RecoverConfig
     from torch_separable.distillation import evaluate as evaluate_network
     from torch_separable.distillation import recover as distil
-    from torch_separable.distillation.training_log import read_records
     from torch_separable.distillation.run import LOG
+    from torch_separable.distillation.training_log import read_records
+    from torch_separable.models.registry import built_by
     from torch_separable.report import results_table
 
     if not 0 <= hold_out < 1:
@@ -127,7 +128,7 @@ def recover(
         converted, kept = tried[0], tried[-1]
         if config.keep == "best":
             kept = max(tried, key=lambda result: (result["accuracy"], -result["loss"]))
-    converted_by = read_json(folder / runs.CONFIG, "how the network was converted").get("command")
+    converted_by = read_json(folder / run_directory.CONFIG, "how the network was converted").get("command")
     results = {
         "kind": "recover",
         "title": f"{type(dense).__name__}, converted and recovered",
@@ -140,12 +141,12 @@ def recover(
         "milliseconds": compared.times(),
         "layers": compared.layer_rows(),
         "epochs": epochs_done,
-        "commands": [command for command in (converted_by, runs.command_line()) if isinstance(command, str)],
+        "commands": [command for command in (converted_by, run_directory.command_line()) if isinstance(command, str)],
     }
-    plan = Plan.load(folder / runs.PLAN)
-    runs.write_run(place, recovered, plan, network, described, results, command=runs.command_line())
+    plan = Plan.load(folder / run_directory.PLAN)
+    run_directory.write_run(place, recovered, plan, network, described, results, command=run_directory.command_line())
     if json:
-        print_json({"weights": str(place / runs.WEIGHTS), "epochs": epochs_done})
+        print_json({"weights": str(place / run_directory.WEIGHTS), "epochs": epochs_done})
     else:
         print(results_table(results))
         print(f"written to {place}: try it with separable evaluate {place} ...")
@@ -154,12 +155,12 @@ def recover(
 
 def check_output(place: Path, folder: Path) -> None:
     """Refuse to write over a network that is not of an earlier recovery, before anything is computed."""
-    from torch_separable.artifacts import run_directory as runs
+    from torch_separable.artifacts import run_directory
     from torch_separable.distillation.run import CHECKPOINT, LOG
 
-    runs.check_place(place)
+    run_directory.check_place(place)
     if place.exists() and place.samefile(folder):
         raise SeparableError(f"{place} is the folder of the network that is to be recovered: choose another folder")
     recovery = (place / CHECKPOINT).exists() or (place / LOG).exists()
-    if (place / runs.WEIGHTS).exists() and not recovery:
+    if (place / run_directory.WEIGHTS).exists() and not recovery:
         raise SeparableError(f"{place} already holds another network: choose another folder")

@@ -25,9 +25,9 @@ def report(
 
 def page_of(folder: Path, output: Path | None = None) -> str:
     """Write the page of a run; return a line that says where it is, and one for everything that it lacks."""
-    from torch_separable.artifacts import run_directory as runs
+    from torch_separable.artifacts import run_directory
     from torch_separable.report import build_page, read_run
 
     page = build_page(read_run(folder))
-    path = page.write(output or folder / runs.PAGE)
+    path = page.write(output or folder / run_directory.PAGE)
     return "\n".join([f"page: {path}", *(f"  {problem}" for problem in page.problems)])

@@ -43,9 +43,9 @@ def summary(
 
     Example: **separable summary mobilenet_v1 --input 3,224,224 --depth 2**
     """
+    from torch_separable._console.terminal import show
     from torch_separable.cli.model_argument import network_or_folder
     from torch_separable.cost import summary as count
-    from torch_separable._console.terminal import show
 
     if json and csv:
         raise SeparableValueError("--json and --csv are both given: give one of them")

@@ -41,13 +41,13 @@ def tune(
     """
     import torch
 
+    from torch_separable._system.timing import interleaved, rounds_within
     from torch_separable.cli.model_argument import network_or_folder
     from torch_separable.runtime.engine import CompiledModel, Prepared
     from torch_separable.runtime.native.bindings import PRECISIONS, chosen_set
     from torch_separable.runtime.planning.schedule import schedule
     from torch_separable.runtime.profiling.autotune import Tuned, cache_file
     from torch_separable.runtime.profiling.autotune import tune as measure_tiles
-    from torch_separable._system.timing import interleaved, rounds_within
 
     precisions = {str(precision).removeprefix("torch."): precision for precision in PRECISIONS}
     if dtype not in precisions:

@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_separable._console.progress import progress_bar
 from torch_separable._network.checks import as_network
+from torch_separable._network.copying import copied
+from torch_separable._network.outputs import evaluating
+from torch_separable._network.weights import COMPUTES_WEIGHT, refresh_weights
 from torch_separable.conversion.calibration.calibrate import (
     DEFAULT_MEMORY,
     Images,
@@ -21,18 +25,15 @@ from torch_separable.conversion.calibration.calibrate import (
     check_statistics,
     never_ran,
 )
-from torch_separable.conversion.solvers.factorize import Factors, decouple
-from torch_separable.conversion.layers import COMPUTES_WEIGHT, Conv, grouped_weight, refresh_weights, survey
-from torch_separable.conversion.planning.plan import LayerPlan, Plan
-from torch_separable.conversion.calibration.replay_cache import Prefix
-from torch_separable.conversion.solvers.reconstruct import reconstruct
 from torch_separable.conversion.calibration.observer import Recording, record, run
-from torch_separable._network.copying import copied
+from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.layers import Conv, grouped_weight, survey
+from torch_separable.conversion.planning.plan import LayerPlan, Plan
+from torch_separable.conversion.solvers.factorize import Factors, decouple
+from torch_separable.conversion.solvers.reconstruct import reconstruct
 from torch_separable.errors import SeparableError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 from torch_separable.nn.separable import SEPARABLE
-from torch_separable._network.outputs import evaluating
-from torch_separable._console.progress import progress_bar
 
 _HOOKS = (
     "_forward_hooks",

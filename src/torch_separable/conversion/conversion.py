@@ -8,17 +8,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_separable._console.notebook import table
 from torch_separable._network.checks import as_network
+from torch_separable._network.outputs import answers
 from torch_separable.conversion.apply_plan import apply, check_plan
-from torch_separable.conversion.calibration.calibrate import DEFAULT_MEMORY, Images, Statistics, calibrate, network_outputs
-from torch_separable.conversion.solvers.factorize import Order
+from torch_separable.conversion.calibration.calibrate import (
+    DEFAULT_MEMORY,
+    Images,
+    Statistics,
+    calibrate,
+    network_outputs,
+)
+from torch_separable.conversion.calibration.observer import Batch
 from torch_separable.conversion.layers import survey
 from torch_separable.conversion.planning.plan import Method, Plan
 from torch_separable.conversion.planning.planner import Budget, as_planned, check_choice
 from torch_separable.conversion.planning.planner import plan as make_plan
-from torch_separable.conversion.calibration.observer import Batch
-from torch_separable._console.notebook import table
-from torch_separable._network.outputs import answers
+from torch_separable.conversion.solvers.factorize import Order
 
 
 @dataclass(frozen=True)

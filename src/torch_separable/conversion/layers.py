@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from torch_separable._network.weights import COMPUTES_WEIGHT
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableValueError
 from torch_separable.nn.separable import SEPARABLE
@@ -25,8 +22,6 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BASES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SEPARABLE: tuple[type[nn.Module], ...] = tuple(SEPARABLE.values())
-# Hooks that compute the weight before each call. A parametrisation (`torch.nn.utils.parametrize`) needs none.
-COMPUTES_WEIGHT = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 @dataclass(frozen=True)
@@ -193,21 +188,6 @@ def patches_of(conv: Conv, inputs: Tensor) -> Tensor:
     every: tuple[Any, ...] = tuple(slice(None, None, d) for d in conv.dilation)
     view = view[(..., *every)]
     return view.movedim(1, 1 + dimensions)
-
-
-def refresh_weights(model: nn.Module) -> None:
-    """Compute anew the weights that hooks compute before each call: ``weight_norm``, ``spectral_norm`` and pruning.
-
-    Between calls they are plain attributes, which may be older than what they are computed from, and which hang on a
-    graph, so that the network cannot be copied.
-    """
-    with torch.no_grad():
-        for module in model.modules():
-            for hook in module._forward_pre_hooks.values():
-                if isinstance(hook, SpectralNorm):
-                    setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
-                elif isinstance(hook, COMPUTES_WEIGHT):
-                    hook(module, ())
 
 
 def grouped_weight(conv: Conv) -> Tensor:

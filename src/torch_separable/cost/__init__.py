@@ -1,8 +1,8 @@
 """Counting: what a convolution, a layer, a network costs in parameters, multiply-accumulates and bytes."""
 
 from torch_separable.cost.formulas import ConvSpec, separable_cost_ratio
+from torch_separable.cost.network_summary import LayerCost, Summary, analyze, summary
 from torch_separable.cost.render import Column
 from torch_separable.cost.rules import RULES
-from torch_separable.cost.network_summary import LayerCost, Summary, analyze, summary
 
 __all__ = ["RULES", "Column", "ConvSpec", "LayerCost", "Summary", "analyze", "separable_cost_ratio", "summary"]

@@ -12,8 +12,8 @@ from enum import StrEnum
 from html import escape
 from typing import TYPE_CHECKING
 
-from torch_separable.errors import SeparableValueError
 from torch_separable._console.notebook import table
+from torch_separable.errors import SeparableValueError
 
 if TYPE_CHECKING:
     from torch_separable.cost.network_summary import LayerCost, Summary

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.data import readers
+from torch_separable.errors import SeparableError, SeparableValueError
 
 if TYPE_CHECKING:
     from torch_separable.data.readers import Raw

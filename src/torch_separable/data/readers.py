@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_separable.errors import SeparableError
-from torch_separable._system.extras import optional
 from torch_separable._console.progress import progress_bar
+from torch_separable._system.extras import optional
+from torch_separable.errors import SeparableError
 
 _HELD_OUT_DIGITS = 450
 _DIGITS_SIZE = (32, 32)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torch_separable._network.weights_file import save_weights
 from torch_separable.errors import SeparableError
-from torch_separable._system.files import save_weights
 
 _SCHEMA = 1
 _HEADER = "torch_separable_recovery"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from torch_separable.errors import SeparableValueError
 from torch_separable.data.augmentation import AUGMENTATIONS
+from torch_separable.errors import SeparableValueError
 
 _LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
 # Norms that adapt to each batch keep large steps in bounds; without, 0.005 diverges on a converted ResNet-20.

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from torch_separable._network.checks import as_network
-from torch_separable.errors import SeparableValueError
 from torch_separable._system.locking import sole_writer
-from torch_separable.distillation.preflight import check_data
-from torch_separable.distillation.config import RecoverConfig
 from torch_separable.data.image_data import ImageData
+from torch_separable.distillation.config import RecoverConfig
+from torch_separable.distillation.preflight import check_data
 from torch_separable.distillation.run import EpochRecord, Run
+from torch_separable.errors import SeparableValueError
 
 
 def recover(

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_separable._console.notebook import table
+from torch_separable._console.progress import progress_bar
 from torch_separable._network.checks import as_network, precision_of
+from torch_separable._network.outputs import evaluating, logits_of
+from torch_separable.data.image_data import ImageData
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable._console.notebook import table
-from torch_separable._network.outputs import evaluating, logits_of
-from torch_separable._console.progress import progress_bar
-from torch_separable.data.image_data import ImageData
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from torch_separable.errors import SeparableError
 from torch_separable.distillation.config import RecoverConfig
+from torch_separable.errors import SeparableError
 
 _MOMENTUM = 0.9
 

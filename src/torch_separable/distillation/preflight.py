@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._network.checks import require_float32
-from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._network.outputs import evaluating
-from torch_separable.distillation.config import RecoverConfig
 from torch_separable.data.image_data import ImageData
+from torch_separable.distillation.config import RecoverConfig
 from torch_separable.distillation.evaluation import device_of, logits_for, require_images, require_labels
 from torch_separable.distillation.losses import watching
+from torch_separable.errors import SeparableError, SeparableValueError
 
 
 def check_data(data: ImageData, validation: ImageData | None, config: RecoverConfig) -> None:

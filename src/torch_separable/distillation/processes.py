@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_separable.errors import SeparableError
 from torch_separable._system.extras import optional
+from torch_separable.errors import SeparableError
 
 
 def start_accelerator() -> Any:

@@ -15,23 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_separable._version import __version__
-from torch_separable._network.copying import copied
-from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable._system.files import load_weights, save_weights, write_json
-from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable._network.outputs import answers, logits_of
 from torch_separable._console.progress import Advance, progress_bar
+from torch_separable._network.copying import copied
+from torch_separable._network.outputs import answers, logits_of
+from torch_separable._network.weights_file import load_weights, save_weights
+from torch_separable._system.files import write_json
+from torch_separable._version import __version__
 from torch_separable.data.augmentation import Augmentation, derive_seed
-from torch_separable.distillation.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
-from torch_separable.distillation.preflight import check_networks, layout_for
-from torch_separable.distillation.config import RecoverConfig
 from torch_separable.data.image_data import UNLABELLED, ImageData
+from torch_separable.distillation.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
+from torch_separable.distillation.config import RecoverConfig
 from torch_separable.distillation.evaluation import Evaluation, device_of, evaluate, evaluation_of
-from torch_separable.distillation.training_log import append_record, keep_records
 from torch_separable.distillation.losses import feature_distance, logits_divergence, matched_features, watching
 from torch_separable.distillation.optimizer import make_average, make_optimizer, make_scheduler
+from torch_separable.distillation.preflight import check_networks, layout_for
 from torch_separable.distillation.processes import shared, start_accelerator
+from torch_separable.distillation.training_log import append_record, keep_records
+from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.nn.rank_by_rank import rank_by_rank
 
 _MOST_LOST_S = 60.0  # of work, when a run is killed: steps may take seconds each
 CHECKPOINT, BEST, LOG, SETTINGS = "checkpoint.safetensors", "best.safetensors", "log.jsonl", "settings.json"

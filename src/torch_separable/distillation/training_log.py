@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch_separable.errors import SeparableError
 from torch_separable._system.files import write_text
+from torch_separable.errors import SeparableError
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

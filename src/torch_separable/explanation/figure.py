@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch_separable._system.files import replacing
 from torch_separable.errors import MissingExtraError, SeparableValueError
 from torch_separable.explanation.arithmetic import count, share, times
 from torch_separable.explanation.layout import Fan, arrange, slabs
 from torch_separable.explanation.stages import Stage
-from torch_separable._system.files import replacing
 
 if TYPE_CHECKING:
     from torch_separable.explanation.explanation import Explanation

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from torch_separable._console.notebook import table
 from torch_separable.explanation.arguments import Subject
 from torch_separable.explanation.arithmetic import Alternative, count, depth_multiplier, share, times
 from torch_separable.explanation.stages import Stage
-from torch_separable._console.notebook import table
 
 if TYPE_CHECKING:
     from torch_separable.explanation.explanation import Explanation

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from torch_separable.conversion.layers import refresh_weights
 from torch_separable._network.copying import copied
+from torch_separable._network.outputs import logits_of
+from torch_separable._network.weights import refresh_weights
 from torch_separable.errors import SeparableError
 from torch_separable.exporting.fold import fold_batch_norms
-from torch_separable._network.outputs import logits_of
 
 
 class Logits(nn.Module):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._network.checks import as_network
+from torch_separable._system.files import replacing
+from torch_separable._system.locking import sole_writer
 from torch_separable.conversion import Conversion
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.exporting import to_executorch, to_onnx, to_pt2
 from torch_separable.exporting.capture import capture, prepared
 from torch_separable.exporting.result import Exported, Format
-from torch_separable._system.files import replacing
-from torch_separable._system.locking import sole_writer
 from torch_separable.models.registry import built_by
 
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch"}

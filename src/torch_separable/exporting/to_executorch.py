@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from torch_separable.errors import SeparableError
 from torch_separable._system.extras import optional
+from torch_separable.errors import SeparableError
 
 
 def to_executorch(program: ExportedProgram) -> tuple[bytes, dict[str, int]]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from torch_separable._system.extras import optional
 from torch_separable._version import __version__
 from torch_separable.errors import SeparableError
-from torch_separable._system.extras import optional
 
 OPSET = 18
 OPSETS = range(18, 24)

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from torch_separable._network.weights_file import load_state, read_weights, without_prefix
 from torch_separable.errors import SeparableError
-from torch_separable._system.files import load_state, read_weights, without_prefix
 from torch_separable.importing.keras import is_keras, keras_state
 from torch_separable.importing.layouts import LAYOUTS, Layout
 from torch_separable.importing.report import ImportReport

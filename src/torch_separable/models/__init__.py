@@ -5,23 +5,12 @@ A network is a function that returns a module; `NETWORKS` is the table of them t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import nn
-
 from torch_separable.models.efficientnet_lite import EfficientNetLite, efficientnet_lite0
 from torch_separable.models.imagenet_resnet import ImageNetResNet, resnet18, resnet34, resnet50
 from torch_separable.models.mobilenet_v1 import MobileNetV1, conv_mobilenet, mobilenet_v1
 from torch_separable.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
+from torch_separable.models.registry import NETWORKS
 from torch_separable.models.resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    function.__name__: function
-    for function in (
-        *(mobilenet_v1, conv_mobilenet, mobilenet_v2, efficientnet_lite0),
-        *(resnet18, resnet34, resnet50, resnet20, resnet32, resnet44, resnet56),
-    )
-}
 
 __all__ = [
     "NETWORKS",

@@ -20,7 +20,7 @@ from torch_separable.models._layers import (
 )
 from torch_separable.models.mobilenet_v1 import check_width
 from torch_separable.models.mobilenet_v2 import round_channels
-from torch_separable.models.registry import remembered
+from torch_separable.models.registry import records_init_args, register
 from torch_separable.nn._arguments import whole
 
 # (expansion, kernel, output channels, repeats, stride): EfficientNet-B0, table 1 of the paper.
@@ -30,7 +30,7 @@ _STAGES = [
 ]  # fmt: skip
 
 
-@remembered
+@records_init_args
 class EfficientNetLite(nn.Module):
     """A stem 3x3 of 32 channels, inverted residuals in seven stages, a 1x1 head of 1280, pooling and a classifier.
 
@@ -89,6 +89,7 @@ class EfficientNetLite(nn.Module):
         return self.classifier(self.dropout(x.mean((2, 3))))  # type: ignore[no-any-return]
 
 
+@register
 def efficientnet_lite0(
     resolution: int = 224,
     num_classes: int = 1000,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable.errors import SeparableValueError
-from torch_separable.models.registry import remembered
+from torch_separable.models.registry import records_init_args, register
 from torch_separable.nn._arguments import flag, whole
 
 _WIDTHS = (64, 128, 256, 512)
@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-@remembered
+@records_init_args
 class ImageNetResNet(nn.Module):
     """A stem 7x7, max pooling, four stages of residual blocks, global average pooling and ``fc``.
 
@@ -100,6 +100,7 @@ class ImageNetResNet(nn.Module):
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+@register
 def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
     """ResNet-18 for ImageNet: 1.8 G MACs at 224x224.
 
@@ -110,11 +111,13 @@ def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
     return ImageNetResNet((2, 2, 2, 2), False, num_classes, in_channels)
 
 
+@register
 def resnet34(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
     """ResNet-34 for ImageNet: 21.8 M parameters, 3.7 G MACs at 224x224."""
     return ImageNetResNet((3, 4, 6, 3), False, num_classes, in_channels)
 
 
+@register
 def resnet50(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
     """ResNet-50 for ImageNet, the stride in the 3x3 convolution: 25.6 M parameters, 4.1 G MACs at 224x224."""
     return ImageNetResNet((3, 4, 6, 3), True, num_classes, in_channels)

@@ -13,7 +13,7 @@ from torch_separable.models._layers import (
     check_padding,
     conv_norm_act,
 )
-from torch_separable.models.registry import remembered
+from torch_separable.models.registry import records_init_args, register
 from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.nn._arguments import flag, whole
 
@@ -23,7 +23,7 @@ _BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)
 _SHALLOW = [*_BLOCKS[:6], *_BLOCKS[11:]]
 
 
-@remembered
+@records_init_args
 class MobileNetV1(nn.Module):
     """A stem 3x3, thirteen blocks, global average pooling and a classifier.
 
@@ -93,6 +93,7 @@ def check_width(width_multiplier: float, name: str = "width_multiplier") -> None
         raise SeparableValueError(f"{name}={width_multiplier!r}: must be a number above 0")
 
 
+@register
 def mobilenet_v1(
     width_multiplier: float = 1.0,
     resolution: int = 224,
@@ -118,6 +119,7 @@ def mobilenet_v1(
     )  # fmt: skip
 
 
+@register
 def conv_mobilenet(
     width_multiplier: float = 1.0, resolution: int = 224, num_classes: int = 1000, in_channels: int = 3
 ) -> MobileNetV1:

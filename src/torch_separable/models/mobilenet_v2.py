@@ -13,14 +13,14 @@ from torch_separable.models._layers import (
     inverted_residuals,
 )
 from torch_separable.models.mobilenet_v1 import check_width
-from torch_separable.models.registry import remembered
+from torch_separable.models.registry import records_init_args, register
 from torch_separable.nn._arguments import whole
 
 # (expansion, output channels, repeats, stride): table 2 of the paper.
 _STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 
 
-@remembered
+@records_init_args
 class MobileNetV2(nn.Module):
     """A stem 3x3, seventeen inverted residuals, a 1x1 head, global average pooling and a classifier.
 
@@ -78,6 +78,7 @@ def round_channels(channels: float, multiple: int = 8) -> int:
     return rounded + multiple if rounded < 0.9 * channels else rounded
 
 
+@register
 def mobilenet_v2(
     width_multiplier: float = 1.0,
     resolution: int = 224,

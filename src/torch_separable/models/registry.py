@@ -30,6 +30,11 @@ _MODELS = "torch_separable.models"
 _LARGEST, _LONGEST, _MOST, _DEEPEST = 2**31, 200, 1000, 4
 _SLACK = 8  # a network may make layers that it then throws away, as a head for other classes
 _C = TypeVar("_C", bound=type[nn.Module])
+_F = TypeVar("_F", bound=Callable[..., nn.Module])
+
+# Networks by the name of the function that builds them; `register` adds to it, and importing the package fills it.
+NETWORKS: dict[str, Callable[..., nn.Module]] = {}
+_CLASSES: set[str] = set()  # the classes of those networks, which `records_init_args` adds
 
 
 @dataclass(frozen=True)
@@ -235,8 +240,15 @@ def bounded(values: int, tensors: int) -> Iterator[None]:
             hook.remove()
 
 
-def remembered(cls: _C) -> _C:
-    """Let the instances of a network's class remember by ``built_by`` how they were built: a class decorator."""
+def register(function: _F) -> _F:
+    """Add a function that builds a network to `NETWORKS`: a decorator."""
+    NETWORKS[function.__name__] = function
+    return function
+
+
+def records_init_args(cls: _C) -> _C:
+    """Record in ``built_by`` how each instance of a network's class was built: a class decorator."""
+    _CLASSES.add(cls.__name__)
     initialise = cls.__init__
     signature = inspect.signature(initialise)
 
@@ -260,10 +272,8 @@ def built_by(model: nn.Module) -> Network | None:
 
 def is_built_in(model: str) -> bool:
     """Whether a name stands for a network of ``torch_separable.models``, so that nothing else is imported for it."""
-    from torch_separable import models  # which imports this file
-
     place, _, name = model.partition(":")
-    return model in models.NETWORKS or (place == _MODELS and name in models.__all__)
+    return model in NETWORKS or (place == _MODELS and (name in NETWORKS or name in _CLASSES))
 
 
 def build_network(network: Network) -> nn.Module:
@@ -288,8 +298,6 @@ def find_function(model: str) -> Callable[..., Any]:
     Raises:
         SeparableError: no such network, module or function.
     """
-    from torch_separable.models import NETWORKS
-
     place, colon, name = model.partition(":")
     if not colon:
         if model in NETWORKS:

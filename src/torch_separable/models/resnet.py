@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_separable.models.registry import remembered
+from torch_separable.models.registry import records_init_args, register
 from torch_separable.nn._arguments import whole
 
 
@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
         return F.relu(y + x)
 
 
-@remembered
+@records_init_args
 class CifarResNet(nn.Module):
     """A stem of 16 channels, three stages of ``n`` blocks with 16, 32 and 64, global average pooling, and ``linear``.
 
@@ -68,6 +68,7 @@ def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
 
 
+@register
 def resnet20(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
     """ResNet-20 for CIFAR: 0.27 M parameters, 40.6 M MACs at 32x32.
 
@@ -78,16 +79,19 @@ def resnet20(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
     return CifarResNet(3, num_classes, in_channels)
 
 
+@register
 def resnet32(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
     """ResNet-32 for CIFAR: 0.46 M parameters, 69 M MACs at 32x32."""
     return CifarResNet(5, num_classes, in_channels)
 
 
+@register
 def resnet44(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
     """ResNet-44 for CIFAR: 0.66 M parameters, 97 M MACs at 32x32."""
     return CifarResNet(7, num_classes, in_channels)
 
 
+@register
 def resnet56(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
     """ResNet-56 for CIFAR: 0.85 M parameters, 125 M MACs at 32x32."""
     return CifarResNet(9, num_classes, in_channels)

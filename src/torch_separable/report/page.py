@@ -15,10 +15,10 @@ from typing import TypeVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from torch_separable.artifacts import run_directory as runs
-from torch_separable._version import __version__
-from torch_separable.errors import MissingExtraError, SeparableError
 from torch_separable._system.files import write_text
+from torch_separable._version import __version__
+from torch_separable.artifacts import run_directory
+from torch_separable.errors import MissingExtraError, SeparableError
 from torch_separable.report import charts
 from torch_separable.report.charts import Chart
 from torch_separable.report.content import curve, epochs, headline, layers, percent, steps_of_training
@@ -52,7 +52,7 @@ def write_report(run: Path, path: Path | None = None) -> Path:
     Raises:
         SeparableError: the folder holds nothing of a run, or the file cannot be written.
     """
-    return build_page(read_run(run)).write(path or run / runs.PAGE)
+    return build_page(read_run(run)).write(path or run / run_directory.PAGE)
 
 
 def build_page(run: RunFiles) -> Page:

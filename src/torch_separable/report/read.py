@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch_separable.artifacts import run_directory as runs
+from torch_separable._system.files import read_json
+from torch_separable.artifacts import run_directory
 from torch_separable.conversion import Plan
 from torch_separable.errors import SeparableError
-from torch_separable._system.files import read_json
 
 LOG = "log.jsonl"
 
@@ -40,7 +40,7 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         SeparableError: there is nothing of a run in the folder.
     """
-    names = (runs.RESULTS, runs.PLAN, runs.CONFIG, LOG)
+    names = (run_directory.RESULTS, run_directory.PLAN, run_directory.CONFIG, LOG)
     if not any((folder / name).exists() for name in names):
         what = "there is no such folder" if not folder.is_dir() else f"it has none of {', '.join(names)}"
         raise SeparableError(f"{folder} is not a run: {what}. Give a folder that demo, convert, recover or bench wrote")
@@ -60,16 +60,16 @@ def read_run(folder: Path) -> RunFiles:
             return {}
         return document
 
-    results = read(runs.RESULTS, "accuracies, sizes, times and curves are not shown")
+    results = read(run_directory.RESULTS, "accuracies, sizes, times and curves are not shown")
     benchmark = results.get("kind") == "bench"  # which converts nothing
-    document = {} if benchmark else read(runs.PLAN, "what was chosen for each layer, and why, is not shown")
-    config = read(runs.CONFIG, "settings, machine and command are not shown")
+    document = {} if benchmark else read(run_directory.PLAN, "what was chosen for each layer, and why, is not shown")
+    config = read(run_directory.CONFIG, "settings, machine and command are not shown")
     plan = None
     if document:
         try:
             plan = Plan.from_dict(document)
         except (SeparableError, TypeError) as error:
-            problems.append(f"{runs.PLAN} is damaged ({error}): what was chosen for each layer is not shown.")
+            problems.append(f"{run_directory.PLAN} is damaged ({error}): what was chosen for each layer is not shown.")
     return RunFiles(results, plan, config, tuple(_records(folder / LOG, problems)), tuple(problems))
 
 

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from torch_separable.errors import SeparableError
 from torch_separable.runtime.engine import CompiledModel
-from torch_separable.runtime.native.bindings import InstructionSet, chosen_set
 from torch_separable.runtime.graph.ir import Convolution, Filtering, TorchCall
+from torch_separable.runtime.native.bindings import InstructionSet, chosen_set
 
 _KEPT = 64  # sets of weights, and sizes, for which a subgraph stays packed: modules that share its code have their own
 

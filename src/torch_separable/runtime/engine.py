@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
-from torch_separable._network.checks import as_network, require_float32
-from torch_separable.conversion.calibration.calibrate import check_weights
-from torch_separable.conversion.layers import refresh_weights
-from torch_separable._network.copying import copied
-from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._console.notebook import table
+from torch_separable._network.checks import as_network, require_float32
+from torch_separable._network.copying import copied
 from torch_separable._network.outputs import answers, evaluating, logits_of
-from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
+from torch_separable._network.weights import check_weights, refresh_weights
+from torch_separable._system.timing import interleaved
+from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime.graph.fuse import fuse
+from torch_separable.runtime.graph.ir import Node, Program, Reference, TorchCall
+from torch_separable.runtime.graph.lower import lower
 from torch_separable.runtime.native.bindings import (
     PRECISIONS,
     Courses,
@@ -37,14 +38,12 @@ from torch_separable.runtime.native.bindings import (
     run,
     tasks,
 )
-from torch_separable.runtime.graph.lower import lower
 from torch_separable.runtime.native.huge_pages import zeros
-from torch_separable.runtime.profiling.roofline import measured_peak
-from torch_separable.runtime.graph.ir import Node, Program, Reference, TorchCall
 from torch_separable.runtime.planning.schedule import Schedule, padding_of, schedule, view_of
 from torch_separable.runtime.planning.weight_cache import with_shared_packed, with_shared_weights
 from torch_separable.runtime.profiling.autotune import known_tiles, tune
-from torch_separable._system.timing import interleaved
+from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
+from torch_separable.runtime.profiling.roofline import measured_peak
 
 _CLOCK = 1e-4  # milliseconds: what is shorter than the clock's step is told as that
 

@@ -13,8 +13,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_separable.errors import SeparableValueError
 from torch_separable.runtime.engine import Prepared
-from torch_separable.runtime.native.bindings import chosen_set
-from torch_separable.runtime.graph.lower import blocked
 from torch_separable.runtime.graph.ir import (
     Activation,
     ActivationKind,
@@ -26,6 +24,8 @@ from torch_separable.runtime.graph.ir import (
     Shape,
     Window,
 )
+from torch_separable.runtime.graph.lower import blocked
+from torch_separable.runtime.native.bindings import chosen_set
 from torch_separable.runtime.planning.schedule import schedule
 from torch_separable.runtime.profiling.autotune import known_tiles
 

@@ -9,20 +9,19 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from torch_separable._console.progress import progress_bar
 from torch_separable._network.checks import as_network
-from torch_separable.conversion.solvers.factorize import Moments, dense_moments
-from torch_separable.conversion.layers import Conv, grouped_weight, refresh_weights, spec_of, survey, without
-from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable._network.outputs import evaluating, logits_of
+from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable.conversion.calibration.observer import Batch, Flow, Recording, placed, record, run
+from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.layers import Conv, grouped_weight, spec_of, survey, without
+from torch_separable.conversion.solvers.factorize import Moments, dense_moments
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable._system.files import infinite_at_will
 from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable._network.outputs import evaluating, logits_of
-from torch_separable._console.progress import progress_bar
 
 Images = Tensor | Mapping[str, Tensor] | Iterable[Batch]
 
@@ -445,16 +444,6 @@ def _as(layout: torch.memory_format, batch: Batch) -> Batch:
         return value.contiguous(memory_format=layout) if images else value
 
     return {name: one(value) for name, value in batch.items()} if isinstance(batch, Mapping) else one(batch)
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raise a SeparableError that names the first parameter or buffer holding NaN, or infinity where it has no use."""
-    free = infinite_at_will(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise SeparableError(f"weights {name} do not exist yet: load them, or run the network on an image first")
-        if tensor.is_floating_point() and (tensor.isnan() if name in free else ~tensor.isfinite()).any():
-            raise SeparableError(f"weights {name} hold NaN or infinity: load the weights of a finished training")
 
 
 def network_outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:

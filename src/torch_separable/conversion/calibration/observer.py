@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from torch_separable.conversion.layers import Conv, patches_of
-from torch_separable.conversion.calibration.replay_cache import Prefix
-from torch_separable.errors import SeparableError
-from torch_separable._network.outputs import evaluating, logits_of
 from torch_separable._console.progress import Advance
+from torch_separable._network.outputs import evaluating, logits_of
+from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.layers import Conv, patches_of
+from torch_separable.errors import SeparableError
 
 Batch = Tensor | Mapping[str, Tensor]
 

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_separable.conversion.apply_plan import separable_of
-from torch_separable.conversion.calibration.calibrate import LayerStatistics, Statistics, over_processes
-from torch_separable.conversion.solvers.factorize import decouple
-from torch_separable.conversion.layers import grouped_weight, survey
-from torch_separable.conversion.planning.plan import Engine
-from torch_separable.conversion.calibration.observer import run
-from torch_separable.conversion.planning.sensitivity import Choice
-from torch_separable.errors import SeparableError
 from torch_separable._network.outputs import evaluating
 from torch_separable._system.timing import quietest
+from torch_separable.conversion.apply_plan import separable_of
+from torch_separable.conversion.calibration.calibrate import LayerStatistics, Statistics, over_processes
+from torch_separable.conversion.calibration.observer import run
+from torch_separable.conversion.layers import grouped_weight, survey
+from torch_separable.conversion.planning.plan import Engine
+from torch_separable.conversion.planning.sensitivity import Choice
+from torch_separable.conversion.solvers.factorize import decouple
+from torch_separable.errors import SeparableError
 
 # Every shape is timed in so many rounds, all of them in turn: its time is the least of the rounds' medians of so many
 # calls. Other work that passes spoils a round of many shapes, and not the only one of a single shape. With fewer calls

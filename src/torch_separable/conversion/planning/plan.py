@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from torch_separable._system.files import read_json, write_json
 from torch_separable.conversion.solvers.factorize import Order
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError
-from torch_separable._system.files import read_json, write_json
 
 SCHEMA = 1
 Method = Literal["least_squares", "svd"]

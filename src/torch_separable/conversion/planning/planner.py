@@ -11,17 +11,31 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from torch_separable._network.checks import as_network
-from torch_separable.conversion.solvers.knapsack import choose
-from torch_separable.conversion.calibration.calibrate import LayerStatistics, Statistics, check_statistics, moments_of, never_ran
-from torch_separable.conversion.solvers.factorize import Order
-from torch_separable.conversion.planning.latency import LayerTimes, time_layers
-from torch_separable.conversion.layers import in_words, survey
-from torch_separable.conversion.planning.plan import Engine, Latency, LayerPlan, Method, Plan, separable_macs, separable_specs
-from torch_separable.conversion.calibration.replay_cache import Prefix
-from torch_separable.conversion.planning.sensitivity import Choice, Option, fit_options, measure
-from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable._console.progress import progress_bar
+from torch_separable._network.checks import as_network
+from torch_separable.conversion.calibration.calibrate import (
+    LayerStatistics,
+    Statistics,
+    check_statistics,
+    moments_of,
+    never_ran,
+)
+from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.layers import in_words, survey
+from torch_separable.conversion.planning.latency import LayerTimes, time_layers
+from torch_separable.conversion.planning.plan import (
+    Engine,
+    Latency,
+    LayerPlan,
+    Method,
+    Plan,
+    separable_macs,
+    separable_specs,
+)
+from torch_separable.conversion.planning.sensitivity import Choice, Option, fit_options, measure
+from torch_separable.conversion.solvers.factorize import Order
+from torch_separable.conversion.solvers.knapsack import choose
+from torch_separable.errors import SeparableError, SeparableValueError
 
 
 @dataclass(frozen=True)

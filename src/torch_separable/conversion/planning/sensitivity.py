@@ -16,14 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torch_separable._network.outputs import evaluating, logits_of
 from torch_separable.conversion.calibration.calibrate import LayerStatistics, Statistics, flat, over_processes
-from torch_separable.conversion.solvers.factorize import Factors, Moments, Order, decouple, decouple_weighted, output_error
+from torch_separable.conversion.calibration.observer import Batch, images_in, input_of, placed, run_on
+from torch_separable.conversion.calibration.replay_cache import Prefix
 from torch_separable.conversion.layers import Conv, grouped_weight
 from torch_separable.conversion.planning.plan import Method
-from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.solvers.factorize import (
+    Factors,
+    Moments,
+    Order,
+    decouple,
+    decouple_weighted,
+    output_error,
+)
 from torch_separable.conversion.solvers.reconstruct import biases, fit_groups, importance_of
-from torch_separable.conversion.calibration.observer import Batch, images_in, input_of, placed, run_on
-from torch_separable._network.outputs import evaluating, logits_of
 
 Choice = tuple[Order, int]
 

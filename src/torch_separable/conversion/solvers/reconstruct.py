@@ -19,8 +19,16 @@ import torch
 from torch import Tensor
 
 from torch_separable.conversion.calibration.calibrate import LayerStatistics, sample_moments
-from torch_separable.conversion.solvers.factorize import SINGLE, Factors, Moments, Order, best_bias, decouple_weighted, fit
 from torch_separable.conversion.calibration.observer import Recording
+from torch_separable.conversion.solvers.factorize import (
+    SINGLE,
+    Factors,
+    Moments,
+    Order,
+    best_bias,
+    decouple_weighted,
+    fit,
+)
 
 # λ of each alternation: small at first, so that the target may move, then 1 (section 3.2.2 of the paper).
 RECTIFIER_SCHEDULE = (0.3, 1.0, 1.0, 1.0)

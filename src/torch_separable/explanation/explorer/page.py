@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from torch_separable._system.files import write_text
 from torch_separable._version import __version__
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableValueError
@@ -25,7 +26,6 @@ from torch_separable.explanation.arguments import ConvArguments
 from torch_separable.explanation.arithmetic import share
 from torch_separable.explanation.explanation import Explanation, explain
 from torch_separable.explanation.stages import Order
-from torch_separable._system.files import write_text
 
 Kind = Literal["standard", "grouped", "depthwise", "depthwise_first", "pointwise_first"]
 _SEPARABLE: tuple[Order, ...] = get_args(Order)

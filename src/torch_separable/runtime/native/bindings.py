@@ -159,7 +159,7 @@ def library_path() -> Path | None:
     if given:  # another build of it, as one under sanitizers
         return Path(given)
     # An editable install keeps the library apart from the sources, under the same package.
-    spec = find_spec("torch_separable.runtime")
+    spec = find_spec("torch_separable.runtime.native")
     places = [Path(__file__).parent, *map(Path, (spec.submodule_search_locations or ()) if spec else ())]
     return next((place / _FILE for place in places if (place / _FILE).is_file()), None)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.native.bindings import Kind, Operation, Part, Patches
 from torch_separable.runtime.graph.ir import Activate, Add, Convolution, Copy, Filtering, Node, Pool, Program, inputs_of
+from torch_separable.runtime.native.bindings import Kind, Operation, Part, Patches
 
 # Bytes of a map that the caches behind L2 hand back as fast as kernels ask: about a core's share of the last one. For
 # smaller maps, going from layer to layer costs more than it saves.

@@ -11,21 +11,6 @@ import torch
 from torch import Tensor
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.planning.depth_first import depth_first, early_layers, of_share
-from torch_separable.runtime.native.bindings import PRECISIONS, Courses, InstructionSet, Kind, Operation, Part, Patches, tasks
-from torch_separable.runtime.native.bindings import Activate as NativeActivation
-from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place
-from torch_separable.runtime.planning.packing import (
-    halved,
-    in_turns,
-    pack_bias,
-    pack_dense,
-    pack_filters,
-    pack_matrix,
-    pad_blocks,
-    padded,
-)
-from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
 from torch_separable.runtime.graph.ir import (
     Activate,
     Activation,
@@ -42,6 +27,30 @@ from torch_separable.runtime.graph.ir import (
     TorchCall,
     Window,
     inputs_of,
+)
+from torch_separable.runtime.native.bindings import (
+    PRECISIONS,
+    Courses,
+    InstructionSet,
+    Kind,
+    Operation,
+    Part,
+    Patches,
+    tasks,
+)
+from torch_separable.runtime.native.bindings import Activate as NativeActivation
+from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
+from torch_separable.runtime.planning.depth_first import depth_first, early_layers, of_share
+from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place
+from torch_separable.runtime.planning.packing import (
+    halved,
+    in_turns,
+    pack_bias,
+    pack_dense,
+    pack_filters,
+    pack_matrix,
+    pad_blocks,
+    padded,
 )
 from torch_separable.runtime.planning.tiling import FEW_PIXELS, Tile, tile_of
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_separable._console import notebook
+from torch_separable.runtime.graph.ir import Convolution, Node, TorchCall
 from torch_separable.runtime.native.bindings import PRECISIONS, Operation, Patches
 from torch_separable.runtime.profiling.roofline import Peak
-from torch_separable.runtime.graph.ir import Convolution, Node, TorchCall
 
 _KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy recompute".split()
 _WIDTH = 80

@@ -1,0 +1,200 @@
+"""Files of weights: plain tensors, read without unpickling, checked against the network that takes them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from torch_separable._network.weights import buffers_that_may_be_infinite
+from torch_separable._system.files import replacing
+from torch_separable.errors import SeparableError
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def save_weights(
+    source: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a module's (or a mapping's) tensors as safetensors, whole or not at all.
+
+    Tensors that share memory (tied weights) are written once for each name.
+    """
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise SeparableError(
+                f"{name} of the network's state is a {type(value).__name__}, and files of weights hold tensors alone: "
+                "have the module's get_extra_state return a tensor, or nothing"
+            )
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with replacing(path) as aside:
+        try:
+            save_file(tensors, aside, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read tensors by name from a file of safetensors, or of ``torch.save`` with ``weights_only=True``.
+
+    Checkpoints that wrap their weights in ``state_dict``, ``model`` or ``model_state_dict`` are unwrapped, and the
+    ``module.`` prefix that ``nn.DataParallel`` adds to every name is removed.
+
+    Raises:
+        SeparableError: the file is absent, is not weights, or is a pickle that asks to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SeparableError(f"no weights at {path}: " + ("it is a folder" if path.is_dir() else "no such file"))
+    state = _read_tensors(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+            break
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise SeparableError(f"{path} holds no weights: expected tensors by name, as `model.state_dict()` gives them")
+    tensors = {str(name): tensor for name, tensor in state.items()}
+    special = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
+    if special:
+        raise SeparableError(
+            f"{path} holds tensors that are sparse, quantised, nested or without values ({_some(special)}): save them "
+            "as plain ones, by `tensor.to_dense()` or `tensor.dequantize()`"
+        )
+    return without_prefix(tensors)
+
+
+def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, without the ``module.`` that `nn.DataParallel` puts before every name."""
+    every = all(name.startswith("module.") for name in tensors)
+    return {name.removeprefix("module.") if every else name: tensor for name, tensor in tensors.items()}
+
+
+def _read_tensors(path: Path) -> object:
+    """Read the file as what its first bytes say that it is; names mislead (``.bin`` and ``.pt`` hold either)."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise SeparableError(f"cannot read weights from {path}: {error.strerror or error}") from error
+    if head[8:] == b"{":  # after eight bytes of its length, the header of safetensors
+        return _read_safetensors(path)
+    if head.startswith((b"PK", b"\x80")):  # a zip archive of torch.save, or the bare pickle that it wrote until 1.6
+        return _read_torch(path)
+    raise SeparableError(
+        f"{path} is not a whole file of weights, neither of safetensors nor of torch.save: give the file that "
+        "`model.state_dict()` was saved to"
+    )
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SeparableError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        # Given the name, torch would judge by the suffix. What its warnings are about is refused below.
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SeparableError(
+            f"{path} is not plain weights: it is a pickle that could run code when it is read, which is refused. "
+            "Save `model.state_dict()` with safetensors, or with torch.save, and give that file"
+        ) from error
+    except Exception as error:  # whatever the reader of a damaged file stumbles over: struct.error, AssertionError, ...
+        first = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise SeparableError(
+            f"{path} is damaged, or is no file of weights ({first}): fetch or save `model.state_dict()` again"
+        ) from error
+
+
+def load_weights(model: nn.Module, path: str | Path, *, keep_types: bool = False) -> None:
+    """Load the weights in ``path`` into ``model``, all of them or none.
+
+    Args:
+        model: the network.
+        path: the file.
+        keep_types: whether the network takes the types of the file's numbers, as float16, or keeps its own.
+
+    Raises:
+        SeparableError: names or shapes differ (the message lists the first of each kind), or a weight is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(nn.Linear(2, 3), f"{folder}/w.safetensors")
+        ...     load_weights(nn.Linear(2, 4), f"{folder}/w.safetensors")
+        Traceback (most recent call last):
+        torch_separable.errors.SeparableError: ...w.safetensors are not the weights of this network (Linear): ...
+    """
+    load_state(model, read_weights(path), path, keep_types=keep_types)
+
+
+def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path, *, keep_types: bool = False) -> None:
+    """Load tensors by name into ``model``, all of them or none; ``where`` is what a message calls them.
+
+    Raises:
+        SeparableError: as `load_weights` does.
+    """
+    given = dict(given)
+    expected = model.state_dict()
+    for name, counter in expected.items():
+        if name.endswith("num_batches_tracked"):  # a counter for training alone, which older checkpoints lack
+            given.setdefault(name, counter)
+    complaints = []
+    missing = [name for name in expected if name not in given]
+    extra = [name for name in given if name not in expected]
+    reshaped = [name for name in expected if name in given and given[name].shape != expected[name].shape]
+    if missing:
+        complaints.append(f"{len(missing)} missing ({_some(missing)})")
+    if extra:
+        complaints.append(f"{len(extra)} unknown ({_some(extra)})")
+    if reshaped:
+        shapes = [f"{n} is {tuple(given[n].shape)}, should be {tuple(expected[n].shape)}" for n in reshaped]
+        complaints.append(f"{len(reshaped)} of another shape ({_some(shapes, '; ')})")
+    if complaints:
+        raise SeparableError(
+            f"{where} are not the weights of this network ({type(model).__name__}): {', '.join(complaints)}. "
+            "Check the model function and its arguments"
+        )
+    types = {name: given[name].dtype if keep_types else tensor.dtype for name, tensor in expected.items()}
+    complex_ones = [name for name, tensor in expected.items() if given[name].is_complex() and not tensor.is_complex()]
+    if complex_ones:
+        raise SeparableError(f"{where} holds complex weights ({_some(complex_ones)}), and the network has real ones")
+    free = buffers_that_may_be_infinite(model)
+    broken = [name for name, dtype in types.items() if not _is_sound(given[name].to(dtype), infinite=name in free)]
+    if broken:
+        raise SeparableError(
+            f"{where} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
+        )
+    if keep_types:
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point() and given[name].is_floating_point():
+                tensor.data = tensor.data.to(given[name].dtype)
+    model.load_state_dict(given)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_nested)
+
+
+def _is_sound(tensor: Tensor, *, infinite: bool) -> bool:
+    """Whether no value is NaN, nor (unless that is allowed) infinite."""
+    if not tensor.is_floating_point():
+        return True
+    wide = tensor.float() if tensor.itemsize == 1 else tensor  # not every 8-bit type can be asked
+    return not bool((wide.isnan() if infinite else ~wide.isfinite()).any())
+
+
+def _some(names: list[str], separator: str = ", ", most: int = 3) -> str:
+    return separator.join(names[:most]) + (f"{separator}…" if len(names) > most else "")
