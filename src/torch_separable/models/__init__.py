@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch_separable.models.efficientnet_lite import EfficientNetLite, efficientnet_lite0
 from torch_separable.models.imagenet_resnet import ImageNetResNet, resnet18, resnet34, resnet50
-from torch_separable.models.mobilenet_v1 import MobileNetV1, conv_mobilenet, mobilenet_v1
-from torch_separable.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
+from torch_separable.models.mobilenetv1 import MobileNetV1, conv_mobilenet, mobilenet_v1
+from torch_separable.models.mobilenetv2 import MobileNetV2, mobilenet_v2
 from torch_separable.models.registry import NETWORKS
 from torch_separable.models.resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
 

@@ -18,8 +18,8 @@ from torch_separable.models._layers import (
     conv_norm_act,
     inverted_residuals,
 )
-from torch_separable.models.mobilenet_v1 import check_width
-from torch_separable.models.mobilenet_v2 import round_channels
+from torch_separable.models.mobilenetv1 import check_width
+from torch_separable.models.mobilenetv2 import round_channels
 from torch_separable.models.registry import records_init_args, register
 from torch_separable.nn._arguments import whole
 
