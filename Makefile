@@ -11,7 +11,7 @@ NATIVE := $(wildcard native/CMakeLists.txt native/*/*.cpp native/*/*.h)
 .PHONY: help demo test wheel-test lint sanitize arm64 bench docs clean
 
 help:
-	@echo "make demo   train, convert, recover and measure on handwritten digits; ends with a table and a page"
+	@echo "make demo   train, convert, distill and measure on handwritten digits; ends with a table and a page"
 	@echo "make test   run all tests"
 	@echo "make wheel-test   install the built wheel into an empty environment, and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"

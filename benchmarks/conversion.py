@@ -1,7 +1,7 @@
 """Conversion on CIFAR-10: accuracy at a share of the multiply-accumulates, beside what people use otherwise.
 
     python benchmarks/conversion.py table --data npz:cifar10/ --checkpoints ../shared/data
-    python benchmarks/conversion.py recover ...      # the same rows after distillation (hours)
+    python benchmarks/conversion.py distill ...      # the same rows after distillation (hours)
     python benchmarks/conversion.py ablation ...
     python benchmarks/conversion.py speed
     python benchmarks/conversion.py training         # a step of training, rank by rank and as the modules stand
@@ -59,7 +59,7 @@ GOALS = {
     ("resnet56", 4): (89.0, 92.6),
 }
 IMAGES = 1024
-# The schedules of recovery, the same for ours and the peers', chosen on training images that were held out.
+# The schedules of distillation, the same for ours and the peers', chosen on training images that were held out.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "labels": {
         "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 64, "label_weight": 0.5, "feature_weight": 1.0,
@@ -245,7 +245,7 @@ def table(
 
 
 @app.command()
-def recover(
+def distill(
     data: Data = "npz:cifar10",
     checkpoints: Checkpoints = Path("../shared/data"),
     networks: Networks = "resnet20,resnet56",
@@ -277,14 +277,14 @@ def recover(
                 features = [n for n, _ in dense.named_modules() if n.endswith("conv2")] if kind != "ours" else None
                 student = make()
                 converted = bench.accuracy(student)
-                model = ts.recover(
+                model = ts.distill(
                     student, teacher, bench.train, epochs=epochs, output_dir=folder, features=features, **settings
                 )
                 minutes = (time.monotonic() - start) / 60
                 accuracies = {"converted": converted, "accuracy": bench.accuracy(model)}
                 return {**accuracies, "epochs": epochs, "minutes": round(minutes, 1)}
 
-            once(f"recovered {name} {ratio:g} {kind}, {schedule}{helped}", measure)
+            once(f"distilled {name} {ratio:g} {kind}, {schedule}{helped}", measure)
     show()
 
 
@@ -443,16 +443,16 @@ def show() -> None:
     free = Table(
         "network", "MACs ÷", "goal", *KINDS, title="Training-free, no labels: accuracy, %", title_justify="left"
     )
-    recovered = [f"{kind}, {schedule}" for kind in ("ours", "torch-pruning") for schedule in SCHEDULES]
+    distilled = [f"{kind}, {schedule}" for kind in ("ours", "torch-pruning") for schedule in SCHEDULES]
     later = Table(
-        "network", "MACs ÷", "goal", *recovered,
+        "network", "MACs ÷", "goal", *distilled,
         title="After distillation: accuracy, % (epochs)", title_justify="left",
     )  # fmt: skip
     for (name, ratio), goals in GOALS.items():
         dense = accuracy(f"dense {name}")
         head = [f"{name} ({dense})", f"{ratio:g}"]
         free.add_row(*head, f"{goals[0]}", *(accuracy(f"free {name} {ratio:g} {kind}") for kind in KINDS))
-        keys = [f"recovered {name} {ratio:g} {column}" for column in recovered]
+        keys = [f"distilled {name} {ratio:g} {column}" for column in distilled]
         epochs = [f" ({results[key]['epochs']})" if key in results else "" for key in keys]
         later.add_row(*head, f"{goals[1]}", *(accuracy(key) + n for key, n in zip(keys, epochs, strict=True)))
     console.print(free, later)

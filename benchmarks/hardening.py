@@ -3,7 +3,7 @@
     python benchmarks/hardening.py --moments 20        # half an hour on two busy cores
     python benchmarks/hardening.py convert --moments 5
 
-Each of ``convert``, ``recover`` and ``export`` runs once undisturbed, and then again and again until SIGKILL at a
+Each of ``convert``, ``distill`` and ``export`` runs once undisturbed, and then again and again until SIGKILL at a
 moment drawn uniformly over what the first run took after its imports. After every kill, what the folder holds is read
 as a user would; then the same command is run to its end, and must leave what the undisturbed run left: the same weights
 to the bit, and nothing half written. A failure is printed with its moment, and the exit code is 1.
@@ -89,7 +89,7 @@ def converted(folder: Path) -> str | None:
     return digest(folder / "model.safetensors")
 
 
-def recovered(folder: Path) -> str | None:
+def distilled(folder: Path) -> str | None:
     """Every file of weights there is whole; the network, if it is there, is too."""
     for name in ("checkpoint", "best"):
         if (folder / f"{name}.safetensors").exists():
@@ -116,13 +116,13 @@ JOBS = {
         ("--force",),
         converted,
     ),
-    "recover": Job(
+    "distill": Job(
         (
-            *("recover", "converted", "--teacher", "dense.safetensors", "--data", "digits", "--epochs", "2"),
+            *("distill", "converted", "--teacher", "dense.safetensors", "--data", "digits", "--epochs", "2"),
             *("--set", "max_steps=12", "--set", "checkpoint_every=2", "-o", "{out}"),
         ),
         (),
-        recovered,
+        distilled,
     ),
     "export": Job(("export", "converted", "--to", "pt2", "-o", "{out}/model.pt2"), (), exported),
 }
@@ -193,7 +193,7 @@ def survive(name: str, place: Path, moments: int, seed: int = 0) -> list[Outcome
 
 
 def main(
-    commands: Annotated[list[str] | None, typer.Argument(help="convert, recover, export; by default all.")] = None,
+    commands: Annotated[list[str] | None, typer.Argument(help="convert, distill, export; by default all.")] = None,
     moments: Annotated[int, typer.Option(help="Kills of each command.")] = 20,
     seed: int = 0,
 ) -> None:

@@ -33,7 +33,7 @@ from torch_separable._system.files import read_json, write_json
 from torch_separable.artifacts.run_directory import machine
 from torch_separable.bench import ENGINES, benchmark
 from torch_separable.bench.engines import OURS
-from torch_separable.bench.randomize import lifelike
+from torch_separable.bench.randomize import randomize_batch_norms
 from torch_separable.conversion import Budget
 from torch_separable.runtime.native.bindings import chosen_set, instruction_sets
 
@@ -53,7 +53,7 @@ class Entry:
 def converted() -> nn.Module:
     """ResNet-20 at half its multiply-accumulates, the same layers each time: a plan follows from weights and images."""
     torch.manual_seed(0)
-    dense, images = lifelike(ts.models.resnet20(), examples(32)), examples(32)
+    dense, images = randomize_batch_norms(ts.models.resnet20(), examples(32)), examples(32)
     return ts.convert(dense, images, budget=Budget(macs=0.5)).model
 
 
@@ -106,7 +106,7 @@ def ready(make: Callable[[], nn.Module], size: int, checkpoints: Path | None) ->
     if isinstance(network, ts.models.CifarResNet) and checkpoints is not None and (checkpoints / CHECKPOINT).exists():
         load_weights(network, checkpoints / CHECKPOINT)
         return network.eval()
-    return lifelike(network, examples(size))
+    return randomize_batch_norms(network, examples(size))
 
 
 @app.command()
@@ -198,7 +198,7 @@ def _row(key: str, entry: dict[str, Any], case: dict[str, Any], precision: str, 
         GOALS.get((entry["network"], precision, case["batch"], n)) for n in (threads, 0 if threads == most else -1)
     )
     goal = AVX2_GOAL if key.endswith("avx2") else next((goal for goal in goals if goal is not None), None)
-    promise = case["promise_kept"] if precision == "float32" else None
+    promise = case["realized_speedup"] if precision == "float32" else None
     return (
         str(case["batch"]),
         str(threads),

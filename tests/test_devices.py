@@ -64,7 +64,7 @@ def test_network_is_counted_where_it_is(device: torch.device) -> None:
     assert ts.summary(network, (3, 64, 64), verbose=False).macs == on_cpu.macs
 
 
-def test_network_is_converted_recovered_evaluated_and_saved_where_it_is(device: torch.device, tmp_path: Any) -> None:
+def test_network_is_converted_distilled_evaluated_and_saved_where_it_is(device: torch.device, tmp_path: Any) -> None:
     dense = CifarResNet(1, num_classes=4).eval()
     images = torch.rand(32, 3, 16, 16)
     expected = ts.convert(dense, images, rank=2, progress=False).model
@@ -74,13 +74,13 @@ def test_network_is_converted_recovered_evaluated_and_saved_where_it_is(device: 
     with torch.no_grad():
         close(converted(images.to(device)), expected(images), 1e-2)
     data = ts.ImageData("noise", "train", images, labels=torch.arange(32) % 4, classes=("a", "b", "c", "d"))
-    recovered = ts.recover(converted, dense, data, epochs=1, batch_size=16, progress=False)
-    assert next(recovered.parameters()).device.type == device.type
-    assert ts.evaluate(recovered, data, progress=False).count == 32
-    ts.save(recovered, tmp_path / "network", network=CifarResNet, arguments={"blocks": 1, "num_classes": 4})
+    distilled = ts.distill(converted, dense, data, epochs=1, batch_size=16, progress=False)
+    assert next(distilled.parameters()).device.type == device.type
+    assert ts.evaluate(distilled, data, progress=False).count == 32
+    ts.save(distilled, tmp_path / "network", network=CifarResNet, arguments={"blocks": 1, "num_classes": 4})
     again = ts.load(tmp_path / "network", device=device)
     with torch.no_grad():
-        close(again(images.to(device)), recovered(images.to(device)).cpu(), 1e-5)
+        close(again(images.to(device)), distilled(images.to(device)).cpu(), 1e-5)
 
 
 def test_weights_are_imported_where_the_network_is(device: torch.device) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch_separable import convert
 from torch_separable._network.weights_file import load_weights
 from torch_separable.conversion import Plan
-from torch_separable.conversion.apply_plan import outline
+from torch_separable.conversion.apply_plan import build_skeleton
 from torch_separable.data import load_data
 from torch_separable.data.readers import _decode
 from torch_separable.distillation.checkpoint import Checkpoint
@@ -103,7 +103,7 @@ def test_plan_is_read_shown_and_applied_or_refused(document: Any) -> None:
         plan = Plan.from_dict(document)
         assert str(plan)
         json.dumps(plan.to_dict())
-        outline(DENSE, plan)
+        build_skeleton(DENSE, plan)
 
 
 def step(name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["convert", "recover", "export"])
+@pytest.mark.parametrize("name", ["convert", "distill", "export"])
 def test_killed_command_leaves_whole_files_and_finishes_when_it_is_run_again(place: Path, name: str) -> None:
     (outcome,) = HARDENING["survive"](name, place, moments=1, seed=3)
     assert outcome.problem is None

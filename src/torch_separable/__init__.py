@@ -1,11 +1,11 @@
-"""Depthwise separable convolution made practical: count, explain, convert, recover.
+"""Depthwise separable convolution made practical: count, explain, convert, distill.
 
 import torch_separable as ts
 
 ts.summary(model, (3, 224, 224))                                  # what it costs, layer by layer
 ts.explain(nn.Conv2d(4, 8, 3, padding=1, groups=2), (3, 3))       # the arithmetic of one convolution
 ts.convert(model, images, budget=ts.Budget(macs=0.5)).model       # depthwise separable, weights kept
-ts.recover(student, teacher, data)                                # the rest of the accuracy, by distillation
+ts.distill(student, teacher, data)                                # the rest of the accuracy, by distillation
 ts.save(model, "folder"); ts.load("folder")                       # weights and plan; nothing in it is executed
 ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another runtime, checked against the network
 """
@@ -16,7 +16,7 @@ from torch_separable.artifacts.save_load import load, save
 from torch_separable.conversion import Budget, Conversion, Plan, Statistics, apply, calibrate, convert, plan
 from torch_separable.cost import Summary, analyze, summary
 from torch_separable.data import ImageData, load_data
-from torch_separable.distillation import evaluate, recover
+from torch_separable.distillation import distill, evaluate
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.explanation import Explanation, explain
 from torch_separable.exporting import Exported, export
@@ -44,6 +44,7 @@ __all__ = [
     "compile",
     "convert",
     "depthwise_separable_conv",
+    "distill",
     "evaluate",
     "explain",
     "export",
@@ -54,7 +55,6 @@ __all__ = [
     "models",
     "nn",
     "plan",
-    "recover",
     "runtime",
     "save",
     "summary",

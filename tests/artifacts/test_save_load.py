@@ -452,9 +452,9 @@ def test_card_that_a_person_has_made_their_own_stays(tmp_path: Path) -> None:
 
 def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("notes")
-    (tmp_path / "recovered").mkdir()
+    (tmp_path / "distilled").mkdir()
     save(resnet20(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*NAMES, "notes.txt", "recovered"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*NAMES, "notes.txt", "distilled"])
 
 
 @contextlib.contextmanager

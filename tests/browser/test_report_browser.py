@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     conversion = convert(dense, images, budget=Budget(macs=0.45))
     compared = compare(dense, conversion.model, images[:2])
     evaluations = [{"accuracy": n / 400, "correct": n, "count": 400} for n in (390, 380, 388)]
-    named = zip(("dense", f"converted {SCRIPT}", "recovered"), (0, 1, 1), evaluations, strict=True)
+    named = zip(("dense", f"converted {SCRIPT}", "distilled"), (0, 1, 1), evaluations, strict=True)
     results = {
         "kind": "demo",
         "title": f"A run of {SCRIPT} & more",
@@ -287,7 +287,7 @@ def test_curves_and_epochs_stand_there_in_numbers(report: Page, folder: Path) ->
     rows = [row.split("\t") for row in report.locator("#epochs-table tbody tr").all_inner_texts()]
     assert rows == [
         [
-            "recovery",
+            "distillation",
             str(e["epoch"]),
             f"{e['loss']:.4f}",
             f"{100 * e['agreement']:.2f} %",

@@ -13,7 +13,7 @@ import pytest
 SMALL = "networks_for_cli:small"
 SUMMARY = f"summary {SMALL} --input 1,32,32"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits -o refused"
-RECOVER = f"recover converted --model {SMALL} --teacher small.safetensors --data digits"
+DISTILL = f"distill converted --model {SMALL} --teacher small.safetensors --data digits"
 EVALUATE = f"evaluate {SMALL} --data digits"
 EXPLAIN = "explain --in 4 --out 8 --input 3,3"
 
@@ -79,7 +79,7 @@ SHAPES = [
         "Give",
     ),
     (replaced(EVALUATE, "--data", "npz:coloured.npz"), "cannot take images of shape (40, 3, 32, 32)", "1 channels"),
-    (replaced(RECOVER, "--data", "npz:coloured.npz"), "cannot take images of shape (2, 3, 32, 32)", "1 channels"),
+    (replaced(DISTILL, "--data", "npz:coloured.npz"), "cannot take images of shape (2, 3, 32, 32)", "1 channels"),
 ]
 
 WEIGHTS = [
@@ -91,8 +91,8 @@ WEIGHTS = [
     (f"{SUMMARY} --weights code.pth", "could run code when it is read, which is refused", "Save `model.state_dict()`"),
     (f"{SUMMARY} --weights narrow.safetensors", "(4, 1, 3, 3), should be (8, 1, 3, 3)", "Check the model function"),
     (f"{SUMMARY} --weights spoilt.safetensors", "holds NaN or infinite weights (3.weight)", "failed training"),
-    (replaced(RECOVER, "--teacher", "narrow.safetensors"), "are not the weights of this network", "Check the model"),
-    (replaced(RECOVER, "--teacher", "gone.safetensors"), "no weights at gone.safetensors", ""),
+    (replaced(DISTILL, "--teacher", "narrow.safetensors"), "are not the weights of this network", "Check the model"),
+    (replaced(DISTILL, "--teacher", "gone.safetensors"), "no weights at gone.safetensors", ""),
 ]
 
 IMAGES = [
@@ -105,7 +105,7 @@ IMAGES = [
     (replaced(EVALUATE, "--data", "npz:unlabelled.npz"), "npz:unlabelled.npz (test) has no labels", "evaluation needs"),
     (f"{CONVERT} --split valid", "split='valid': digits has the splits train and test", ""),
     (f"{EVALUATE} --split valid", "split='valid'", "train and test"),
-    (f"{RECOVER} --split valid", "split='valid'", "train and test"),
+    (f"{DISTILL} --split valid", "split='valid'", "train and test"),
     (f"{CONVERT} --images 7", "7 calibration images: at least 8 are needed", "256 to 1,024 recommended"),
     (f"{CONVERT} --mean a,b", "--mean a,b: expected numbers separated by commas, or imagenet", ""),
     (f"{CONVERT} --mean imagenet", "has 3 entries; the images of digits have 1 channels", "one entry for each channel"),
@@ -140,40 +140,40 @@ CHOICES = [
     (replaced(CONVERT, "-o", "small.pth/in/it"), "small.pth/in/it cannot be a run's folder", "Choose another"),
     ("convert networks_for_cli:pointwise --data digits -o refused", "no convolution to convert", "0:"),
     ("demo -o small.pth", "small.pth cannot be a run's folder", "Choose another"),
-    (f"{RECOVER} -o small.pth", "small.pth cannot be a run's folder", "Choose another"),
-    (f"{RECOVER} -o another", "another already holds another network", "choose another folder"),
-    (f"{RECOVER} -o another/../converted", "is the folder of the network that is to be rec", "choose another folder"),
+    (f"{DISTILL} -o small.pth", "small.pth cannot be a run's folder", "Choose another"),
+    (f"{DISTILL} -o another", "another already holds another network", "choose another folder"),
+    (f"{DISTILL} -o another/../converted", "is the folder of the network that is to be rec", "choose another folder"),
     (
-        f"{replaced(RECOVER, '--model', 'networks_for_cli:placed')} --model-arg path=/x/y --data npz:gone.npz",
-        "the network to recover has the argument path='/x/y': it could be the path of a file",
+        f"{replaced(DISTILL, '--model', 'networks_for_cli:placed')} --model-arg path=/x/y --data npz:gone.npz",
+        "the network to distill has the argument path='/x/y': it could be the path of a file",
         "",
     ),
-    (f"{RECOVER} --epochs 0", "epochs=0: must be a whole number of at least 1", ""),
-    (f"{RECOVER} --set bath_size=4", "'bath_size' is not a setting of recover: it has augment, batch_size", ""),
-    (f"{RECOVER} --set batch_size", "--set batch_size: expected name=value", ""),
-    (f"{RECOVER} --set batch_size=half", "batch_size='half': must be a whole number", ""),
-    (f"{RECOVER} --set optimizer=lion", "optimizer='lion': must be one of 'adamw', 'sgd'", ""),
-    (f"{RECOVER} --set augment=null", "augment=None: must be a tuple of names", ""),
-    (f"{RECOVER} --set augment=5", "augment=5: must be a tuple of names", ""),
-    (f"{RECOVER} --set 'augment={{[1]:2}}'", "augment='{[1]:2}': give a tuple of names", ""),
-    (f"{RECOVER} --set features=5 --set feature_weight=1", "features=5: must be a tuple of names", ""),
-    (f"{RECOVER} --set 'features=()' --set feature_weight=1", "features=() names no module", "None for all"),
-    (f"{RECOVER} --set validation=1", "'validation' is not a setting of recover", ""),
-    (f"{RECOVER} --set resume=false", "'resume' is not a setting of recover: it has augment, batch_size", ""),
-    (f"{RECOVER} --set student=1", "'student' is not a setting of recover", ""),
-    (f"{RECOVER} --set config=1", "'config' is not a setting of recover", ""),
+    (f"{DISTILL} --epochs 0", "epochs=0: must be a whole number of at least 1", ""),
+    (f"{DISTILL} --set bath_size=4", "'bath_size' is not a setting of distill: it has augment, batch_size", ""),
+    (f"{DISTILL} --set batch_size", "--set batch_size: expected name=value", ""),
+    (f"{DISTILL} --set batch_size=half", "batch_size='half': must be a whole number", ""),
+    (f"{DISTILL} --set optimizer=lion", "optimizer='lion': must be one of 'adamw', 'sgd'", ""),
+    (f"{DISTILL} --set augment=null", "augment=None: must be a tuple of names", ""),
+    (f"{DISTILL} --set augment=5", "augment=5: must be a tuple of names", ""),
+    (f"{DISTILL} --set 'augment={{[1]:2}}'", "augment='{[1]:2}': give a tuple of names", ""),
+    (f"{DISTILL} --set features=5 --set feature_weight=1", "features=5: must be a tuple of names", ""),
+    (f"{DISTILL} --set 'features=()' --set feature_weight=1", "features=() names no module", "None for all"),
+    (f"{DISTILL} --set validation=1", "'validation' is not a setting of distill", ""),
+    (f"{DISTILL} --set resume=false", "'resume' is not a setting of distill: it has augment, batch_size", ""),
+    (f"{DISTILL} --set student=1", "'student' is not a setting of distill", ""),
+    (f"{DISTILL} --set config=1", "'config' is not a setting of distill", ""),
     (
-        f"{replaced(RECOVER, '--data', 'npz:coloured.npz')} --hold-out 0.999",
+        f"{replaced(DISTILL, '--data', 'npz:coloured.npz')} --hold-out 0.999",
         "--hold-out 0.999: none of the 40 images would be left to train on",
         "",
     ),
-    (f"{RECOVER} --hold-out 1", "--hold-out 1.0: must be a share, at least 0 and below 1", ""),
-    (f"{RECOVER} --hold-out -0.1", "--hold-out -0.1: must be a share", ""),
-    (f"{RECOVER} --hold-out nan", "--hold-out nan: must be a share", ""),
-    ("recover gone --teacher small.safetensors --data digits", "gone is not a converted network", "that convert wrote"),
-    ("recover . --teacher small.safetensors --data digits", ". is not a converted network: it has no config", "Give"),
+    (f"{DISTILL} --hold-out 1", "--hold-out 1.0: must be a share, at least 0 and below 1", ""),
+    (f"{DISTILL} --hold-out -0.1", "--hold-out -0.1: must be a share", ""),
+    (f"{DISTILL} --hold-out nan", "--hold-out nan: must be a share", ""),
+    ("distill gone --teacher small.safetensors --data digits", "gone is not a converted network", "that convert wrote"),
+    ("distill . --teacher small.safetensors --data digits", ". is not a converted network: it has no config", "Give"),
     (
-        "recover converted --teacher small.safetensors --data digits",
+        "distill converted --teacher small.safetensors --data digits",
         f"was made of {SMALL}, which would",
         "give --model",
     ),
@@ -246,11 +246,11 @@ def test_wrong_choices_are_told_before_anything_takes_time(separable: Callable[.
         assert outcome.code == 2, wrong
 
 
-def test_wrong_settings_of_a_recovery_are_told_before_anything_is_read(separable: Callable[..., Any]) -> None:
-    recover = replaced(replaced(RECOVER, "--data", "npz:gone.npz"), "--teacher", "gone.safetensors")
+def test_wrong_settings_of_a_distillation_are_told_before_anything_is_read(separable: Callable[..., Any]) -> None:
+    distill = replaced(replaced(DISTILL, "--data", "npz:gone.npz"), "--teacher", "gone.safetensors")
     for wrong in ("--epochs 0", "--set bath_size=4", "--set augment=5"):
-        assert "gone" not in separable(*shlex.split(f"{recover} {wrong}")).err
-    outcome = separable(*shlex.split(f"{replaced(RECOVER, '--data', 'npz:gone.npz')} -o another"))
+        assert "gone" not in separable(*shlex.split(f"{distill} {wrong}")).err
+    outcome = separable(*shlex.split(f"{replaced(DISTILL, '--data', 'npz:gone.npz')} -o another"))
     assert "another already holds another network" in outcome.err
 
 

@@ -25,7 +25,7 @@ from torch_separable.runtime import available
 
 needs_kernels = pytest.mark.skipif(not available(), reason="this installation has no kernel library")
 
-COMMANDS = ["demo", "summary", "explain", "convert", "recover", "evaluate", "bench", "tune", "report"]
+COMMANDS = ["demo", "summary", "explain", "convert", "distill", "evaluate", "bench", "tune", "report"]
 SMALL = "networks_for_cli:small"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits --images 64"
 
@@ -258,15 +258,15 @@ def test_networks_of_the_package_are_evaluated_without_naming_them_again(
     assert "would have to be imported" in outcome.err
 
 
-RECOVER = f"recover converted --model {SMALL} --teacher small.safetensors --data digits --set batch_size=128"
+DISTILL = f"distill converted --model {SMALL} --teacher small.safetensors --data digits --set batch_size=128"
 
 
-def test_recover_trains_the_converted_network_and_leaves_its_weights(
+def test_distill_trains_the_converted_network_and_leaves_its_weights(
     separable: Callable[..., Any], place: Path
 ) -> None:
-    outcome = separable(*shlex.split(f"{RECOVER} --epochs 3 -o recovered --quiet"))
+    outcome = separable(*shlex.split(f"{DISTILL} --epochs 3 -o distilled --quiet"))
     assert outcome.code == 0, outcome.err
-    folder = place / "recovered"
+    folder = place / "distilled"
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
         "best.safetensors",
@@ -279,8 +279,8 @@ def test_recover_trains_the_converted_network_and_leaves_its_weights(
         "results.json",
         "settings.json",
     ]
-    assert "\nwritten to recovered: " in outcome.out
-    assert outcome.out.endswith("\npage: recovered/index.html\n")
+    assert "\nwritten to distilled: " in outcome.out
+    assert outcome.out.endswith("\npage: distilled/index.html\n")
     config = json.loads((folder / "settings.json").read_text())
     assert config["settings"]["batch_size"] == 128
     images = len(load_data("digits"))
@@ -288,13 +288,13 @@ def test_recover_trains_the_converted_network_and_leaves_its_weights(
     weights, before = read_weights(folder / "model.safetensors"), read_weights(place / "converted/model.safetensors")
     assert weights.keys() == before.keys()
     assert any(not torch.equal(weights[name], before[name]) for name in weights)
-    with_weights = f"evaluate converted --model {SMALL} --weights recovered/model.safetensors --data digits --json"
-    whole = f"evaluate recovered --model {SMALL} --data digits --json"
+    with_weights = f"evaluate converted --model {SMALL} --weights distilled/model.safetensors --data digits --json"
+    whole = f"evaluate distilled --model {SMALL} --data digits --json"
     assert of_json(separable(*shlex.split(with_weights))) == of_json(separable(*shlex.split(whole)))
 
 
-def test_recover_tells_each_epoch_in_words_and_as_json(separable: Callable[..., Any]) -> None:
-    outcome = separable(*shlex.split(f"{RECOVER} --epochs 2 -o told"))
+def test_distill_tells_each_epoch_in_words_and_as_json(separable: Callable[..., Any]) -> None:
+    outcome = separable(*shlex.split(f"{DISTILL} --epochs 2 -o told"))
     epochs = outcome.out.splitlines()[:3]
     number = r"\d+\.\d+"
     assert re.fullmatch(rf"epoch 0  validation {number} % of 67  {number} s", epochs[0])
@@ -302,14 +302,14 @@ def test_recover_tells_each_epoch_in_words_and_as_json(separable: Callable[..., 
         trained = rf"epoch {epoch}  loss {number}  agreement {number} %  validation {number} % of 67  {number} s"
         assert re.fullmatch(trained, line)
 
-    document = of_json(separable(*shlex.split(f"{RECOVER} --set epochs=2 -o told-json --hold-out 0 --json")))
+    document = of_json(separable(*shlex.split(f"{DISTILL} --set epochs=2 -o told-json --hold-out 0 --json")))
     assert [record["epoch"] for record in document["epochs"]] == [1, 2]
     assert document["epochs"][1]["loss"] < document["epochs"][0]["loss"]
     assert document["epochs"][0]["validation"] is None
 
 
-def test_finished_recovery_tells_all_its_epochs_again(separable: Callable[..., Any], place: Path) -> None:
-    command = shlex.split(f"{RECOVER} --epochs 7 --set epochs=1 -o finished --json")
+def test_finished_distillation_tells_all_its_epochs_again(separable: Callable[..., Any], place: Path) -> None:
+    command = shlex.split(f"{DISTILL} --epochs 7 --set epochs=1 -o finished --json")
     first, again = of_json(separable(*command)), of_json(separable(*command))
     assert [record["epoch"] for record in first["epochs"]] == [0, 1]
     assert again == first
@@ -321,7 +321,7 @@ def test_finished_recovery_tells_all_its_epochs_again(separable: Callable[..., A
     "command",
     [
         f"{CONVERT} --rank 1 --evaluate test -o bars --force",
-        f"{RECOVER} --epochs 1 --set max_steps=1 -o bars-recovered",
+        f"{DISTILL} --epochs 1 --set max_steps=1 -o bars-distilled",
         f"evaluate {SMALL} --weights small.safetensors --data digits",
         f"export converted --model {SMALL} --to pt2 --data digits -o bars.pt2",
     ],
@@ -344,13 +344,13 @@ def test_bars_of_reading_follow_quiet_and_json(
         assert set(asked) == {shown}
 
 
-def test_recover_goes_on_only_with_the_same_settings(separable: Callable[..., Any]) -> None:
-    assert separable(*shlex.split(f"{RECOVER} --epochs 1 -o again")).code == 0
-    assert separable(*shlex.split(f"{RECOVER} --epochs 1 -o again")).code == 0
-    outcome = separable(*shlex.split(f"{RECOVER} --epochs 2 -o again"))
+def test_distill_goes_on_only_with_the_same_settings(separable: Callable[..., Any]) -> None:
+    assert separable(*shlex.split(f"{DISTILL} --epochs 1 -o again")).code == 0
+    assert separable(*shlex.split(f"{DISTILL} --epochs 1 -o again")).code == 0
+    outcome = separable(*shlex.split(f"{DISTILL} --epochs 2 -o again"))
     assert outcome.code == 2
     assert "settings.epochs is 1 there and 2 here; give another output_dir, or resume=False (--fresh)" in outcome.err
-    assert separable(*shlex.split(f"{RECOVER} --epochs 2 -o again --fresh")).code == 0
+    assert separable(*shlex.split(f"{DISTILL} --epochs 2 -o again --fresh")).code == 0
 
 
 @pytest.mark.parametrize("folder", ["with spaces and ü, 中", "--starts-like-an-option"])

@@ -51,11 +51,11 @@ def test_demo_keeps_its_promises(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     folder = tmp_path / "runs" / "demo"
     results = json.loads((folder / "results.json").read_text())
-    dense, svd, converted, recovered = results["steps"]
+    dense, svd, converted, distilled = results["steps"]
 
     assert dense["accuracy"] >= 0.985
-    assert dense["macs"] >= 5 * recovered["macs"]
-    assert recovered["accuracy"] >= dense["accuracy"] - 0.01
+    assert dense["macs"] >= 5 * distilled["macs"]
+    assert distilled["accuracy"] >= dense["accuracy"] - 0.01
     assert svd["accuracy"] < converted["accuracy"]
     assert svd["macs"] <= 0.19 * dense["macs"]
     assert results["complete"]
@@ -63,11 +63,11 @@ def test_demo_keeps_its_promises(tmp_path: Path) -> None:
     written = {"dense.safetensors", "model.safetensors", "plan.json", "config.json", "results.json", "index.html"}
     assert written <= {path.name for path in folder.iterdir()}
     assert dense["bytes"] == (folder / "dense.safetensors").stat().st_size
-    assert recovered["bytes"] == (folder / "model.safetensors").stat().st_size
+    assert distilled["bytes"] == (folder / "model.safetensors").stat().st_size
     network = dense_network()
     load_weights(network, folder / "dense.safetensors")
     counted(network, dense)
-    counted(load_converted(folder, dense_network()), recovered)
+    counted(load_converted(folder, dense_network()), distilled)
     assert len(read_weights(folder / "model.safetensors")) > len(read_weights(folder / "dense.safetensors"))
 
     assert max(map(len, ended.stdout.splitlines())) <= 80

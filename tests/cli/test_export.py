@@ -47,9 +47,9 @@ def test_json_says_what_was_written(separable: Callable[..., Any], place: Path) 
     torch.testing.assert_close(torch.export.load(path).module()(images), expected, rtol=0, atol=1e-4)
 
 
-def test_recovered_weights_are_exported_where_they_are_given(separable: Callable[..., Any], place: Path) -> None:
-    recover = f"recover converted --model {SMALL} --teacher small.safetensors --data digits --epochs 1 -o to-export"
-    assert separable(*shlex.split(recover)).code == 0
+def test_distilled_weights_are_exported_where_they_are_given(separable: Callable[..., Any], place: Path) -> None:
+    distill = f"distill converted --model {SMALL} --teacher small.safetensors --data digits --epochs 1 -o to-export"
+    assert separable(*shlex.split(distill)).code == 0
     sizes = []
     for folder in ("to-export", "converted --weights to-export/model.safetensors"):
         outcome = separable(*shlex.split(f"export {folder} --model {SMALL} --to pt2 -o a.pt2 --json"))

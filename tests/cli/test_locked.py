@@ -35,7 +35,7 @@ def taken(place: Path) -> Iterator[Path]:
     "command",
     [
         "convert networks_for_cli:small --weights small.safetensors --data digits --images 16 --rank 1 -o taken",
-        "recover converted --model networks_for_cli:small --teacher small.safetensors --data digits -o taken",
+        "distill converted --model networks_for_cli:small --teacher small.safetensors --data digits -o taken",
         "demo -o taken",
     ],
 )

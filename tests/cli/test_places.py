@@ -19,8 +19,8 @@ from torch_separable._network.weights_file import read_weights
 
 SMALL = "networks_for_cli:small"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits --images 16 --rank 1".split()
-RECOVER = (
-    f"recover converted --model {SMALL} --teacher small.safetensors --data digits --epochs 1 --set max_steps=6 "
+DISTILL = (
+    f"distill converted --model {SMALL} --teacher small.safetensors --data digits --epochs 1 --set max_steps=6 "
     "--set checkpoint_every=1"
 ).split()
 # Strictly the C locale: without the two ways in which Python makes UTF-8 of it.
@@ -50,7 +50,7 @@ def run(
 
 @pytest.mark.parametrize(
     ("command", "out", "largest"),
-    [(CONVERT, "full-convert", 3_000), (RECOVER, "full-recover", 3_000), (RECOVER, "full-log", 100)],
+    [(CONVERT, "full-convert", 3_000), (DISTILL, "full-distill", 3_000), (DISTILL, "full-log", 100)],
 )
 def test_full_disk_is_one_line_and_leaves_nothing_half_written(
     place: Path, separable: Callable[..., Any], command: list[str], out: str, largest: int
@@ -92,7 +92,7 @@ def test_names_of_any_alphabet_are_read_and_written_where_the_locale_has_ascii_a
     steps: list[tuple[str, ...]] = [
         ("convert", SMALL, "--weights", "größer.safetensors", *data, "--rank", "1", "-o", "Läufe/一"),
         (
-            "recover", "Läufe/一", "--model", SMALL, "--teacher", "größer.safetensors", *data, "--epochs", "1",
+            "distill", "Läufe/一", "--model", SMALL, "--teacher", "größer.safetensors", *data, "--epochs", "1",
             "--hold-out", "0.2", "-o", "Läufe/二",
         ),
         ("evaluate", "Läufe/二", "--model", SMALL, *data, "--split", "train"),

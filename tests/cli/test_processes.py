@@ -79,14 +79,14 @@ def test_json_is_whole_where_the_terminal_lacks_the_characters(place: Path) -> N
 
 
 @pytest.mark.slow
-def test_recovery_stopped_by_ctrl_c_goes_on_with_the_same_command(place: Path, separable: Callable[..., Any]) -> None:
-    recover = [
-        *("recover", "converted", "--model", "networks_for_cli:small", "--teacher", "small.safetensors"),
+def test_distillation_stopped_by_ctrl_c_resumes_by_the_same_command(place: Path, separable: Callable[..., Any]) -> None:
+    distill = [
+        *("distill", "converted", "--model", "networks_for_cli:small", "--teacher", "small.safetensors"),
         *("--data", "digits", "--epochs", "4", "--set", "checkpoint_every=5", "--set", "batch_size=32"),
     ]
     folder = place / "stopped"
     process = subprocess.Popen(
-        command(*recover, "-o", "stopped"),
+        command(*distill, "-o", "stopped"),
         cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -107,17 +107,17 @@ def test_recovery_stopped_by_ctrl_c_goes_on_with_the_same_command(place: Path, s
     for path in folder.glob("*.safetensors"):
         read_weights(path)
 
-    resumed = separable(*recover, "-o", "stopped", "--json")
+    resumed = separable(*distill, "-o", "stopped", "--json")
     assert resumed.code == 0, resumed.err
-    whole = separable(*recover, "-o", "unstopped", "--json")
+    whole = separable(*distill, "-o", "unstopped", "--json")
     epochs = [[record["epoch"] for record in json.loads(outcome.out)["epochs"]] for outcome in (resumed, whole)]
     assert epochs[0] == epochs[1] == [0, 1, 2, 3, 4]
     weights, expected = (read_weights(place / name / "model.safetensors") for name in ("stopped", "unstopped"))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
-RECOVER = (
-    "recover converted --model networks_for_cli:small --teacher small.safetensors --data digits --set batch_size=16"
+DISTILL = (
+    "distill converted --model networks_for_cli:small --teacher small.safetensors --data digits --set batch_size=16"
 ).split()
 
 
@@ -126,7 +126,7 @@ def test_epochs_are_told_as_they_end_and_a_reader_may_leave(place: Path) -> None
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     folder = place / "left"
     with subprocess.Popen(
-        command(*RECOVER, "--epochs", "4", "-o", "left"),
+        command(*DISTILL, "--epochs", "4", "-o", "left"),
         cwd=place,
         env=environment,
         stdout=subprocess.PIPE,
@@ -150,7 +150,7 @@ def test_first_of_two_processes_writes_and_tells_the_run(place: Path) -> None:
     launched = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "torch_separable", *RECOVER, "--epochs", "1", "--set", "max_steps=4", "-o", "launched"),
+            *("-m", "torch_separable", *DISTILL, "--epochs", "1", "--set", "max_steps=4", "-o", "launched"),
         ],
         cwd=place,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},

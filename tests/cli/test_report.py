@@ -86,16 +86,16 @@ def test_conversion_leaves_accuracy_open_that_nobody_asked_for(called: Callable[
     assert "accuracy was not measured" in (place / "untried" / "index.html").read_text()
 
 
-def test_recovery_compares_dense_converted_and_recovered(called: Callable[[str], str], place: Path) -> None:
-    command = f"recover converted --model {SMALL} --teacher small.safetensors --data digits --epochs 2"
+def test_distillation_compares_dense_converted_and_distilled(called: Callable[[str], str], place: Path) -> None:
+    command = f"distill converted --model {SMALL} --teacher small.safetensors --data digits --epochs 2"
     said = called(f"{command} --set batch_size=128 --quiet -o compared")
     found = results(place / "compared")
     tried = [record["validation"]["correct"] for record in found["epochs"]]
     assert len(tried) == 3
-    _, converted, recovered = found["steps"]
-    assert (converted["correct"], recovered["correct"]) == (tried[0], max(tried))
+    _, converted, distilled = found["steps"]
+    assert (converted["correct"], distilled["correct"]) == (tried[0], max(tried))
     assert {one["count"] for one in found["steps"]} == {67}
-    assert [shlex.split(one)[1] for one in found["commands"]] == ["convert", "recover"]
+    assert [shlex.split(one)[1] for one in found["commands"]] == ["convert", "distill"]
     for one in found["steps"]:
         assert f"{100 * one['accuracy']:.2f} %" in said
     called(f"{command} --set batch_size=128 --quiet -o compared")  # everything is in the log already

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_separable.conversion.solvers.knapsack import choose
+from torch_separable.conversion.solvers.knapsack import solve_knapsack
 from torch_separable.errors import SeparableError
 
 Options = Sequence[Sequence[float]]
@@ -40,7 +40,7 @@ def problems(draw: st.DrawFn, size: st.SearchStrategy[float]) -> tuple[Options, 
 @given(problem=problems(st.integers(1, 10**10).map(float)))
 def test_choice_is_that_of_brute_force(problem: tuple[Options, Options, float]) -> None:
     costs, sizes, budget = problem
-    chosen = choose(costs, sizes, budget)
+    chosen = solve_knapsack(costs, sizes, budget)
     assert total(sizes, chosen) <= budget
     assert total(costs, chosen) == pytest.approx(brute_force(costs, sizes, budget), rel=1e-9, abs=0)
 
@@ -48,7 +48,7 @@ def test_choice_is_that_of_brute_force(problem: tuple[Options, Options, float]) 
 @given(problem=problems(st.floats(0.001, 50)))
 def test_choice_is_that_of_brute_force_for_milliseconds(problem: tuple[Options, Options, float]) -> None:
     costs, sizes, budget = problem
-    chosen = choose(costs, sizes, budget)
+    chosen = solve_knapsack(costs, sizes, budget)
     assert total(sizes, chosen) <= budget * (1 + 1e-9)
     assert total(costs, chosen) <= brute_force(costs, sizes, budget) * (1 + 1e-9)
 
@@ -57,7 +57,7 @@ def test_choice_is_that_of_brute_force_for_milliseconds(problem: tuple[Options, 
 def test_a_unit_too_little_is_enough_to_forbid_a_choice(problem: tuple[Options, Options, float]) -> None:
     costs, sizes, budget = problem
     if sum(map(min, sizes)) <= budget - 1:
-        chosen = choose(costs, sizes, budget - 1)
+        chosen = solve_knapsack(costs, sizes, budget - 1)
         assert total(sizes, chosen) <= budget - 1
         assert total(costs, chosen) == pytest.approx(brute_force(costs, sizes, budget - 1), rel=1e-9, abs=0)
 
@@ -65,7 +65,7 @@ def test_a_unit_too_little_is_enough_to_forbid_a_choice(problem: tuple[Options, 
 @given(problem=problems(st.integers(1, 1000).map(float)))
 def test_more_budget_costs_less(problem: tuple[Options, Options, float]) -> None:
     costs, sizes, budget = problem
-    found = [total(costs, choose(costs, sizes, budget * more)) for more in (1, 1.3, 2, 10)]
+    found = [total(costs, solve_knapsack(costs, sizes, budget * more)) for more in (1, 1.3, 2, 10)]
     assert found == sorted(found, reverse=True)
     assert found[-1] >= sum(map(min, costs)) * (1 - 1e-12)
 
@@ -73,14 +73,14 @@ def test_more_budget_costs_less(problem: tuple[Options, Options, float]) -> None
 def test_budget_that_no_choice_meets_is_refused_with_the_smallest_that_one_does() -> None:
     costs, sizes = [[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 3]]
     with pytest.raises(SeparableError, match="the budget of 6 cannot be met: the smallest reachable is 7"):
-        choose(costs, sizes, 6)
-    assert choose(costs, sizes, 7) == [1, 1]
+        solve_knapsack(costs, sizes, 6)
+    assert solve_knapsack(costs, sizes, 7) == [1, 1]
 
 
 def test_options_that_another_beats_are_not_chosen() -> None:
-    assert choose([[3.0, 1.0, 1.0]], [[5, 5, 4]], 5) == [2]
-    assert choose([[0.0]], [[5]], 5) == [0]
-    assert choose([], [], 5) == []
+    assert solve_knapsack([[3.0, 1.0, 1.0]], [[5, 5, 4]], 5) == [2]
+    assert solve_knapsack([[0.0]], [[5]], 5) == [0]
+    assert solve_knapsack([], [], 5) == []
 
 
 def test_deep_networks_are_solved_at_once() -> None:
@@ -94,5 +94,5 @@ def test_deep_networks_are_solved_at_once() -> None:
         sizes.append([dense, *(dense * 0.13 * rank), *(dense * 0.135 * rank)])
     start = time.perf_counter()
     for share in (0.2, 0.5, 0.9):
-        choose(costs, sizes, share * sum(of[0] for of in sizes))
+        solve_knapsack(costs, sizes, share * sum(of[0] for of in sizes))
     assert time.perf_counter() - start < 30  # it takes a second; by brute force longer than the universe is old

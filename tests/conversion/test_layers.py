@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from torch_separable._network.weights import refresh_weights
-from torch_separable.conversion.layers import grouped_weight, patches_of, spec_of, survey
+from torch_separable.conversion.layers import find_convertible, grouped_weight, patches_of, spec_of
 
 CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 MODES = ["zeros", "reflect", "replicate", "circular"]
@@ -51,7 +51,7 @@ class Quantising(nn.Conv2d):
     ],
 )
 def test_what_cannot_be_converted_is_kept_with_the_reason(layer: nn.Module, reason: str) -> None:
-    found = survey(nn.ModuleDict({"kept": layer, "taken": nn.Conv2d(8, 4, 3)}))
+    found = find_convertible(nn.ModuleDict({"kept": layer, "taken": nn.Conv2d(8, 4, 3)}))
     assert found.kept == {"kept": reason}
     assert list(found.convertible) == ["taken"]
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_converted_is_kept_with_the_reason(layer: nn.Module, reas
 def test_convolution_whose_forward_was_replaced_on_the_instance_is_kept() -> None:
     conv = nn.Conv2d(4, 4, 3)
     conv.forward = lambda x: F.relu(F.conv2d(x, conv.weight))  # type: ignore[method-assign]
-    assert survey(conv).kept == {"": "Conv2d computes something else than Conv2d: it overrides forward"}
+    assert find_convertible(conv).kept == {"": "Conv2d computes something else than Conv2d: it overrides forward"}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_convolution_whose_forward_was_replaced_on_the_instance_is_kept() -> Non
     ],
 )
 def test_ordinary_convolutions_are_taken(layer: nn.Module) -> None:
-    found = survey(nn.Sequential(layer))
+    found = find_convertible(nn.Sequential(layer))
     assert list(found.convertible) == ["0"]
     assert not found.kept
 
@@ -84,7 +84,7 @@ def test_ordinary_convolutions_are_taken(layer: nn.Module) -> None:
 def test_names_are_those_of_the_network_and_a_shared_layer_is_listed_once() -> None:
     shared = nn.Conv2d(4, 4, 3)
     net = nn.ModuleDict({"a": nn.Sequential(nn.ReLU(), shared), "b": nn.ModuleList([shared, nn.Conv2d(4, 4, 3)])})
-    assert list(survey(net).convertible) == ["a.1", "b.1"]
+    assert list(find_convertible(net).convertible) == ["a.1", "b.1"]
 
 
 def applied(conv: Any, inputs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_separable.conversion import LayerPlan, Plan, Statistics, apply, calibrate, plan
 from torch_separable.conversion.calibration.calibrate import network_outputs
 from torch_separable.conversion.calibration.observer import record
-from torch_separable.conversion.layers import grouped_weight, survey
+from torch_separable.conversion.layers import find_convertible, grouped_weight
 from torch_separable.conversion.solvers.factorize import Order, output_error
 from torch_separable.conversion.solvers.reconstruct import _rectified_target, importance_of, reconstruct
 
@@ -60,7 +60,7 @@ def by_hand(**becomes: tuple[Order, int]) -> Any:
     def made(model: nn.Module) -> Plan:
         entries = [
             LayerPlan(name, tuple(conv.weight.shape), *becomes.get(name, (None, 0)))
-            for name, conv in survey(model).convertible.items()
+            for name, conv in find_convertible(model).convertible.items()
         ]
         return Plan("least_squares", tuple(entries))
 
@@ -186,7 +186,7 @@ def test_minding_the_rectifier_brings_what_follows_it_nearer(order: Order) -> No
 
 
 def recorded(model: nn.Module, statistics: Statistics, name: str) -> Any:
-    conv = survey(model).convertible[name]
+    conv = find_convertible(model).convertible[name]
     return record(model, statistics.batches, {name: conv}, {name: statistics[name].pixels}, patches=True)[name]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.models import mobilenet_v2, resnet20
 
 
@@ -51,7 +51,7 @@ class Winding(nn.Module):
         return self.layers[4](x) + early
 
 
-def passes(network: nn.Module, layers: list[nn.Module], images: Tensor, prefix: Prefix) -> None:
+def passes(network: nn.Module, layers: list[nn.Module], images: Tensor, cache: ReplayCache) -> None:
     """Change one layer after the other; each pass must give what a pass from the beginning gives."""
     batches = images.split(2)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def passes(network: nn.Module, layers: list[nn.Module], images: Tensor, prefix: 
                 expected = network(batch)
                 for _ in range(2):
                     torch.testing.assert_close(
-                        prefix.run(i, layer, lambda batch=batch: network(batch)), expected, rtol=0, atol=0
+                        cache.run(i, layer, lambda batch=batch: network(batch)), expected, rtol=0, atol=0
                     )
 
 
@@ -75,7 +75,7 @@ def test_every_pass_gives_what_it_would_from_the_beginning(network: nn.Module) -
     torch.manual_seed(0)
     network.eval()
     images = torch.randn(4, 4, 6, 6) if isinstance(network, Winding) else torch.randn(4, 3, 32, 32)
-    passes(network, convolutions(network), images, Prefix(memory=2**26))
+    passes(network, convolutions(network), images, ReplayCache(memory=2**26))
 
 
 @settings(max_examples=25, deadline=None)
@@ -84,17 +84,17 @@ def test_any_layers_may_be_looked_at_in_the_order_in_which_they_run(data: st.Dat
     network = Winding()
     wanted = sorted(data.draw(st.sets(st.integers(0, 4), min_size=1)))
     memory = data.draw(st.sampled_from([0, 2000, 2**20]))
-    passes(network, [network.layers[i] for i in wanted], torch.randn(4, 4, 6, 6), Prefix(memory))
+    passes(network, [network.layers[i] for i in wanted], torch.randn(4, 4, 6, 6), ReplayCache(memory))
 
 
 def test_what_came_before_is_not_computed_again() -> None:
     network = resnet20().eval()
-    layers, images, prefix = convolutions(network), torch.randn(2, 3, 32, 32), Prefix(memory=2**26)
+    layers, images, cache = convolutions(network), torch.randn(2, 3, 32, 32), ReplayCache(memory=2**26)
     counts = []
     with Counter() as counter:
         for layer in layers:
             before = counter.count
-            prefix.run(0, layer, lambda: network(images))
+            cache.run(0, layer, lambda: network(images))
             counts.append(counter.count - before)
     # Each pass computes from the layer of the pass before.
     assert counts == [len(layers), *range(len(layers), 1, -1)]
@@ -102,23 +102,23 @@ def test_what_came_before_is_not_computed_again() -> None:
 
 def test_only_what_is_still_in_use_is_kept() -> None:
     network = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6)))
-    images, prefix = torch.randn(2, 4, 16, 16), Prefix(memory=2**26)
+    images, cache = torch.randn(2, 4, 16, 16), ReplayCache(memory=2**26)
     sizes = []
     for layer in network:
-        prefix.run(0, layer, lambda: network(images))
-        sizes.append(prefix.known[0].size // images.nbytes)
+        cache.run(0, layer, lambda: network(images))
+        sizes.append(cache.known[0].size // images.nbytes)
     assert max(sizes) <= 1
 
 
 def test_batches_beyond_the_memory_run_from_the_beginning() -> None:
     network = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))).eval()
     batches = torch.randn(6, 4, 8, 8).split(2)
-    prefix = Prefix(memory=batches[0].nbytes)
+    cache = ReplayCache(memory=batches[0].nbytes)
     for layer in network:
         for i, batch in enumerate(batches):
             expected = network(batch)
-            assert torch.equal(prefix.run(i, layer, lambda batch=batch: network(batch)), expected)
-    assert list(prefix.known) == [0]
+            assert torch.equal(cache.run(i, layer, lambda batch=batch: network(batch)), expected)
+    assert list(cache.known) == [0]
 
 
 class Fickle(nn.Module):
@@ -136,17 +136,21 @@ class Fickle(nn.Module):
 
 
 def test_a_network_that_does_something_else_the_next_time_is_run_from_the_beginning() -> None:
-    network, x, prefix = Fickle(torch.relu, torch.sigmoid, torch.tanh), torch.randn(2, 3), Prefix(memory=2**20)
-    prefix.run(0, network.last, lambda: network(x))
+    network, x, cache = (
+        Fickle(torch.relu, torch.sigmoid, torch.tanh),
+        torch.randn(2, 3),
+        ReplayCache(memory=2**20),
+    )
+    cache.run(0, network.last, lambda: network(x))
     with torch.no_grad():
-        result = prefix.run(0, network.last, lambda: network(x))
+        result = cache.run(0, network.last, lambda: network(x))
         torch.testing.assert_close(result, network.last(network.first(x).tanh()))  # the second call was given up
 
 
 def test_a_network_that_ends_before_the_layer_the_next_time_is_run_from_the_beginning() -> None:
-    network, x, prefix = Fickle(torch.relu, None, None), torch.randn(2, 3), Prefix(memory=2**20)
-    prefix.run(0, network.last, lambda: network(x))
-    torch.testing.assert_close(prefix.run(0, network.last, lambda: network(x)), network.first(x))
+    network, x, cache = Fickle(torch.relu, None, None), torch.randn(2, 3), ReplayCache(memory=2**20)
+    cache.run(0, network.last, lambda: network(x))
+    torch.testing.assert_close(cache.run(0, network.last, lambda: network(x)), network.first(x))
 
 
 def test_tensors_without_memory_of_their_own_are_computed_again() -> None:
@@ -158,17 +162,21 @@ def test_tensors_without_memory_of_their_own_are_computed_again() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(torch.sparse.mm(x.to_sparse(), self.first.weight))
 
-    network, prefix = Sparse(), Prefix(memory=2**20)
+    network, cache = Sparse(), ReplayCache(memory=2**20)
     for x in torch.randn(2, 2, 3):
-        torch.testing.assert_close(prefix.run(0, network.last, lambda x=x: network(x)), network(x))
-    assert not prefix.known
+        torch.testing.assert_close(cache.run(0, network.last, lambda x=x: network(x)), network(x))
+    assert not cache.known
 
 
 def test_a_pass_may_be_left_as_soon_as_the_layer_was_seen() -> None:
     class EnoughError(Exception):
         pass
 
-    network, x, prefix = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)), torch.randn(2, 3), Prefix(99)
+    network, x, cache = (
+        nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)),
+        torch.randn(2, 3),
+        ReplayCache(99),
+    )
 
     def leave(*_: Any) -> None:
         raise EnoughError
@@ -176,6 +184,6 @@ def test_a_pass_may_be_left_as_soon_as_the_layer_was_seen() -> None:
     for layer in network:
         handle = layer.register_forward_hook(leave)
         with pytest.raises(EnoughError):
-            prefix.run(0, layer, lambda: network(x))
+            cache.run(0, layer, lambda: network(x))
         handle.remove()
-    assert torch.equal(prefix.run(0, network[2], lambda: network(x)), network(x))
+    assert torch.equal(cache.run(0, network[2], lambda: network(x)), network(x))

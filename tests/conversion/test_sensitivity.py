@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from torch_separable.conversion import calibrate
 from torch_separable.conversion.calibration.calibrate import moments_of
-from torch_separable.conversion.calibration.replay_cache import Prefix
-from torch_separable.conversion.layers import survey
+from torch_separable.conversion.calibration.replay_cache import ReplayCache
+from torch_separable.conversion.layers import find_convertible
 from torch_separable.conversion.planning.sensitivity import Option, fit_options, measure
 from torch_separable.conversion.solvers.factorize import Order
 from torch_separable.conversion.solvers.reconstruct import biases
@@ -38,9 +38,9 @@ def images() -> Tensor:
 
 def options_of(name: str, method: Any, every: bool = False) -> tuple[list[Option], list[float]]:
     model, statistics = network(), calibrate(network(), images())
-    conv, moments = survey(model).convertible[name], moments_of(model, statistics, name)
+    conv, moments = find_convertible(model).convertible[name], moments_of(model, statistics, name)
     options = fit_options(statistics[name], conv, moments, CHOICES, method, every=every)
-    return options, measure(model, statistics, statistics[name], conv, moments, options, method, Prefix(2**24))
+    return options, measure(model, statistics, statistics[name], conv, moments, options, method, ReplayCache(2**24))
 
 
 def change(name: str, option: Option, method: Any) -> float:
@@ -92,10 +92,10 @@ def test_more_rank_changes_less_and_full_rank_nothing() -> None:
 def test_model_is_left_as_it_was() -> None:
     model = network().train()
     statistics = calibrate(model, images())
-    conv, moments = survey(model).convertible["0"], moments_of(model, statistics, "0")
+    conv, moments = find_convertible(model).convertible["0"], moments_of(model, statistics, "0")
     before = copy.deepcopy(model)
     options = fit_options(statistics["0"], conv, moments, CHOICES, "least_squares")
-    measure(model, statistics, statistics["0"], conv, moments, options, "least_squares", Prefix(2**24))
+    measure(model, statistics, statistics["0"], conv, moments, options, "least_squares", ReplayCache(2**24))
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
     others = before.state_dict()

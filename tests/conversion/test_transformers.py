@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_separable._network.outputs import logits_of
 from torch_separable.conversion import Budget, apply, calibrate, convert, plan
-from torch_separable.conversion.layers import survey
+from torch_separable.conversion.layers import find_convertible
 from torch_separable.cost import analyze
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* layers .* give fewer pixels", "ignore:.*KernelPreference.*")
@@ -146,7 +146,7 @@ def test_network_converts_and_what_cannot_is_kept_with_the_reason(name: str) -> 
 
     assert len(chosen.converted) == count
     kept = {layer.name: layer.reason for layer in chosen.layers if layer.order is None}
-    assert kept == survey(model).kept
+    assert kept == find_convertible(model).kept
     assert {reason.partition(":")[0] for reason in kept.values()} == reasons
     assert type(converted) is type(model)
     outputs = logits(converted, images(2))

@@ -1,4 +1,4 @@
-"""A small recovery as a program of its own, for the tests that kill it or launch it in several processes.
+"""A small distillation as a program of its own, for the tests that kill it or launch it in several processes.
 
 python distillation_worker.py OUTPUT_DIR JSON_SETTINGS
 """
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torch_separable.data import ImageData
-from torch_separable.distillation import recover
+from torch_separable.distillation import distill
 
 
 def network(seed: int, width: int = 6, batch_norm: bool = True) -> nn.Module:
@@ -43,7 +43,7 @@ def run(
 ) -> nn.Module:
     student, teacher = network(0, batch_norm=batch_norm), network(1, width=width, batch_norm=batch_norm)
     validation = images("valid", 40) if validated else None
-    return recover(student, teacher, images(), validation=validation, output_dir=output_dir, **settings)
+    return distill(student, teacher, images(), validation=validation, output_dir=output_dir, **settings)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from torch_separable._network.weights_file import read_weights, save_weights
-from torch_separable.distillation import RecoverConfig
+from torch_separable.distillation import DistillConfig
 from torch_separable.distillation.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
 from torch_separable.distillation.optimizer import make_optimizer
 from torch_separable.distillation.training_log import read_records
@@ -51,14 +51,14 @@ def test_damaged_and_foreign_files_are_told_apart(tmp_path: Path) -> None:
         with pytest.raises(SeparableError, match=r"checkpoint\.safetensors is not a whole checkpoint"):
             Checkpoint.load(path)
     save_weights(nn.Linear(2, 2), path)
-    with pytest.raises(SeparableError, match="is not the checkpoint of a recovery"):
+    with pytest.raises(SeparableError, match="is not the checkpoint of a distillation"):
         Checkpoint.load(path)
     for header, message in (("{", "damaged header"), ("[]", "damaged header"), ('{"schema": 1}', "damaged header")):
-        save_file({"student/a": torch.zeros(1)}, path, metadata={"torch_separable_recovery": header})
+        save_file({"student/a": torch.zeros(1)}, path, metadata={"torch_separable_distillation": header})
         with pytest.raises(SeparableError, match=message):
             Checkpoint.load(path)
     newer = json.dumps({"schema": 99, "identity": {}, "numbers": {}})
-    save_file({"student/a": torch.zeros(1)}, path, metadata={"torch_separable_recovery": newer})
+    save_file({"student/a": torch.zeros(1)}, path, metadata={"torch_separable_distillation": newer})
     with pytest.raises(SeparableError, match="schema 99; this version of torch-separable reads 1"):
         Checkpoint.load(path)
 
@@ -94,7 +94,7 @@ def test_restored_optimizer_takes_the_same_steps(kind: str) -> None:
     def made() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(5)
         model = nn.Conv2d(3, 6, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model, make_optimizer(model, RecoverConfig(optimizer=kind))  # type: ignore[arg-type]
+        return model, make_optimizer(model, DistillConfig(optimizer=kind))  # type: ignore[arg-type]
 
     model, optimizer = made()
     stepped(model, optimizer, 5, start=0)

@@ -5,22 +5,22 @@ from typing import Any
 
 import pytest
 
-from torch_separable.distillation import RecoverConfig
+from torch_separable.distillation import DistillConfig
 from torch_separable.errors import SeparableValueError
 
 
 def test_settings_survive_json() -> None:
-    config = RecoverConfig(
+    config = DistillConfig(
         optimizer="sgd", features=("a", "b"), augment=(), max_steps=7, mixed_precision="bf16", seed=3
     )
-    assert RecoverConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_learning_rate_and_decay_follow_the_optimizer_unless_given() -> None:
-    assert (RecoverConfig().learning_rate, RecoverConfig(optimizer="sgd").learning_rate) == (1e-3, 1e-3)
-    assert RecoverConfig(optimizer="sgd", frozen_norms=False).learning_rate == 0.05
-    assert RecoverConfig(optimizer="sgd", learning_rate=0.2, weight_decay=0).to_dict()["weight_decay"] == 0
-    assert RecoverConfig(learning_rate=0.2).learning_rate == 0.2
+    assert (DistillConfig().learning_rate, DistillConfig(optimizer="sgd").learning_rate) == (1e-3, 1e-3)
+    assert DistillConfig(optimizer="sgd", frozen_norms=False).learning_rate == 0.05
+    assert DistillConfig(optimizer="sgd", learning_rate=0.2, weight_decay=0).to_dict()["weight_decay"] == 0
+    assert DistillConfig(learning_rate=0.2).learning_rate == 0.2
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_learning_rate_and_decay_follow_the_optimizer_unless_given() -> None:
         ({"features": (), "feature_weight": 1}, r"features=\(\) names no module, and feature_weight is 1"),
         ({"logits_weight": 0}, "nothing would be learnt"),
         ({"batch_size": 4, "gradient_accumulation": 5}, "gradient_accumulation=5 parts of batch_size=4"),
-        ({"lr": 0.1}, "'lr' is not a setting of recover: it has .*learning_rate"),
+        ({"lr": 0.1}, "'lr' is not a setting of distill: it has .*learning_rate"),
     ],
 )
 def test_settings_that_break_their_rule_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SeparableValueError, match=message):
-        RecoverConfig.from_dict(settings)
+        DistillConfig.from_dict(settings)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from torch_separable._network.weights_file import load_weights, read_weights
 from torch_separable.data import ImageData, load_data
-from torch_separable.distillation import EpochRecord, RecoverConfig, evaluate, recover
+from torch_separable.distillation import DistillConfig, EpochRecord, distill, evaluate
 from torch_separable.distillation.training_log import read_records
 from torch_separable.errors import SeparableError
 
@@ -35,7 +35,7 @@ def agreement(student: nn.Module, teacher: nn.Module, data: ImageData) -> float:
 
 def losses(settings: dict[str, Any], student: nn.Module | None = None, data: ImageData | None = None) -> list[float]:
     records: list[EpochRecord] = []
-    recover(
+    distill(
         student or network(0), network(1, width=9), data or images(), on_epoch=records.append, **{**QUICK, **settings}
     )
     return [record.loss for record in records if record.loss is not None]
@@ -51,12 +51,12 @@ def test_student_learns_the_teachers_classes_without_labels() -> None:
     data = replace(images(count=512), labels=None, classes=())
     before = agreement(student, teacher, data)
     records: list[EpochRecord] = []
-    recovered = recover(
+    distilled = distill(
         student, teacher, data, epochs=25, batch_size=32, learning_rate=0.01, augment=(), on_epoch=records.append
     )
     assert before < 0.1
-    assert agreement(recovered, teacher, data) > 0.7
-    assert records[-1].agreement == pytest.approx(agreement(recovered, teacher, data), abs=0.05)
+    assert agreement(distilled, teacher, data) > 0.7
+    assert records[-1].agreement == pytest.approx(agreement(distilled, teacher, data), abs=0.05)
 
 
 def test_arguments_are_left_as_they_were() -> None:
@@ -65,18 +65,18 @@ def test_arguments_are_left_as_they_were() -> None:
     state, modes = copy.deepcopy(student), [module.training for module in teacher.modules()]
     taught = copy.deepcopy(teacher)
     random = torch.get_rng_state()
-    recovered = recover(student, teacher, images(), feature_weight=1.0, features=("0", "3"), **QUICK)
+    distilled = distill(student, teacher, images(), feature_weight=1.0, features=("0", "3"), **QUICK)
     assert torch.equal(torch.get_rng_state(), random)
     assert equal(student, state)
     assert equal(teacher, taught)
     assert [module.training for module in teacher.modules()] == modes
     assert student.training
-    assert not any(module.training for module in recovered.modules())
-    assert not equal(recovered, student)
-    for model in (student, teacher, recovered):
+    assert not any(module.training for module in distilled.modules())
+    assert not equal(distilled, student)
+    for model in (student, teacher, distilled):
         assert not any(module._forward_hooks for module in model.modules())
         assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    assert recovered[0].weight.is_contiguous()
+    assert distilled[0].weight.is_contiguous()
 
 
 def test_course_is_decided_by_the_seed() -> None:
@@ -97,7 +97,7 @@ def test_parts_of_a_batch_add_up_to_the_batch() -> None:
     courses = []
     for parts in (1, 3):
         records: list[EpochRecord] = []
-        recover(
+        distill(
             student, teacher, images(), gradient_accumulation=parts, on_epoch=records.append, **{**QUICK, **settings}
         )
         courses.append([record.loss for record in records])
@@ -120,7 +120,7 @@ def test_every_way_of_teaching_lowers_its_loss(settings: dict[str, Any]) -> None
     with torch.no_grad():
         data = replace(data, labels=teacher.eval()(data.take(slice(None))[0]).argmax(1))
     course: list[EpochRecord] = []
-    recover(network(0), teacher, data, on_epoch=course.append, **{**QUICK, "epochs": 12, "augment": (), **settings})
+    distill(network(0), teacher, data, on_epoch=course.append, **{**QUICK, "epochs": 12, "augment": (), **settings})
     assert course[-1].loss is not None
     assert course[0].loss is not None
     assert course[-1].loss < 0.9 * course[0].loss
@@ -129,12 +129,12 @@ def test_every_way_of_teaching_lowers_its_loss(settings: dict[str, Any]) -> None
 def test_labels_alone_need_no_teacher() -> None:
     data, records = images(), list[EpochRecord]()
     settings = {**QUICK, "logits_weight": 0, "label_weight": 1, "epochs": 30, "augment": (), "learning_rate": 0.02}
-    trained = recover(network(0, 16), None, data, on_epoch=records.append, **settings)
+    trained = distill(network(0, 16), None, data, on_epoch=records.append, **settings)
     assert records[-1].agreement is not None
     assert records[-1].agreement > 0.6
     assert evaluate(trained, data).accuracy > 0.6
     with pytest.raises(SeparableError, match="teacher is None: distillation needs one"):
-        recover(network(0), None, data)
+        distill(network(0), None, data)
 
 
 def test_best_weights_by_validation_are_returned() -> None:
@@ -145,37 +145,37 @@ def test_best_weights_by_validation_are_returned() -> None:
         teacher[-1].bias[(own.mode().values + 1) % 4] += 100  # away from what the student says
     validation = replace(validation, labels=own)  # on which the untrained student is always right
     records: list[EpochRecord] = []
-    recovered = recover(
+    distilled = distill(
         student, teacher, images(), validation=validation, learning_rate=0.5, on_epoch=records.append, **QUICK
     )
     assert [record.epoch for record in records] == [0, 1, 2]
     assert records[0].loss is None
     assert records[0].validation is not None
     assert records[0].validation.accuracy == 1
-    assert equal(recovered, student)
+    assert equal(distilled, student)
 
 
 def test_running_mean_is_returned_when_asked_for() -> None:
-    last, mean = (recover(network(0), network(1), images(), ema_decay=decay, **QUICK) for decay in (0.0, 0.99))
+    last, mean = (distill(network(0), network(1), images(), ema_decay=decay, **QUICK) for decay in (0.0, 0.99))
     assert not equal(last, mean)
 
 
 def test_steps_are_counted_and_limited() -> None:
     records: list[EpochRecord] = []
-    recover(network(0), network(1), images(), max_steps=4, on_epoch=records.append, **QUICK)
+    distill(network(0), network(1), images(), max_steps=4, on_epoch=records.append, **QUICK)
     assert [(record.epoch, record.step) for record in records] == [(1, 3), (2, 4)]
     assert records[-1].learning_rate == pytest.approx(0, abs=1e-9)
 
 
 def test_fewer_images_than_a_batch_are_one_batch() -> None:
     records: list[EpochRecord] = []
-    recover(network(0), network(1), images(count=5), on_epoch=records.append, **QUICK)
+    distill(network(0), network(1), images(count=5), on_epoch=records.append, **QUICK)
     assert [record.step for record in records] == [1, 2]
 
 
 def test_folder_holds_what_the_run_was_and_gave(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "run"
-    recovered = recover(network(0), network(1), images(), output_dir=folder, validation=images("valid"), **QUICK)
+    distilled = distill(network(0), network(1), images(), output_dir=folder, validation=images("valid"), **QUICK)
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.safetensors",
         "checkpoint.safetensors",
@@ -184,9 +184,9 @@ def test_folder_holds_what_the_run_was_and_gave(tmp_path: Path) -> None:
     ]
     loaded = network(5)
     load_weights(loaded, folder / "best.safetensors")
-    assert equal(loaded, recovered)
+    assert equal(loaded, distilled)
     config = json.loads((folder / "settings.json").read_text())
-    assert RecoverConfig.from_dict(config["settings"]) == RecoverConfig(epochs=2, batch_size=32)
+    assert DistillConfig.from_dict(config["settings"]) == DistillConfig(epochs=2, batch_size=32)
     assert config["data"] == images().describe()
     assert config["validation"]["split"] == "valid"
     records = read_records(folder / "log.jsonl")
@@ -214,8 +214,8 @@ class Wrapped(nn.Module):
 
 
 def test_outputs_with_logits_are_understood() -> None:
-    wrapped = recover(Wrapped(network(0)), Wrapped(network(1)), images(), validation=images("valid"), **QUICK)
-    plain = recover(network(0), network(1), images(), validation=images("valid"), **QUICK)
+    wrapped = distill(Wrapped(network(0)), Wrapped(network(1)), images(), validation=images("valid"), **QUICK)
+    plain = distill(network(0), network(1), images(), validation=images("valid"), **QUICK)
     assert equal(wrapped.inner, plain)
 
 
@@ -234,14 +234,14 @@ class Failing(nn.Module):
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     settings = {**QUICK, "checkpoint_every": 2, "output_dir": tmp_path}
     with pytest.raises(SeparableError, match=r"the loss became nan at step 6 of 6: lower learning_rate=0.001.* step 4"):
-        recover(Failing(good=5), network(1), images(), **settings)
+        distill(Failing(good=5), network(1), images(), **settings)
     kept = read_weights(tmp_path / "checkpoint.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     with pytest.raises(SeparableError, match=r"became NaN or infinite|the loss became"):
-        recover(network(0), network(1), images(), output_dir=tmp_path, optimizer="sgd", learning_rate=1e38, **QUICK)
+        distill(network(0), network(1), images(), output_dir=tmp_path, optimizer="sgd", learning_rate=1e38, **QUICK)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -270,7 +270,7 @@ class Partly(nn.Module):
         ({"validation": replace(images("valid"), images=torch.rand(96, 3, 9, 8))}, r"\(3, 9, 8\), those to train on"),
         ({"data": replace(images(), classes=tuple("abcdef")), "label_weight": 1.0}, "noise has 6 classes"),
         ({"gradient_accumulation": 30, "data": images(count=20)}, "batch of 20 images cannot be shared by 1 processes"),
-        ({"config": RecoverConfig(), "epochs": 3}, "epochs is given beside config"),
+        ({"config": DistillConfig(), "epochs": 3}, "epochs is given beside config"),
         ({"lr": 0.1}, "'lr' is not a setting"),
         ({"feature_weight": 1.0}, r"features=\(...\)"),
         (
@@ -286,7 +286,7 @@ class Partly(nn.Module):
 def test_what_does_not_fit_is_said_before_training(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     full = {"student": network(0), "teacher": network(1), "data": images(), **arguments}
     with pytest.raises(SeparableError, match=message):
-        recover(**full, output_dir=tmp_path / "run")
+        distill(**full, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -295,7 +295,7 @@ def test_folder_is_where_it_was_named_though_the_directory_changes(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    recover(
+    distill(
         network(0), network(1), images(), output_dir="run", on_epoch=lambda _: os.chdir(tmp_path / "elsewhere"), **QUICK
     )
     assert (tmp_path / "run" / "best.safetensors").is_file()
@@ -305,7 +305,7 @@ def test_folder_is_where_it_was_named_though_the_directory_changes(
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SeparableError, match=r"cannot write into .*file: File exists"):
-        recover(network(0), network(1), images(), output_dir=tmp_path / "file", **QUICK)
+        distill(network(0), network(1), images(), output_dir=tmp_path / "file", **QUICK)
 
 
 def digits_network(separable: bool) -> nn.Module:
@@ -326,9 +326,9 @@ def digits_network(separable: bool) -> nn.Module:
 def test_separable_network_learns_handwritten_digits_from_a_dense_one() -> None:
     train, test = load_data("digits", image_size=16), load_data("digits", "test", image_size=16)
     settings = {"batch_size": 64, "augment": ("crop",), "learning_rate": 0.01, "progress": False}
-    dense = recover(digits_network(False), None, train, logits_weight=0, label_weight=1, epochs=10, **settings)
+    dense = distill(digits_network(False), None, train, logits_weight=0, label_weight=1, epochs=10, **settings)
     unlabelled = replace(train, labels=None, classes=())
-    separable = recover(digits_network(True), dense, unlabelled, epochs=15, **settings)
+    separable = distill(digits_network(True), dense, unlabelled, epochs=15, **settings)
     assert evaluate(dense, test).accuracy > 0.97
     assert evaluate(separable, test).accuracy > 0.95
     with torch.no_grad():
@@ -347,10 +347,10 @@ def test_last_weights_are_returned_where_asked_for_though_others_did_better() ->
     watched = ImageData("noise", "test", pixels, labels, classes=("0", "1"))
     data = ImageData("noise", "train", pixels, 1 - labels, classes=("0", "1"))  # each step makes it worse
     settings: dict[str, Any] = {**QUICK, "logits_weight": 0, "label_weight": 1, "batch_size": 16}
-    best = recover(student, None, data, validation=watched, keep="best", **settings)
-    last = recover(student, None, data, validation=watched, keep="last", **settings)
+    best = distill(student, None, data, validation=watched, keep="best", **settings)
+    last = distill(student, None, data, validation=watched, keep="last", **settings)
     assert equal(best, student)
-    assert equal(last, recover(student, None, data, **settings))
+    assert equal(last, distill(student, None, data, **settings))
     assert not equal(last, student)
 
 
@@ -361,8 +361,8 @@ def test_batch_norms_keep_their_statistics_in_distillation_and_not_in_training_o
     student.train()(pixels)
     teacher = copy.deepcopy(student)
     nn.init.normal_(teacher[4].weight)
-    distilled = recover(student, teacher, data, **QUICK)
-    trained = recover(student, None, data, logits_weight=0, label_weight=1, **QUICK)
+    distilled = distill(student, teacher, data, **QUICK)
+    trained = distill(student, None, data, logits_weight=0, label_weight=1, **QUICK)
     assert torch.equal(distilled[1].running_mean, student[1].running_mean)
     assert not torch.equal(distilled[1].weight, student[1].weight)
     assert not torch.equal(trained[1].running_mean, student[1].running_mean)
@@ -380,5 +380,5 @@ def test_networks_that_flatten_by_view_are_trained() -> None:
 
     data = ImageData("noise", "train", torch.rand(16, 3, 8, 8))
     student, teacher = Viewing(), Viewing()
-    recovered = recover(student, teacher, data, epochs=1, batch_size=8, progress=False)
-    assert not torch.equal(recovered.head.weight, student.head.weight)
+    distilled = distill(student, teacher, data, epochs=1, batch_size=8, progress=False)
+    assert not torch.equal(distilled.head.weight, student.head.weight)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_separable.distillation import RecoverConfig
+from torch_separable.distillation import DistillConfig
 from torch_separable.distillation.optimizer import learning_rate_share, make_average, make_optimizer, make_scheduler
 from torch_separable.errors import SeparableError
 
@@ -33,7 +33,7 @@ def test_learning_rate_is_half_a_cosine_without_warmup() -> None:
 
 @pytest.mark.parametrize("done", [0, 3, 9])
 def test_scheduler_goes_on_where_it_was(done: int) -> None:
-    config = RecoverConfig(learning_rate=0.1, warmup=0.2)
+    config = DistillConfig(learning_rate=0.1, warmup=0.2)
     optimizer = make_optimizer(nn.Linear(2, 2), config)
     scheduler = make_scheduler(optimizer, config, 10, done)
     for step in range(done, 10):
@@ -46,7 +46,7 @@ def test_scheduler_goes_on_where_it_was(done: int) -> None:
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_biases_and_norms_are_not_decayed(kind: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    optimizer = make_optimizer(model, RecoverConfig(optimizer=kind, weight_decay=0.3))
+    optimizer = make_optimizer(model, DistillConfig(optimizer=kind, weight_decay=0.3))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
         "0.weight": 0.3,
@@ -59,9 +59,9 @@ def test_biases_and_norms_are_not_decayed(kind: str) -> None:
 def test_frozen_parameters_stay_out() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    assert [len(g["params"]) for g in make_optimizer(model, RecoverConfig()).param_groups] == [1]
+    assert [len(g["params"]) for g in make_optimizer(model, DistillConfig()).param_groups] == [1]
     with pytest.raises(SeparableError, match=r"no parameter of the student .Linear. requires a gradient"):
-        make_optimizer(model.requires_grad_(False), RecoverConfig())
+        make_optimizer(model.requires_grad_(False), DistillConfig())
 
 
 def test_running_mean_follows_its_recurrence() -> None:

@@ -105,7 +105,7 @@ def test_two_processes_may_learn_from_features_alone(tmp_path: Path) -> None:
         torch.testing.assert_close(shared[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_launches_that_recovery_cannot_follow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_that_distillation_cannot_follow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import Accelerator
 
     monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))

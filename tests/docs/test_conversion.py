@@ -1,4 +1,4 @@
-"""The page about conversion: its figures of latency and of recovery are those that were measured."""
+"""The page about conversion: its figures of latency and of distillation are those that were measured."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def test_milliseconds_asked_for_planned_and_taken_are_the_measured_ones() -> Non
 def test_accuracies_after_distillation_are_the_measured_ones() -> None:
     row = re.compile(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\d+), (\w+) \| [\d.]+ \|$", re.MULTILINE)
     for network, count in (("resnet20", 11), ("resnet56", 3)):
-        table = PAGE.partition(f"| {network.replace('resnet', 'ResNet-')}, MACs ÷ | converted | recovered |")[2]
+        table = PAGE.partition(f"| {network.replace('resnet', 'ResNet-')}, MACs ÷ | converted | distilled |")[2]
         rows = row.findall(table.partition("\n\n")[0])
         assert len(rows) == count
-        for divisor, converted, recovered, epochs, schedule in rows:
-            entry = RESULTS[f"recovered {network} {divisor} ours, {schedule}"]
-            assert (f"{entry['accuracy']:.2f}", str(entry["epochs"])) == (recovered, epochs)
+        for divisor, converted, distilled, epochs, schedule in rows:
+            entry = RESULTS[f"distilled {network} {divisor} ours, {schedule}"]
+            assert (f"{entry['accuracy']:.2f}", str(entry["epochs"])) == (distilled, epochs)
             assert f"{entry['converted']:.2f}" == converted
 
 
 def test_what_a_larger_teacher_came_to_is_what_was_measured() -> None:
-    entry = RESULTS["recovered resnet20 2 ours, adapting, with resnet56"]
+    entry = RESULTS["distilled resnet20 2 ours, adapting, with resnet56"]
     assert entry["epochs"] == 10
     assert f"ten epochs came to {entry['accuracy']:.2f} %" in PAGE
 
@@ -52,7 +52,7 @@ def test_accuracies_beside_torch_pruning_after_distillation_are_the_measured_one
         rows = row.findall(PAGE.partition(f"| {network.replace('resnet', 'ResNet-')}, MACs ÷ | ours (epochs) |")[2])
         assert [row[0] for row in rows[: len(divisors)]] == divisors
         for divisor, *told in rows[: len(divisors)]:
-            entries = [RESULTS[f"recovered {network} {divisor} {kind}, adapting"] for kind in ("ours", "torch-pruning")]
+            entries = [RESULTS[f"distilled {network} {divisor} {kind}, adapting"] for kind in ("ours", "torch-pruning")]
             assert told == [text for e in entries for text in (f"{e['accuracy']:.2f}", str(e["epochs"]))]
 
 

@@ -72,10 +72,10 @@ def test_the_promises_hold_in_what_was_saved() -> None:
 
 
 def check_promises(notebook: Any) -> None:
-    dense, converted, recovered = (accuracy(notebook, cell) for cell in ("train", "converted", "recover"))
+    dense, converted, distilled = (accuracy(notebook, cell) for cell in ("train", "converted", "distill"))
     assert dense > 97
     assert converted > dense - 3
-    assert recovered > dense - 1.5
+    assert distilled > dense - 1.5
     (conversion,) = outputs(notebook)["convert"]
     before, after = (
         int(n.replace(",", "")) for n in re.findall(r"MACs</td><td[^>]*>([\d,]+) -&gt; ([\d,]+)", conversion)[0]

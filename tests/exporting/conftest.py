@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_separable import Conversion, convert
 from torch_separable.data import load_data
-from torch_separable.distillation import recover
+from torch_separable.distillation import distill
 from torch_separable.models import CifarResNet
 
 
@@ -31,7 +31,7 @@ def digits() -> Digits:
     pytest.importorskip("sklearn", reason="the images of digits come with scikit-learn")
     torch.manual_seed(0)
     train = load_data("digits")
-    dense = recover(
+    dense = distill(
         CifarResNet(1, num_classes=10, in_channels=1), None, train, epochs=1, logits_weight=0, label_weight=1,
         batch_size=64, learning_rate=4e-3, progress=False,
     )  # fmt: skip

@@ -29,8 +29,8 @@ TAKERS: dict[str, Callable[[Any, Path], Any]] = {
     "convert": lambda model, place: ts.convert(model, IMAGES, rank=2),
     "export": lambda model, place: ts.export(model, place / "a.pt2", images=IMAGES),
     "evaluate": lambda model, place: ts.evaluate(model, DATA),
-    "recover": lambda model, place: ts.recover(model, network(), DATA, epochs=1),
-    "recover from": lambda model, place: ts.recover(network(), model, DATA, epochs=1),
+    "distill": lambda model, place: ts.distill(model, network(), DATA, epochs=1),
+    "distill from": lambda model, place: ts.distill(network(), model, DATA, epochs=1),
 }
 if available():
     TAKERS["compile"] = lambda model, place: ts.compile(model, IMAGES[:1])
@@ -59,7 +59,7 @@ def test_networks_of_another_precision_are_told_what_to_do(dtype: torch.dtype) -
     model = network().to(dtype)
     precision = str(dtype).removeprefix("torch.")
     with pytest.raises(SeparableError, match=rf"the student is in {precision}: training needs float32, student.float"):
-        ts.recover(model, network(), DATA, epochs=1)
+        ts.distill(model, network(), DATA, epochs=1)
     if available():
         with pytest.raises(
             SeparableError, match=rf"the model is in {precision}: compile needs float32, model.float\(\)"
@@ -87,16 +87,16 @@ def test_what_is_no_image_data_is_named() -> None:
     ):
         ts.evaluate(network(), loader)  # type: ignore[arg-type]
     with pytest.raises(SeparableValueError, match="data is a Tensor: expected an ImageData"):
-        ts.recover(network(), network(), IMAGES)  # type: ignore[arg-type]
+        ts.distill(network(), network(), IMAGES)  # type: ignore[arg-type]
     with pytest.raises(SeparableValueError, match="validation is a tuple: expected an ImageData"):
-        ts.recover(network(), network(), DATA, validation=(IMAGES, DATA.labels))  # type: ignore[arg-type]
+        ts.distill(network(), network(), DATA, validation=(IMAGES, DATA.labels))  # type: ignore[arg-type]
 
 
 def test_one_number_for_each_image_has_no_classes_to_distil() -> None:
     with pytest.raises(
         SeparableValueError, match=r"one number for each .* shape \(2, 1\): .* logits_weight=0 and feature"
     ):
-        ts.recover(network(1), network(1), DATA, epochs=1)
+        ts.distill(network(1), network(1), DATA, epochs=1)
     student = ts.convert(network(1), IMAGES, rank=1).model
-    trained = ts.recover(student, network(1), DATA, epochs=1, logits_weight=0, feature_weight=1, progress=False)
+    trained = ts.distill(student, network(1), DATA, epochs=1, logits_weight=0, feature_weight=1, progress=False)
     assert not torch.equal(trained[0].conv_dw.weight, student[0].conv_dw.weight)  # type: ignore[index]

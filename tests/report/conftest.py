@@ -48,7 +48,7 @@ def results() -> dict[str, Any]:
         "steps": [
             step("dense", 448, 11_944_576, 75_002, 305_576),
             step("converted by least squares", 440, 2_237_056, 14_266, None),
-            step("recovered by distillation", 447, 2_237_056, 14_266, 63_744),
+            step("after distillation", 447, 2_237_056, 14_266, 63_744),
         ],
         "curve": [
             {"method": "svd", "budget": "macs=0.5", **step("", 300, 5_900_000, 30_000, None)},

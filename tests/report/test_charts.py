@@ -79,7 +79,7 @@ def test_charts_of_what_was_not_measured_are_left_out() -> None:
     nothing = Layers((Row("a"),), None, Row("whole network"), "")
     assert charts.shares_chart(nothing) is None
     assert charts.layers_chart(nothing) is None
-    assert charts.training_chart([Epoch("recovery", 1, 0.5, None, None)], (), {"loss": "loss"}) is None
+    assert charts.training_chart([Epoch("distillation", 1, 0.5, None, None)], (), {"loss": "loss"}) is None
     assert charts.training_chart([], (), {"loss": "loss"}) is None
 
 
@@ -107,7 +107,7 @@ def test_accuracies_close_together_have_an_axis_that_tells_them_apart(results: d
 
 
 def test_loss_between_epochs_is_drawn_where_the_run_kept_it() -> None:
-    done = [Epoch("recovery", i, 1 / i, None, None) for i in (1, 2)]
-    between = [Epoch("recovery", i / 4, 1.0, None, None) for i in range(1, 9)]
+    done = [Epoch("distillation", i, 1 / i, None, None) for i in (1, 2)]
+    between = [Epoch("distillation", i / 4, 1.0, None, None) for i in range(1, 9)]
     drawn = values(charts.training_chart(done, between, {"loss": "loss"}))
     assert [row["epoch"] for row in drawn if "series" not in row] == [i / 4 for i in range(1, 9)]

@@ -26,7 +26,7 @@ def document() -> dict[str, Any]:
         }  # fmt: skip
 
     peak = {"instruction_set": "avx2", "threads": 1, "gflops": 8.0, "cache": 4.0, "memory": 1.0}
-    case = {"threads": 1, "batch": 8, "peak": peak, "promise_kept": 0.5}
+    case = {"threads": 1, "batch": 8, "peak": peak, "realized_speedup": 0.5}
     case["timings"] = [timing("eager", "PyTorch eager", 4.0), timing("separable", "torch-separable", 0.5)]
     nodes = [
         {"name": "conv", "layer": SCRIPT, "kind": "separable", "milliseconds": 0.3, "flops": 6, "bytes": 2,

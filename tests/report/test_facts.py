@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from torch_separable.report.facts import Facts, accuracy_sentence, facts_of, promise_sentence
 
-FACTS = Facts(macs=5.0, parameters=4.0, bytes=3.0, points_lost=0.5, speed=2.0, promise_kept=0.4)
+FACTS = Facts(macs=5.0, parameters=4.0, bytes=3.0, points_lost=0.5, speed=2.0, realized_speedup=0.4)
 COUNTS = st.integers(1, 10**12)
 
 
@@ -22,7 +22,7 @@ def test_facts_compare_the_first_step_with_the_last(results: dict[str, Any]) -> 
     assert facts.bytes == 305_576 / 63_744
     assert facts.points_lost == pytest.approx(100 / 450)
     assert facts.speed == 7.51 / 3.22
-    assert facts.promise_kept == pytest.approx(facts.speed / facts.macs)
+    assert facts.realized_speedup == pytest.approx(facts.speed / facts.macs)
 
 
 @given(dense=st.tuples(COUNTS, COUNTS, COUNTS), last=st.tuples(COUNTS, COUNTS, COUNTS), right=st.integers(0, 450))
@@ -38,7 +38,7 @@ def test_comparing_the_other_way_round_gives_the_inverse(
         assert getattr(facts, name) * getattr(inverse, name) == pytest.approx(1)
     assert facts.points_lost == pytest.approx(-inverse.points_lost)
     assert facts.speed is None
-    assert facts.promise_kept is None
+    assert facts.realized_speedup is None
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_numbers_on_the_page_are_those_of_the_run(run: RunFiles) -> None:
     assert page.tables["steps-table"][1:] == [
         ["1", "dense", "99.56 %", "11,944,576", "75,002", "305,576"],
         ["2", "converted by least squares", "97.78 %", "2,237,056", "14,266", ""],
-        ["3", "recovered by distillation", "99.33 %", "2,237,056", "14,266", "63,744"],
+        ["3", "after distillation", "99.33 %", "2,237,056", "14,266", "63,744"],
     ]
     assert page.items == [
         "99.33 % accuracy99.56 % → 99.33 % of 450 images",
@@ -99,9 +99,9 @@ def test_numbers_on_the_page_are_those_of_the_run(run: RunFiles) -> None:
         ["SVD of the weights (baseline)", "5,900,000", "66.67 %"],
     ]
     assert page.tables["epochs-table"][1:] == [
-        ["recovery", "1", "0.5000", "90.00 %", "", "0.001"],
-        ["recovery", "2", "0.2500", "95.00 %", "", "0.001"],
-        ["recovery", "3", "0.1250", "97.50 %", "", "0.001"],
+        ["distillation", "1", "0.5000", "90.00 %", "", "0.001"],
+        ["distillation", "2", "0.2500", "95.00 %", "", "0.001"],
+        ["distillation", "3", "0.1250", "97.50 %", "", "0.001"],
     ]
 
 

@@ -78,7 +78,7 @@ def test_plan_of_another_release_is_told(folder: Path, documents: Documents) -> 
 @pytest.mark.parametrize("make", [lambda folder: folder, lambda folder: folder / "nowhere"])
 def test_folder_that_holds_nothing_of_a_run_is_refused(tmp_path: Path, make: Any) -> None:
     with pytest.raises(
-        SeparableError, match=r"is not a run: .*Give a folder that demo, convert, recover or bench wrote"
+        SeparableError, match=r"is not a run: .*Give a folder that demo, convert, distill or bench wrote"
     ):
         read_run(make(tmp_path))
 
@@ -107,7 +107,7 @@ BROKEN = [
     (("steps",), [], "The headline cannot be shown: results.steps has fewer than two steps."),
     (("steps", 0, "macs"), "many", "The headline cannot be shown: steps[0].macs is 'many', not a count."),
     (("steps", 0, "macs"), -5, "The headline cannot be shown: steps[0].macs is -5, not a count."),
-    (("steps", 2, "macs"), 0, "The headline cannot be shown: recovered by distillation costs nothing, to which"),
+    (("steps", 2, "macs"), 0, "The headline cannot be shown: after distillation costs nothing, to which"),
     (("steps", 1, "accuracy"), "high", "The headline cannot be shown: steps[1].accuracy is 'high', not a number."),
     (("steps", 1, "accuracy"), float("nan"), "The headline cannot be shown: steps[1].accuracy is nan, not a number."),
     (("steps", 1), None, "The headline cannot be shown: steps[1] is None, not a JSON object."),

@@ -25,7 +25,7 @@ def test_table_of_a_run(results: dict[str, Any]) -> None:
         " ─────────────────────────────────────────────────────────────────────────",
         " dense                         99.56 %   11,944,576       75,002   305,576",
         " converted by least squares    97.78 %    2,237,056       14,266",
-        " recovered by distillation     99.33 %    2,237,056       14,266    63,744",
+        " after distillation     99.33 %    2,237,056       14,266    63,744",
         "",
         "5.34x fewer MACs, 5.26x fewer parameters, a file 4.79x smaller, 0.22 points of",
         "accuracy lost on 450 held-out images.",

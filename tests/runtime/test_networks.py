@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import torch_separable as ts
-from torch_separable.conversion.layers import survey
+from torch_separable.conversion.layers import find_convertible
 from torch_separable.runtime import available, compile, instruction_sets
 
 pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
@@ -215,7 +215,7 @@ def test_what_is_not_finite_spreads_as_in_pytorch(data: st.DataObject) -> None:
 def test_random_networks_converted_at_full_rank(data: st.DataObject) -> None:
     body = Random(data.draw, data.draw(st.sampled_from([1, 3, 8])))
     model, images = Classifier(body, 10).eval(), torch.randn(8, body.channels[0], 12, 11)
-    if not survey(model).convertible:
+    if not find_convertible(model).convertible:
         return
     statistics = ts.calibrate(model, images)
     order = data.draw(st.sampled_from(["depthwise_first", "pointwise_first"]))

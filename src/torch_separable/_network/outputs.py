@@ -39,7 +39,7 @@ def logits_of(output: object) -> Tensor:
     return found
 
 
-def answers(logits: Tensor) -> Tensor:
+def predictions(logits: Tensor) -> Tensor:
     """The class of each image, or of each of its positions; where there is one number alone, whether it is above 0.
 
     Args:
@@ -49,7 +49,7 @@ def answers(logits: Tensor) -> Tensor:
         (n, ...), without the classes.
 
     Example:
-        >>> answers(torch.tensor([[0.0, 2.0], [1.0, -1.0]])), answers(torch.tensor([[3.0], [-3.0]]))
+        >>> predictions(torch.tensor([[0.0, 2.0], [1.0, -1.0]])), predictions(torch.tensor([[3.0], [-3.0]]))
         (tensor([1, 0]), tensor([ True, False]))
     """
     if logits.dim() < 2:

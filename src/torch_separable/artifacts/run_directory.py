@@ -22,7 +22,7 @@ from torch_separable._system.locking import sole_writer
 from torch_separable._version import __version__
 from torch_separable.artifacts.model_card import MARK, model_card
 from torch_separable.conversion import Plan
-from torch_separable.conversion.apply_plan import outline
+from torch_separable.conversion.apply_plan import build_skeleton
 from torch_separable.errors import SeparableError
 from torch_separable.models.registry import Network, bounded
 
@@ -217,6 +217,6 @@ def load_converted(folder: Path, dense: nn.Module) -> nn.Module:
     Raises:
         SeparableError: a file is missing or damaged, or plan and weights do not fit the network.
     """
-    converted = outline(dense, Plan.load(folder / PLAN))
+    converted = build_skeleton(dense, Plan.load(folder / PLAN))
     load_weights(converted, folder / WEIGHTS, keep_types=True)
     return converted

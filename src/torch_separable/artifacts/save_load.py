@@ -13,8 +13,8 @@ from torch import nn
 
 from torch_separable.artifacts import run_directory
 from torch_separable.conversion import Conversion, LayerPlan, Plan
-from torch_separable.conversion.apply_plan import outline
-from torch_separable.conversion.layers import survey
+from torch_separable.conversion.apply_plan import build_skeleton
+from torch_separable.conversion.layers import find_convertible
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError
 from torch_separable.models.registry import Network, built_by
@@ -39,7 +39,7 @@ def save(
     from what would be written; what could not be loaded is not saved.
 
     Args:
-        model: a converted network, one recovered since, any other network, or what `convert` returned.
+        model: a converted network, one distilled since, any other network, or what `convert` returned.
         path: the folder; it is made where it does not exist, and other files in it stay.
         network: the function that builds the *dense* network, or its name as ``"package.module:function"``. The
             networks of ``torch_separable.models`` and what `load` returned know theirs.
@@ -85,7 +85,7 @@ def save(
     built.check("the network to save")
     dense = built.build()
     plan = _counted(plan or _plan_found(dense, model), dense, model, built.input_shape)
-    _check_leads_to(model, outline(dense, plan), built)
+    _check_leads_to(model, build_skeleton(dense, plan), built)
     title = f"{type(model).__name__}, depthwise separable"
     run_directory.check_place(folder)
     run_directory.write_run(
@@ -124,7 +124,7 @@ def _plan_found(dense: nn.Module, model: nn.Module) -> Plan:
     """Say what was done to ``dense`` that it became ``model``."""
     layers, fitted = [], False
     separable: tuple[Any, ...] = tuple(SEPARABLE.values())
-    for name, conv in survey(dense).convertible.items():
+    for name, conv in find_convertible(dense).convertible.items():
         shape = tuple(conv.weight.shape)
         try:
             layer: Any = model.get_submodule(name)

@@ -120,7 +120,7 @@ class Benchmark:
     problems: tuple[str, ...] = ()
     dense: Benchmark | None = None
 
-    def promise_kept(self, case: Case) -> float | None:
+    def realized_speedup(self, case: Case) -> float | None:
         """How much of the promise of fewer MACs the clock keeps, 1 for all: (dense ms ÷ ms) ÷ (dense MACs ÷ MACs).
 
         The dense network's time is that of its fastest peer; ours is that of this package.
@@ -142,7 +142,7 @@ class Benchmark:
                 plain["title"] = timing.title
                 plain["gflops"] = case.gflops(timing)
             ratios = {precision: case.ratio(precision) for precision in TOLERANCE}
-            cases.append({**entry, "ratio": ratios, "promise_kept": self.promise_kept(case)})
+            cases.append({**entry, "ratio": ratios, "realized_speedup": self.realized_speedup(case)})
         return {
             "network": self.network,
             "input_shape": list(self.input_shape),

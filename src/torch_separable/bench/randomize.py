@@ -9,7 +9,7 @@ from torch.optim.swa_utils import update_bn
 from torch_separable._network.copying import copied
 
 
-def lifelike(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
+def randomize_batch_norms(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
     """Return a copy whose batch norms have the statistics of ``images`` (N, C, H, W), and scales as if trained.
 
     As they are drawn, the activations of a deep network fade from layer to layer, until its outputs are its last bias
@@ -18,7 +18,7 @@ def lifelike(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
     Example:
         >>> from torch_separable.models import mobilenet_v1
         >>> images = torch.randn(16, 3, 64, 64)
-        >>> outputs = lifelike(mobilenet_v1(0.25), images)(images)
+        >>> outputs = randomize_batch_norms(mobilenet_v1(0.25), images)(images)
         >>> bool(outputs.std(0).mean() > 0.1)
         True
     """

@@ -91,7 +91,7 @@ def _sentences(done: Benchmark, case: Case) -> list[str]:
         ratio, peer = case.ratio(precision), case.fastest_peer(precision)
         if ratio is not None and peer is not None:
             said.append(f"{precision}: {ratio:.2f}x the speed of the fastest peer, {peer.title}.")
-    kept = done.promise_kept(case)
+    kept = done.realized_speedup(case)
     if kept is not None:
         said.append(f"{100 * kept:.0f} % of the promise of fewer MACs is kept.")
     if case.peak is not None:

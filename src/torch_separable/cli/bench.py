@@ -63,7 +63,7 @@ def bench(
     from torch_separable.artifacts import run_directory
     from torch_separable.bench import benchmark
     from torch_separable.bench.engines import OURS
-    from torch_separable.bench.randomize import lifelike
+    from torch_separable.bench.randomize import randomize_batch_norms
     from torch_separable.cli.model_argument import build_network, network_or_folder
     from torch_separable.cli.report import page_of
     from torch_separable.cost import analyze
@@ -82,9 +82,9 @@ def bench(
     else:
         analyze(network, examples[:1])  # which says in words what it cannot take
         if weights is None:
-            network = lifelike(network, examples)
+            network = randomize_batch_norms(network, examples)
         if dense is not None:
-            twin = lifelike(build_network(dense, keyword_arguments("--dense-arg", dense_arg)), examples)
+            twin = randomize_batch_norms(build_network(dense, keyword_arguments("--dense-arg", dense_arg)), examples)
     done = benchmark(
         network,
         examples[:1],

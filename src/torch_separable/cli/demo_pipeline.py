@@ -1,4 +1,4 @@
-"""The main job, once through, on real images: train a dense network, convert it, recover, measure, report."""
+"""The main job, once through, on real images: train a dense network, convert it, distill, measure, report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch_separable.conversion import Budget, apply, calibrate
 from torch_separable.conversion.planning.planner import plans
 from torch_separable.cost import analyze
 from torch_separable.data import ImageData, load_data
-from torch_separable.distillation import evaluate, recover
+from torch_separable.distillation import distill, evaluate
 from torch_separable.models import CifarResNet
 from torch_separable.models.registry import Network
 from torch_separable.report import write_report
@@ -34,9 +34,9 @@ _TIMED_IMAGES = 8
 
 
 def run_demo(
-    output: Path, *, seed: int = 0, progress: bool = True, epochs: int = 20, recovery_epochs: int = 10
+    output: Path, *, seed: int = 0, progress: bool = True, epochs: int = 20, distillation_epochs: int = 10
 ) -> dict[str, Any]:
-    """Train, convert, recover and measure; write everything to ``output`` and return the results.
+    """Train, convert, distill and measure; write everything to ``output`` and return the results.
 
     The images are scikit-learn's 1,797 scans of handwritten digits, of which 450 are held out and used for the reported
     accuracies alone. The dense network is a residual CNN of seven convolutions (`CifarResNet`, one block a stage).
@@ -46,7 +46,7 @@ def run_demo(
         seed: of initial weights, order of images and augmentation.
         progress: whether to say on standard error what is being done.
         epochs: of training the dense network.
-        recovery_epochs: of distillation.
+        distillation_epochs: of distillation.
 
     Raises:
         MissingExtraError: scikit-learn, accelerate, altair or vl-convert-python are not installed (extra ``demo``).
@@ -58,7 +58,7 @@ def run_demo(
     common: dict[str, Any] = {"batch_size": 64, "augment": ("crop",), "seed": seed, "progress": progress}
     training: list[dict[str, Any]] = []
     with _said("training a dense network", progress):
-        dense = recover(
+        dense = distill(
             CifarResNet(blocks=1, num_classes=10, in_channels=1), None, train,
             epochs=epochs, learning_rate=4e-3, logits_weight=0, label_weight=1,
             on_epoch=lambda record: training.append(record.to_dict()), **common,
@@ -75,8 +75,8 @@ def run_demo(
 
     history: list[dict[str, Any]] = []
     with _said("recovering its accuracy by distillation", progress):
-        recovered = recover(
-            converted, dense, train, epochs=recovery_epochs, learning_rate=2e-3,
+        distilled = distill(
+            converted, dense, train, epochs=distillation_epochs, learning_rate=2e-3,
             on_epoch=lambda record: history.append(record.to_dict()), **common,
         )  # fmt: skip
 
@@ -86,7 +86,7 @@ def run_demo(
     command = shlex.join(["separable", "demo", "--output", str(output), "--seed", str(seed)])
     settings = {"data": train.describe(), "seed": seed, "budget": f"macs={_MACS}", "images": _CALIBRATION_IMAGES}
     unmeasured = {"kind": "demo", "complete": False}
-    run_directory.write_run(output, recovered, chosen, network, settings, unmeasured, command=command)
+    run_directory.write_run(output, distilled, chosen, network, settings, unmeasured, command=command)
 
     with _said("measuring", progress):
         test_of = partial(_step, test=test)
@@ -94,7 +94,7 @@ def run_demo(
             test_of("dense", dense, weights=output / "dense.safetensors"),
             test_of("converted by SVD (baseline)", baseline),
             test_of("converted by least squares", converted),
-            test_of("recovered by distillation", recovered, weights=output / run_directory.WEIGHTS),
+            test_of("after distillation", distilled, weights=output / run_directory.WEIGHTS),
         ]
         curve = [{"budget": f"macs={_MACS}", "method": "svd", **steps[1]}]
         curve.append({"budget": f"macs={_MACS}", "method": "least_squares", **steps[2]})
@@ -102,7 +102,7 @@ def run_demo(
             for other in both:
                 point = test_of("converted", apply(dense, other, statistics, progress=progress))
                 curve.append({"budget": f"macs={share}", "method": other.method, **point})
-        compared = compare(dense, recovered, test.sample(_TIMED_IMAGES))
+        compared = compare(dense, distilled, test.sample(_TIMED_IMAGES))
         results = {
             "kind": "demo",
             "complete": True,
@@ -117,7 +117,7 @@ def run_demo(
             "machine": run_directory.machine(),
             "commands": [command],
         }
-    run_directory.write_run(output, recovered, chosen, network, settings, results, command=command)
+    run_directory.write_run(output, distilled, chosen, network, settings, results, command=command)
     write_report(output)
     return results
 

@@ -24,7 +24,7 @@ from torch_separable.errors import SeparableValueError
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A folder that convert, recover or demo wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that convert, distill or demo wrote.")],
     to: Annotated[str, typer.Option(help="onnx, pt2 or executorch.")] = "onnx",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; by default FOLDER/model.onnx, .pt2 or .pte.")

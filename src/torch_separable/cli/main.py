@@ -14,10 +14,10 @@ from torch_separable._version import __version__
 from torch_separable.cli.bench import bench
 from torch_separable.cli.convert import convert
 from torch_separable.cli.demo import demo
+from torch_separable.cli.distill import distill
 from torch_separable.cli.evaluate import evaluate
 from torch_separable.cli.explain import explain
 from torch_separable.cli.export import export
-from torch_separable.cli.recover import recover
 from torch_separable.cli.report import report
 from torch_separable.cli.summary import summary
 from torch_separable.cli.tune import tune
@@ -64,7 +64,7 @@ def _say(*messages: str) -> None:
 app = typer.Typer(
     cls=_Boundary,
     name="separable",
-    help="Count, explain, convert to, and recover depthwise separable convolutions in PyTorch networks.",
+    help="Count, explain, convert to, and distill depthwise separable convolutions in PyTorch networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -85,10 +85,10 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Count, explain, convert to, and recover depthwise separable convolutions in PyTorch networks."""
+    """Count, explain, convert to, and distill depthwise separable convolutions in PyTorch networks."""
 
 
-for command in (demo, summary, explain, convert, recover, evaluate, bench, tune, report, export):
+for command in (demo, summary, explain, convert, distill, evaluate, bench, tune, report, export):
     app.command()(command)
 
 

@@ -9,7 +9,7 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that demo, convert, recover or bench wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that demo, convert, distill or bench wrote.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; by default index.html in the folder.")
     ] = None,

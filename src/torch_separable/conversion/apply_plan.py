@@ -26,8 +26,8 @@ from torch_separable.conversion.calibration.calibrate import (
     never_ran,
 )
 from torch_separable.conversion.calibration.observer import Recording, record, run
-from torch_separable.conversion.calibration.replay_cache import Prefix
-from torch_separable.conversion.layers import Conv, grouped_weight, survey
+from torch_separable.conversion.calibration.replay_cache import ReplayCache
+from torch_separable.conversion.layers import Conv, find_convertible, grouped_weight
 from torch_separable.conversion.planning.plan import LayerPlan, Plan
 from torch_separable.conversion.solvers.factorize import Factors, decouple
 from torch_separable.conversion.solvers.reconstruct import reconstruct
@@ -87,7 +87,7 @@ def apply(
         ('DepthwiseSeparableConv2d', 2)
     """
     refresh_weights(as_network(model))
-    found = survey(model).convertible
+    found = find_convertible(model).convertible
     check_plan(model, plan, found)
     student = copied(model)
     if plan.method == "svd" or images is None:
@@ -105,12 +105,12 @@ def apply(
             raise never_ran(name)
     names = [name for name in order if name in planned]
     # No record needs to be kept of what has been fitted, so runs of layers share one pass of the dense network.
-    before_dense, before = Prefix(statistics.memory // 16), Prefix(3 * statistics.memory // 8)
+    before_dense, before = ReplayCache(statistics.memory // 16), ReplayCache(3 * statistics.memory // 8)
     with progress_bar("fitting layers", len(names), shown=progress) as advance:
         for group in _runs(names, statistics, patches=not sequential):
             dense = record(
                 model, statistics.batches, {n: found[n] for n in group}, _pixels(statistics), patches=not sequential,
-                stop_early=all(statistics[n].calls == 1 for n in group), prefix=before_dense,
+                stop_early=all(statistics[n].calls == 1 for n in group), cache=before_dense,
             )  # fmt: skip
             for name in group:
                 layer = statistics[name]
@@ -136,7 +136,7 @@ def apply(
     return student
 
 
-def outline(model: nn.Module, plan: Plan) -> nn.Module:
+def build_skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of ``model`` with the layers of the plan, all of their kernels zero: to load weights into.
 
     Raises:
@@ -144,11 +144,12 @@ def outline(model: nn.Module, plan: Plan) -> nn.Module:
 
     Example:
         >>> dense = nn.Sequential(nn.Conv2d(3, 8, 3))
-        >>> outline(dense, Plan("svd", (LayerPlan("0", (8, 3, 3, 3), "pointwise_first", 2),)))[0].conv_dw.weight.shape
+        >>> plan = Plan("svd", (LayerPlan("0", (8, 3, 3, 3), "pointwise_first", 2),))
+        >>> build_skeleton(dense, plan)[0].conv_dw.weight.shape
         torch.Size([8, 2, 3, 3])
     """
     refresh_weights(model)
-    found = survey(model).convertible
+    found = find_convertible(model).convertible
     check_plan(model, plan, found)
     student = copied(model)
     for entry in plan.converted:
@@ -168,13 +169,13 @@ def _new_bias(plan: Plan, conv: Conv) -> Tensor | None:
 
 
 def _record_student(
-    student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics, dense: Recording, before: Prefix
+    student: nn.Module, name: str, statistics: Statistics, layer: LayerStatistics, dense: Recording, before: ReplayCache
 ) -> Recording:
     conv: Any = student.get_submodule(name)
     wanted, pixels = {name: conv}, {name: layer.pixels}
     with rank_by_rank(student):
         recordings = record(
-            student, statistics.batches, wanted, pixels, patches=True, stop_early=layer.calls == 1, prefix=before
+            student, statistics.batches, wanted, pixels, patches=True, stop_early=layer.calls == 1, cache=before
         )
     if name not in recordings:
         raise SeparableError(
@@ -252,7 +253,7 @@ def check_plan(model: nn.Module, plan: Plan, found: Mapping[str, Conv]) -> None:
             )
         if layer.order is not None:
             if layer.name not in found:
-                reason = survey(model).kept.get(layer.name, "it is no convolution")
+                reason = find_convertible(model).kept.get(layer.name, "it is no convolution")
                 raise SeparableError(f"layer {layer.name} of the plan cannot be converted: {reason}")
             most = math.prod(layer.weight_shape[2:])
             if layer.rank > most:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_separable._console.notebook import table
 from torch_separable._network.checks import as_network
-from torch_separable._network.outputs import answers
+from torch_separable._network.outputs import predictions
 from torch_separable.conversion.apply_plan import apply, check_plan
 from torch_separable.conversion.calibration.calibrate import (
     DEFAULT_MEMORY,
@@ -20,7 +20,7 @@ from torch_separable.conversion.calibration.calibrate import (
     network_outputs,
 )
 from torch_separable.conversion.calibration.observer import Batch
-from torch_separable.conversion.layers import survey
+from torch_separable.conversion.layers import find_convertible
 from torch_separable.conversion.planning.plan import Method, Plan
 from torch_separable.conversion.planning.planner import Budget, as_planned, check_choice
 from torch_separable.conversion.planning.planner import plan as make_plan
@@ -128,7 +128,7 @@ def convert(
     """
     check_choice(budget, rank, order, method, plan, keep)  # before the minutes that calibration may take
     if plan is not None:
-        check_plan(as_network(model), plan, survey(model).convertible)
+        check_plan(as_network(model), plan, find_convertible(model).convertible)
     statistics = calibrate(model, images, keep=keep, memory=memory, progress=progress)
     if plan is None:
         chosen = make_plan(model, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress)
@@ -152,7 +152,7 @@ def convert(
 
 
 def _answers(outputs: Tensor, statistics: Statistics) -> Tensor:
-    return answers(outputs.unflatten(1, (statistics.classes, -1)))
+    return predictions(outputs.unflatten(1, (statistics.classes, -1)))
 
 
 def _input_shape(batch: Batch) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ _SEPARABLE: tuple[type[nn.Module], ...] = tuple(SEPARABLE.values())
 
 
 @dataclass(frozen=True)
-class Survey:
+class ConvertibleLayers:
     """The convolutions of a network: those that a factorisation can replace, and why the others stay.
 
     Attributes:
@@ -37,14 +37,14 @@ class Survey:
     kept: dict[str, str]
 
 
-def survey(model: nn.Module) -> Survey:
+def find_convertible(model: nn.Module) -> ConvertibleLayers:
     """Sort the convolutions of ``model``; nothing is run or changed.
 
     A module that stands at several places is listed once, under its first name.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1))
-        >>> found = survey(net)
+        >>> found = find_convertible(net)
         >>> list(found.convertible)
         ['0']
         >>> found.kept
@@ -69,14 +69,14 @@ def survey(model: nn.Module) -> Survey:
                 convertible[name] = module
             else:
                 kept[name] = reason
-    return Survey(convertible, kept)
+    return ConvertibleLayers(convertible, kept)
 
 
-def without(found: Survey, keep: Sequence[str]) -> Survey:
+def without(found: ConvertibleLayers, keep: Sequence[str]) -> ConvertibleLayers:
     """Return the survey with some convolutions kept because it was asked for.
 
     Args:
-        found: from `survey`.
+        found: from `find_convertible`.
         keep: names of convolutions, names of modules that hold them, or patterns of either (`fnmatch`), as ``*.conv1``.
 
     Raises:
@@ -84,7 +84,8 @@ def without(found: Survey, keep: Sequence[str]) -> Survey:
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)))
-        >>> list(without(survey(net), ["0", "*.1"]).convertible), list(without(survey(net), ["1"]).convertible)
+        >>> found = find_convertible(net)
+        >>> list(without(found, ["0", "*.1"]).convertible), list(without(found, ["1"]).convertible)
         (['1.0'], ['0'])
     """
     if isinstance(keep, str) or not all(isinstance(pattern, str) for pattern in keep):
@@ -99,7 +100,7 @@ def without(found: Survey, keep: Sequence[str]) -> Survey:
                 f"keep names {pattern!r}, and no convolution of the network is called or lies in that: there are {some}"
             )
         kept |= set(within)
-    return Survey(
+    return ConvertibleLayers(
         {name: conv for name, conv in found.convertible.items() if name not in kept},
         {**found.kept, **{name: "as was asked for" for name in found.convertible if name in kept}},
     )

@@ -1,4 +1,4 @@
-"""Images with or without labels, held in memory: the form in which calibration, recovery and evaluation take data."""
+"""Images with or without labels, held in memory: the data of calibration and training."""
 
 from __future__ import annotations
 

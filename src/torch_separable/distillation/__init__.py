@@ -1,14 +1,14 @@
 """Winning the accuracy back: data, evaluation, and distillation from the dense network."""
 
-from torch_separable.distillation.config import RecoverConfig
-from torch_separable.distillation.distillation import recover
+from torch_separable.distillation.config import DistillConfig
+from torch_separable.distillation.distillation import distill
 from torch_separable.distillation.evaluation import Evaluation, evaluate
 from torch_separable.distillation.run import EpochRecord
 
 __all__ = [
+    "DistillConfig",
     "EpochRecord",
     "Evaluation",
-    "RecoverConfig",
+    "distill",
     "evaluate",
-    "recover",
 ]

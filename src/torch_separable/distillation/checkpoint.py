@@ -1,4 +1,4 @@
-"""The state of a recovery in one file, from which it goes on as if it had never stopped.
+"""The state of a distillation in one file, from which it goes on as if it had never stopped.
 
 The file is safetensors: tensors by name, and numbers as JSON in its header. Nothing in it is ever unpickled. It is
 written beside its place and renamed into it, so a kill at any moment leaves the previous one. There is no state of
@@ -22,12 +22,12 @@ from torch_separable._network.weights_file import save_weights
 from torch_separable.errors import SeparableError
 
 _SCHEMA = 1
-_HEADER = "torch_separable_recovery"
+_HEADER = "torch_separable_distillation"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a recovery needs to go on.
+    """What a distillation needs to go on.
 
     Attributes:
         identity: what the run is of (settings, data, networks); a checkpoint of another run is refused.
@@ -54,7 +54,7 @@ class Checkpoint:
         """Read the file, onto the CPU.
 
         Raises:
-            SeparableError: it is damaged, is no checkpoint of a recovery, or of a newer version of the package.
+            SeparableError: it is damaged, is no checkpoint of a distillation, or of a newer version of the package.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -69,7 +69,7 @@ class Checkpoint:
                 f"{path} is not a whole checkpoint: {error}; remove it to begin anew, or give another output_dir"
             ) from error
         if _HEADER not in metadata:
-            raise SeparableError(f"{path} is not the checkpoint of a recovery: give another output_dir")
+            raise SeparableError(f"{path} is not the checkpoint of a distillation: give another output_dir")
         try:
             header = json.loads(metadata[_HEADER])
             schema, identity, numbers = header["schema"], header["identity"], header["numbers"]

@@ -1,4 +1,4 @@
-"""What decides the course of a recovery: every setting, checked, with a JSON form."""
+"""What decides the course of a distillation: every setting, checked, with a JSON form."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _WEIGHT_DECAY = {"adamw": 0.01, "sgd": 5e-4}
 
 
 @dataclass(frozen=True)
-class RecoverConfig:
-    """The settings of ``recover``; two runs with the same settings, data and networks take the same course.
+class DistillConfig:
+    """The settings of ``distill``; two runs with the same settings, data and networks take the same course.
 
     Attributes:
         epochs: passes through the images, each in an order of its own; images that fill no last batch are left out.
@@ -53,10 +53,10 @@ class RecoverConfig:
         SeparableValueError: a setting breaks its rule, which the message names.
 
     Example:
-        >>> config = RecoverConfig(optimizer="sgd", epochs=3)
-        >>> config.learning_rate, RecoverConfig(optimizer="sgd", frozen_norms=False).learning_rate
+        >>> config = DistillConfig(optimizer="sgd", epochs=3)
+        >>> config.learning_rate, DistillConfig(optimizer="sgd", frozen_norms=False).learning_rate
         (0.001, 0.05)
-        >>> RecoverConfig.from_dict(config.to_dict()) == config
+        >>> DistillConfig.from_dict(config.to_dict()) == config
         True
     """
 
@@ -141,7 +141,7 @@ class RecoverConfig:
         return self.logits_weight > 0 or self.feature_weight > 0
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> RecoverConfig:
+    def from_dict(cls, settings: Mapping[str, Any]) -> DistillConfig:
         """The settings in a mapping such as ``to_dict`` gives; those left out take their defaults.
 
         Raises:
@@ -150,7 +150,7 @@ class RecoverConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise SeparableValueError(f"{unknown[0]!r} is not a setting of recover: it has {', '.join(sorted(known))}")
+            raise SeparableValueError(f"{unknown[0]!r} is not a setting of distill: it has {', '.join(sorted(known))}")
         return cls(**settings)
 
 

@@ -13,17 +13,17 @@ from torch import nn
 from torch_separable._network.checks import as_network
 from torch_separable._system.locking import sole_writer
 from torch_separable.data.image_data import ImageData
-from torch_separable.distillation.config import RecoverConfig
+from torch_separable.distillation.config import DistillConfig
 from torch_separable.distillation.preflight import check_data
 from torch_separable.distillation.run import EpochRecord, Run
 from torch_separable.errors import SeparableValueError
 
 
-def recover(
+def distill(
     student: nn.Module,
     teacher: nn.Module | None,
     data: ImageData,
-    config: RecoverConfig | None = None,
+    config: DistillConfig | None = None,
     *,
     validation: ImageData | None = None,
     output_dir: str | Path | None = None,
@@ -55,7 +55,7 @@ def recover(
         resume: whether to go on from the checkpoint in ``output_dir``, if there is one; otherwise it is overwritten.
         progress: whether a bar may appear on a terminal after two seconds.
         on_epoch: called after each epoch, in the main process.
-        **settings: fields of ``RecoverConfig`` by name, instead of ``config``.
+        **settings: fields of ``DistillConfig`` by name, instead of ``config``.
 
     Returns:
         The trained copy, in evaluation mode, on the device where the student is.
@@ -67,18 +67,18 @@ def recover(
 
     Example:
         >>> import torch
-        >>> from torch_separable.distillation import ImageData, recover
+        >>> from torch_separable.distillation import ImageData, distill
         >>> data = ImageData("noise", "train", torch.rand(64, 3, 8, 8))
         >>> def network():
         ...     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5))
         >>> epochs = []
-        >>> recovered = recover(network(), network(), data, epochs=8, batch_size=16, on_epoch=epochs.append)
+        >>> distilled = distill(network(), network(), data, epochs=8, batch_size=16, on_epoch=epochs.append)
         >>> epochs[-1].loss < epochs[0].loss
         True
     """
     if config is not None and settings:
         raise SeparableValueError(f"{next(iter(settings))} is given beside config: give either settings, or config")
-    config = config or RecoverConfig.from_dict(settings)
+    config = config or DistillConfig.from_dict(settings)
     check_data(data, validation, config)
     for network, name in ((student, "student"), (teacher, "teacher")):
         if network is not None or name == "student":

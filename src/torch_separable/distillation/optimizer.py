@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from torch_separable.distillation.config import RecoverConfig
+from torch_separable.distillation.config import DistillConfig
 from torch_separable.errors import SeparableError
 
 _MOMENTUM = 0.9
@@ -35,7 +35,7 @@ def learning_rate_share(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def make_optimizer(model: nn.Module, config: RecoverConfig) -> Optimizer:
+def make_optimizer(model: nn.Module, config: DistillConfig) -> Optimizer:
     """The optimizer over the parameters that require gradients; biases and norms (one dimension) are not decayed.
 
     Raises:
@@ -57,7 +57,7 @@ def make_optimizer(model: nn.Module, config: RecoverConfig) -> Optimizer:
     return AdamW(groups, lr=lr, fused=True)
 
 
-def make_scheduler(optimizer: Optimizer, config: RecoverConfig, steps: int, done: int = 0) -> LambdaLR:
+def make_scheduler(optimizer: Optimizer, config: DistillConfig, steps: int, done: int = 0) -> LambdaLR:
     """The learning rate of a run of ``steps`` steps, ``done`` of which are behind it."""
     return LambdaLR(optimizer, lambda step: learning_rate_share(step, steps, config.warmup), last_epoch=done - 1)
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch_separable._network.checks import require_float32
 from torch_separable._network.outputs import evaluating
 from torch_separable.data.image_data import ImageData
-from torch_separable.distillation.config import RecoverConfig
+from torch_separable.distillation.config import DistillConfig
 from torch_separable.distillation.evaluation import device_of, logits_for, require_images, require_labels
 from torch_separable.distillation.losses import watching
 from torch_separable.errors import SeparableError, SeparableValueError
 
 
-def check_data(data: ImageData, validation: ImageData | None, config: RecoverConfig) -> None:
+def check_data(data: ImageData, validation: ImageData | None, config: DistillConfig) -> None:
     """Refuse images that lack labels where labels are needed, or that differ in shape from those to validate on."""
     for name, given in (("data", data), ("validation", validation)):
         if given is not None or name == "data":
@@ -53,7 +53,7 @@ def check_networks(
     student: nn.Module,
     teacher: nn.Module | None,
     data: ImageData,
-    config: RecoverConfig,
+    config: DistillConfig,
     features: tuple[str, ...],
     device: torch.device,
 ) -> None:

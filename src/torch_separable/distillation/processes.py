@@ -18,11 +18,11 @@ def start_accelerator() -> Any:
     if accelerator.mixed_precision != "no":
         raise SeparableError(
             f"accelerate was started with mixed_precision={accelerator.mixed_precision}: start it with "
-            "--mixed_precision no, and ask recover for mixed_precision='bf16'"
+            "--mixed_precision no, and ask distill for mixed_precision='bf16'"
         )
     if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise SeparableError(
-            f"accelerate was started as {accelerator.distributed_type.value}: recover runs on one device, or on many "
+            f"accelerate was started as {accelerator.distributed_type.value}: distill runs on one device, or on many "
             "by data parallelism (MULTI_CPU, MULTI_GPU)"
         )
     return accelerator

@@ -1,4 +1,4 @@
-"""The course of one recovery: epochs, steps, results, and what is written on the way."""
+"""The course of one distillation: epochs, steps, results, and what is written on the way."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from torch_separable._console.progress import Advance, progress_bar
 from torch_separable._network.copying import copied
-from torch_separable._network.outputs import answers, logits_of
+from torch_separable._network.outputs import logits_of, predictions
 from torch_separable._network.weights_file import load_weights, save_weights
 from torch_separable._system.files import write_json
 from torch_separable._version import __version__
 from torch_separable.data.augmentation import Augmentation, derive_seed
 from torch_separable.data.image_data import UNLABELLED, ImageData
 from torch_separable.distillation.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
-from torch_separable.distillation.config import RecoverConfig
+from torch_separable.distillation.config import DistillConfig
 from torch_separable.distillation.evaluation import Evaluation, device_of, evaluate, evaluation_of
 from torch_separable.distillation.losses import feature_distance, logits_divergence, matched_features, watching
 from torch_separable.distillation.optimizer import make_average, make_optimizer, make_scheduler
@@ -76,7 +76,7 @@ class EpochRecord:
 
 
 class Run:
-    """One recovery in progress: the networks, the optimizer and where they stand."""
+    """One distillation in progress: the networks, the optimizer and where they stand."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Run:
         data: ImageData,
         *,
         validation: ImageData | None,
-        config: RecoverConfig,
+        config: DistillConfig,
         folder: Path | None,
         on_epoch: Callable[[EpochRecord], None] | None,
     ) -> None:
@@ -277,8 +277,8 @@ class Run:
         if self.accelerator.num_processes > 1 and not (config.logits_weight or config.label_weight):
             # Each process waits for the gradients of all parameters, those that features do not depend on, too.
             losses = losses + 0 * ours.float().flatten(1).sum(1)
-        named = labels if theirs is None else answers(theirs)
-        agreement = (answers(ours) == named).float().reshape(len(images), -1).mean(1)
+        named = labels if theirs is None else predictions(theirs)
+        agreement = (predictions(ours) == named).float().reshape(len(images), -1).mean(1)
         return losses, agreement
 
     def _take(self, batch: Tensor, positions: Tensor) -> Tensor:

@@ -205,14 +205,14 @@ def _cards(steps: Sequence[Step], times: Times | None, facts: Facts, conversion:
     ]
     if facts.bytes is not None:
         cards.append(Card("smaller weights", f"{facts.bytes:.2f}x", f"{dense.bytes:,} → {last.bytes:,} bytes"))
-    if times is not None and facts.speed is not None and facts.promise_kept is not None:
+    if times is not None and facts.speed is not None and facts.realized_speedup is not None:
         detail = f"{times.dense:.2f} → {times.separable:.2f} ms"
         slower = facts.speed < 1
         cards.append(
             Card("as long" if slower else "as fast", f"{1 / facts.speed if slower else facts.speed:.2f}x", detail)
         )
         detail = f"the MACs promise {facts.macs:.2f}x the speed, the clock gives {facts.speed:.2f}x"
-        cards.append(Card("of the promise kept", f"{100 * facts.promise_kept:.0f} %", detail))
+        cards.append(Card("of the promise kept", f"{100 * facts.realized_speedup:.0f} %", detail))
     return cards
 
 
@@ -335,11 +335,11 @@ _BINS = 200
 
 
 def epochs(run: RunFiles) -> tuple[Epoch, ...]:
-    """Read the epochs of training: of the dense network, where the run has them, and of the recovery."""
+    """Read the epochs of training: of the dense network, where the run has them, and of the distillation."""
     found = [_epoch(entry, "dense network", f"training[{i}]") for i, entry in enumerate(_training(run.results))]
-    recovery = _list_or_none(run.results, "history") or [r for r in run.records if r.get("kind") == "epoch"]
-    recovery = recovery or _list_or_none(run.results, "epochs")
-    return (*found, *(_epoch(entry, "recovery", f"history[{i}]") for i, entry in enumerate(recovery)))
+    distillation = _list_or_none(run.results, "history") or [r for r in run.records if r.get("kind") == "epoch"]
+    distillation = distillation or _list_or_none(run.results, "epochs")
+    return (*found, *(_epoch(entry, "distillation", f"history[{i}]") for i, entry in enumerate(distillation)))
 
 
 def _training(results: dict[str, Any]) -> list[Any]:
@@ -373,5 +373,5 @@ def steps_of_training(run: RunFiles, done: Sequence[Epoch]) -> tuple[Epoch, ...]
         group = steps[start : start + size]
         losses = [number(record, "loss", "log") for record in group]
         middle = sum(number(record, "step", "log") for record in group) / len(group)
-        means.append(Epoch("recovery", middle / per_epoch, sum(losses) / len(losses), None, None))
+        means.append(Epoch("distillation", middle / per_epoch, sum(losses) / len(losses), None, None))
     return tuple(means)

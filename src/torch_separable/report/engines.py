@@ -38,7 +38,7 @@ class EngineCase:
     threads: int
     batch: int
     times: tuple[EngineTime, ...]
-    promise_kept: float | None
+    realized_speedup: float | None
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _cases(bench: Any, where: str) -> list[EngineCase]:
                 )
             )
         times.sort(key=lambda each: each.milliseconds)
-        kept = optional_number(case, "promise_kept", at)
+        kept = optional_number(case, "realized_speedup", at)
         cases.append(EngineCase(network, count(case, "threads", at), count(case, "batch", at), tuple(times), kept))
     return cases
 

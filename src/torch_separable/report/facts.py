@@ -18,7 +18,7 @@ class Facts:
         bytes: how many times smaller the weights are; ``None`` where they were not measured.
         points_lost: percentage points of accuracy lost; ``None`` where it was not measured.
         speed: how many times faster; ``None`` where no times were taken.
-        promise_kept: ``speed`` over ``macs``.
+        realized_speedup: ``speed`` over ``macs``.
     """
 
     macs: float
@@ -26,7 +26,7 @@ class Facts:
     bytes: float | None
     points_lost: float | None
     speed: float | None
-    promise_kept: float | None
+    realized_speedup: float | None
 
 
 def facts_of(results: dict[str, Any]) -> Facts:
@@ -43,7 +43,7 @@ def facts_of(results: dict[str, Any]) -> Facts:
         if None in (dense["accuracy"], last["accuracy"])
         else 100 * (dense["accuracy"] - last["accuracy"]),
         speed=speed,
-        promise_kept=None if speed is None else speed / macs,
+        realized_speedup=None if speed is None else speed / macs,
     )
 
 

@@ -70,7 +70,7 @@ def build_page(run: RunFiles) -> Page:
             return None
 
     results = run.results
-    measured = results.get("steps") is not None or results.get("kind") in ("demo", "convert", "recover")
+    measured = results.get("steps") is not None or results.get("kind") in ("demo", "convert", "distill")
     shown = attempt("The headline", lambda: headline(results)) if measured else None
     by_layer = attempt("The layers", lambda: layers(run))
     points = attempt("The curve", lambda: curve(results)) or ()

@@ -23,7 +23,7 @@ class RunFiles:
         results: of ``results.json``.
         plan: of ``plan.json``.
         config: of ``config.json``.
-        records: of ``log.jsonl``, which only a recovery writes.
+        records: of ``log.jsonl``, which only a distillation writes.
         problems: a sentence for everything that is missing or damaged.
     """
 
@@ -43,7 +43,7 @@ def read_run(folder: Path) -> RunFiles:
     names = (run_directory.RESULTS, run_directory.PLAN, run_directory.CONFIG, LOG)
     if not any((folder / name).exists() for name in names):
         what = "there is no such folder" if not folder.is_dir() else f"it has none of {', '.join(names)}"
-        raise SeparableError(f"{folder} is not a run: {what}. Give a folder that demo, convert, recover or bench wrote")
+        raise SeparableError(f"{folder} is not a run: {what}. Give a folder that demo, convert, distill or bench wrote")
     problems: list[str] = []
 
     def read(name: str, loss: str) -> dict[str, Any]:

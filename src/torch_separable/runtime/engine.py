@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map, tree_unflatten
 from torch_separable._console.notebook import table
 from torch_separable._network.checks import as_network, require_float32
 from torch_separable._network.copying import copied
-from torch_separable._network.outputs import answers, evaluating, logits_of
+from torch_separable._network.outputs import evaluating, logits_of, predictions
 from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable._system.timing import interleaved
 from torch_separable.errors import SeparableError, SeparableValueError
@@ -197,7 +197,7 @@ class CompiledModel:
         scale = expected.abs().max().clamp_min(1e-30)
         return Verification(
             float((got - expected).abs().max() / scale),
-            float((answers(got) == answers(expected)).float().mean()),
+            float((predictions(got) == predictions(expected)).float().mean()),
             self.kernels.precision,
         )
 

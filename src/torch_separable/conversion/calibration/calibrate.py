@@ -14,9 +14,9 @@ from torch_separable._console.progress import progress_bar
 from torch_separable._network.checks import as_network
 from torch_separable._network.outputs import evaluating, logits_of
 from torch_separable._network.weights import check_weights, refresh_weights
-from torch_separable.conversion.calibration.observer import Batch, Flow, Recording, placed, record, run
-from torch_separable.conversion.calibration.replay_cache import Prefix
-from torch_separable.conversion.layers import Conv, grouped_weight, spec_of, survey, without
+from torch_separable.conversion.calibration.observer import Batch, ConsumerPattern, Recording, placed, record, run
+from torch_separable.conversion.calibration.replay_cache import ReplayCache
+from torch_separable.conversion.layers import Conv, find_convertible, grouped_weight, spec_of, without
 from torch_separable.conversion.solvers.factorize import Moments, dense_moments
 from torch_separable.cost import analyze
 from torch_separable.cost.formulas import ConvSpec
@@ -65,7 +65,7 @@ class LayerStatistics:
     input_pixels: int
     macs: int
     parameters: int
-    flow: Flow
+    flow: ConsumerPattern
     scale: Tensor
     shift: Tensor
     pixels: int
@@ -145,7 +145,7 @@ def calibrate(
     as_network(model)
     batches = batches_of(images)
     check_weights(model)
-    found = without(survey(model), keep)
+    found = without(find_convertible(model), keep)
     if not found.convertible:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.kept.items())[:3])
         raise SeparableError(f"{type(model).__name__} has no convolution to convert ({reasons or 'none at all'})")
@@ -168,7 +168,7 @@ def calibrate(
     held = 0
     groups = _groups(running, pixels, once, memory)
     steps = len(groups) * len(batches) + len(running)
-    prefix = Prefix(memory // 8)
+    cache = ReplayCache(memory // 8)
     outputs: list[Tensor] = []
     with progress_bar("calibrating", steps, shown=progress) as advance:
         for group in groups:
@@ -176,7 +176,7 @@ def calibrate(
             recordings = record(
                 model, batches, group, pixels, patches=True, advance=advance,
                 stop_early=not last and all(once[name].calls == 1 for name in group),
-                prefix=prefix if len(groups) > 1 else None, outputs=outputs if last else None,
+                cache=cache if len(groups) > 1 else None, outputs=outputs if last else None,
             )  # fmt: skip
             for name, conv in group.items():
                 if len(recordings[name].outputs) < conv.weight[0].numel():
@@ -264,7 +264,7 @@ def moments_of(model: nn.Module, statistics: Statistics, name: str) -> tuple[Mom
     layer = statistics[name]
     if layer.moments is not None:
         return layer.moments
-    conv = survey(model).convertible[name]
+    conv = find_convertible(model).convertible[name]
     once = layer.calls == 1
     recording = record(model, statistics.batches, {name: conv}, {name: layer.pixels}, patches=True, stop_early=once)
     return _dense_moments(conv, recording[name])

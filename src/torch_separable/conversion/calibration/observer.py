@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_separable._console.progress import Advance
 from torch_separable._network.outputs import evaluating, logits_of
-from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.conversion.layers import Conv, patches_of
 from torch_separable.errors import SeparableError
 
@@ -34,7 +34,7 @@ _RELU = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default}
 
 
 @dataclass(frozen=True)
-class Flow:
+class ConsumerPattern:
     """What becomes of a convolution's output.
 
     Attributes:
@@ -67,7 +67,7 @@ class Recording:
     patches: Tensor | None
     outputs: Tensor
     residual: Tensor | None
-    flow: Flow
+    flow: ConsumerPattern
     inputs: tuple[tuple[int, ...], ...]
     input_pixels: int
     shapes: tuple[tuple[int, ...], ...]
@@ -87,7 +87,7 @@ def record(
     *,
     patches: bool = False,
     stop_early: bool = False,
-    prefix: Prefix | None = None,
+    cache: ReplayCache | None = None,
     outputs: list[Tensor] | None = None,
     seed: int = 0,
     advance: Advance | None = None,
@@ -105,7 +105,7 @@ def record(
         patches: whether to record the inputs, too.
         stop_early: whether to leave each forward pass as soon as the layers (each called once) are recorded, and what
             their outputs go into: an addition, but perhaps not the ReLU after it.
-        prefix: what passes over the same batches have computed before; ``layers`` then are in the order in which they
+        cache: what passes over the same batches have computed before; ``layers`` then are in the order in which they
             run, the first after those of all passes before, and nothing before it has changed.
         outputs: to which the network's logits for each batch are added.
         seed: of the draw.
@@ -127,7 +127,7 @@ def record(
                     return run_on(model, given)
 
             try:
-                returned = call() if prefix is None else prefix.run(i, first, call)
+                returned = call() if cache is None else cache.run(i, first, call)
                 recorder.returned(returned)
                 if outputs is not None:
                     outputs.append(logits_of(returned))
@@ -427,7 +427,7 @@ class _Recorder(TorchDispatchMode):
                 patches=seen.patches.all() if self.wants_patches else None,
                 outputs=torch.cat(seen.outputs),
                 residual=torch.cat(seen.residual) if has_residual else None,
-                flow=Flow(
+                flow=ConsumerPattern(
                     norm=seen.norms[0] if seen.norms and one_norm else None,
                     residual=has_residual,
                     rectified=rectified and not seen.used_otherwise,

@@ -2,8 +2,8 @@
 
 Layers are looked at one after the other in the order in which they run, and each look would run the network from its
 beginning. Most of that has been computed before: of everything that happened before the layer that was looked at last,
-a pass needs only the tensors that were still in use there. `Prefix` keeps these, batch by batch. The network's own code
-runs again as it stands; its operations up to that layer are answered from what is kept, so nothing has to be traced.
+a pass needs only the tensors that were still in use there. `ReplayCache` keeps these, batch by batch. The network's own
+code runs again as it stands; its operations up to that layer are answered from the cache, so nothing has to be traced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SMALL = 1024  # bytes of a tensor that is kept in any case
 _PLAIN = (int, float, str, torch.dtype, torch.device, torch.memory_format, type(None))
 
 
-class Prefix:
+class ReplayCache:
     """What a network computed before one of its layers, kept for passes over the same batches.
 
     Whatever the network computes before the layer must be the same in every pass: later passes may exchange this layer
@@ -35,9 +35,9 @@ class Prefix:
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> prefix, batch = Prefix(memory=2**20), torch.randn(3, 4)
-        >>> first = prefix.run(0, net[2], lambda: net(batch))
-        >>> bool((prefix.run(0, net[2], lambda: net(batch)) == first).all())
+        >>> cache, batch = ReplayCache(memory=2**20), torch.randn(3, 4)
+        >>> first = cache.run(0, net[2], lambda: net(batch))
+        >>> bool((cache.run(0, net[2], lambda: net(batch)) == first).all())
         True
     """
 

@@ -18,7 +18,7 @@ from torch_separable._system.timing import quietest
 from torch_separable.conversion.apply_plan import separable_of
 from torch_separable.conversion.calibration.calibrate import LayerStatistics, Statistics, over_processes
 from torch_separable.conversion.calibration.observer import run
-from torch_separable.conversion.layers import grouped_weight, survey
+from torch_separable.conversion.layers import find_convertible, grouped_weight
 from torch_separable.conversion.planning.plan import Engine
 from torch_separable.conversion.planning.sensitivity import Choice
 from torch_separable.conversion.solvers.factorize import decouple
@@ -61,7 +61,7 @@ def time_layers(
         SeparableError: the engine cannot run the network.
     """
     timer, alone = (_compiled_whole, _compiled_alone) if engine == "compiled" else (_pytorch, _pytorch)
-    convs = survey(model).convertible
+    convs = find_convertible(model).convertible
     first = statistics.batches[0]
     one: Any = first[:1] if isinstance(first, Tensor) else {k: v[:1] for k, v in first.items()}
     with evaluating(model), torch.no_grad():

@@ -20,8 +20,8 @@ from torch_separable.conversion.calibration.calibrate import (
     moments_of,
     never_ran,
 )
-from torch_separable.conversion.calibration.replay_cache import Prefix
-from torch_separable.conversion.layers import in_words, survey
+from torch_separable.conversion.calibration.replay_cache import ReplayCache
+from torch_separable.conversion.layers import find_convertible, in_words
 from torch_separable.conversion.planning.latency import LayerTimes, time_layers
 from torch_separable.conversion.planning.plan import (
     Engine,
@@ -34,7 +34,7 @@ from torch_separable.conversion.planning.plan import (
 )
 from torch_separable.conversion.planning.sensitivity import Choice, Option, fit_options, measure
 from torch_separable.conversion.solvers.factorize import Order
-from torch_separable.conversion.solvers.knapsack import choose
+from torch_separable.conversion.solvers.knapsack import solve_knapsack
 from torch_separable.errors import SeparableError, SeparableValueError
 
 
@@ -131,7 +131,7 @@ def plan(
     """
     check_choice(budget, rank, order, method)
     as_network(model)
-    check_statistics(model, statistics, survey(model).convertible)
+    check_statistics(model, statistics, find_convertible(model).convertible)
     if budget is not None:
         return plans(model, statistics, [budget], order=order, method=method, progress=progress)[0]
     assert rank is not None
@@ -160,7 +160,7 @@ def plans(
     options, changes = _options(model, statistics, choices, method, progress)
     result = []
     for room in rooms:
-        picked = choose([[0.0, *change] for change in changes], room.sizes, room.left)
+        picked = solve_knapsack([[0.0, *change] for change in changes], room.sizes, room.left)
         chosen = [None if i == 0 else of[i - 1] for i, of in zip(picked, options, strict=True)]
         result.append(_plan(model, statistics, method, chosen, options, None, room.latency(picked)))
     return result
@@ -190,10 +190,10 @@ def _options(
     every: bool = False,
 ) -> tuple[list[list[Option]], list[list[float]]]:
     """Fit the choices (all of them with ``every``), or else measure how much they change the network's outputs."""
-    found = survey(model).convertible
+    found = find_convertible(model).convertible
     options: list[list[Option]] = []
     changes: list[list[float]] = []
-    prefix = Prefix(statistics.memory // 4)
+    replay = ReplayCache(statistics.memory // 4)
     with progress_bar("measuring layers", len(statistics.layers), shown=progress) as advance:
         for layer, allowed in zip(statistics.layers, choices, strict=True):
             conv = found[layer.name]
@@ -205,7 +205,7 @@ def _options(
             fitted = fit_options(layer, conv, moments, allowed, method, every=every)
             options.append(fitted)
             if not every:
-                changes.append(measure(model, statistics, layer, conv, moments, fitted, method, prefix))
+                changes.append(measure(model, statistics, layer, conv, moments, fitted, method, replay))
             advance(layer.name)
     return options, changes
 
@@ -268,7 +268,7 @@ def check_choice(
 
 
 @dataclass(frozen=True)
-class _Room:
+class BudgetProblem:
     """What each layer costs dense and at each of its choices, in the budget's unit, and the room for them all.
 
     Attributes:
@@ -300,7 +300,7 @@ def _room(
     choices: list[list[Choice]],
     method: Method,
     timed: Callable[[Engine], LayerTimes],
-) -> _Room:
+) -> BudgetProblem:
     """Measure what the layers cost, and the room for them.
 
     Raises:
@@ -327,7 +327,7 @@ def _room(
             f"{budget} cannot be met: with every convertible layer at its smallest, "
             f"{budget.kind}={least} is reached. Raise the budget"
         )
-    return _Room(sizes, rest, left, engine)
+    return BudgetProblem(sizes, rest, left, engine)
 
 
 def _rounded_up(value: float) -> str:

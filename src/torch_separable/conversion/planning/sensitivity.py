@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch_separable._network.outputs import evaluating, logits_of
 from torch_separable.conversion.calibration.calibrate import LayerStatistics, Statistics, flat, over_processes
 from torch_separable.conversion.calibration.observer import Batch, images_in, input_of, placed, run_on
-from torch_separable.conversion.calibration.replay_cache import Prefix
+from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.conversion.layers import Conv, grouped_weight
 from torch_separable.conversion.planning.plan import Method
 from torch_separable.conversion.solvers.factorize import (
@@ -131,11 +131,11 @@ def measure(
     moments: tuple[Moments, ...],
     options: Sequence[Option],
     method: Method,
-    prefix: Prefix,
+    cache: ReplayCache,
 ) -> list[float]:
     """Return for each option the mean squared change of the network's outputs when this layer alone takes it.
 
-    ``prefix`` is one for all layers, measured in the order in which they run.
+    ``cache`` is one for all layers, measured in the order in which they run.
     """
     fitted = [option for option in options if option.factors is not None]
     probes: dict[tuple[str, int], float] = {}
@@ -144,7 +144,7 @@ def measure(
     for target in _PROBES:
         option = min(fitted, key=lambda o: abs(np.log(max(o.error, _LEAST) / target)))
         if (option.order, option.rank) not in probes:
-            change = _change(model, batches, reference, conv, option, moments, method, prefix)
+            change = _change(model, batches, reference, conv, option, moments, method, cache)
             probes[option.order, option.rank] = max(change, 0.0)
     points = sorted(
         (max(option.error, _LEAST), max(probes[option.order, option.rank], 1e-30))
@@ -171,7 +171,7 @@ def _change(
     option: Option,
     moments: tuple[Moments, ...],
     method: Method,
-    prefix: Prefix,
+    cache: ReplayCache,
 ) -> float:
     """Run the network with one kernel exchanged for what its factors amount to."""
     assert option.factors is not None
@@ -190,7 +190,7 @@ def _change(
     try:
         with evaluating(model), torch.no_grad():
             returned = [
-                prefix.run(i, conv, partial(run_on, model, placed(model, batch))) for i, batch in enumerate(batches)
+                cache.run(i, conv, partial(run_on, model, placed(model, batch))) for i, batch in enumerate(batches)
             ]
             outputs = [flat(logits_of(output)) for output in returned]
     finally:

@@ -17,7 +17,7 @@ Numbers = NDArray[np.float64]
 _ROUNDING = 1e-12
 
 
-def choose(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[float]], budget: float) -> list[int]:
+def solve_knapsack(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[float]], budget: float) -> list[int]:
     """Choose one option a layer so that the sizes stay within ``budget`` and the sum of the costs is least.
 
     The multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, chapter 11),
@@ -37,7 +37,7 @@ def choose(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[float]], b
         SeparableError: even the smallest options exceed the budget.
 
     Example:
-        >>> choose([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 4]], budget=14)
+        >>> solve_knapsack([[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 4]], budget=14)
         [1, 0]
     """
     smallest = sum(min(s) for s in sizes)

@@ -1,4 +1,4 @@
-"""``separable recover``: the rest of the accuracy, by distillation."""
+"""``separable distill``: the rest of the accuracy, by distillation."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from torch_separable.errors import SeparableError, SeparableValueError
 _TIMED_IMAGES = 8
 
 
-def recover(
+def distill(
     folder: Annotated[Path, typer.Argument(help="A folder that convert wrote.")],
     teacher: Annotated[Path, typer.Option(help="The dense network's weights.")],
     data: Data,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the run; by default FOLDER/recovered.")
+        Path | None, typer.Option("--output", "-o", help="Folder of the run; by default FOLDER/distilled.")
     ] = None,
     model: DenseModel = None,
     model_arg: ModelArgs = None,
     epochs: Annotated[int, typer.Option()] = 10,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of RecoverConfig, as batch_size=64.")
+        list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of DistillConfig, as batch_size=64.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split that is trained on.")] = "train",
     hold_out: Annotated[
@@ -53,7 +53,7 @@ def recover(
 ) -> None:
     """Train a converted network to give the dense one's outputs; labels are not needed.
 
-    Example: **separable recover runs/half --teacher resnet20.th --data npz:cifar10/ --mean imagenet --std imagenet
+    Example: **separable distill runs/half --teacher resnet20.th --data npz:cifar10/ --mean imagenet --std imagenet
     --epochs 5**
     """
     import torch
@@ -66,9 +66,9 @@ def recover(
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
     from torch_separable.data import load_data
-    from torch_separable.distillation import EpochRecord, RecoverConfig
+    from torch_separable.distillation import DistillConfig, EpochRecord
+    from torch_separable.distillation import distill as distill_network
     from torch_separable.distillation import evaluate as evaluate_network
-    from torch_separable.distillation import recover as distil
     from torch_separable.distillation.run import LOG
     from torch_separable.distillation.training_log import read_records
     from torch_separable.models.registry import built_by
@@ -77,14 +77,14 @@ def recover(
     if not 0 <= hold_out < 1:
         raise SeparableValueError(f"--hold-out {hold_out}: must be a share, at least 0 and below 1")
     # The dense network was trained on the held-out images, too: they show the course, and do not choose by it.
-    config = RecoverConfig.from_dict({"epochs": epochs, "keep": "last", **keyword_arguments("--set", setting)})
+    config = DistillConfig.from_dict({"epochs": epochs, "keep": "last", **keyword_arguments("--set", setting)})
     student, dense = converted_network(
         folder, model, keyword_arguments("--model-arg", model_arg), None, teacher=teacher
     )
     network = built_by(dense)
     assert network is not None
-    network.check("the network to recover")  # what could not be written in the end
-    place = output or folder / "recovered"
+    network.check("the network to distill")  # what could not be written in the end
+    place = output or folder / "distilled"
     check_output(place, folder)
     progress = not (quiet or json)
     source = load_data(data, split, **preparation(image_size, mean, std, progress=progress))
@@ -104,7 +104,7 @@ def recover(
         except BrokenPipeError:  # the reader (as `head`) has seen enough; the weights are wanted all the same
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    recovered = distil(
+    distilled = distill_network(
         student,
         dense,
         source,
@@ -121,7 +121,7 @@ def recover(
     # A run that goes on from a checkpoint has its first epochs in the log alone.
     epochs_done = [record for record in read_records(place / LOG) if record["kind"] == "epoch"]
     tried = [record["validation"] for record in epochs_done if record["validation"]]
-    compared = compare(dense, recovered, source.sample(min(_TIMED_IMAGES, len(source))))
+    compared = compare(dense, distilled, source.sample(min(_TIMED_IMAGES, len(source))))
     before, converted, kept = None, None, None
     if validation is not None and tried:
         before = evaluate_network(dense, validation, progress=progress).to_dict()
@@ -130,13 +130,13 @@ def recover(
             kept = max(tried, key=lambda result: (result["accuracy"], -result["loss"]))
     converted_by = read_json(folder / run_directory.CONFIG, "how the network was converted").get("command")
     results = {
-        "kind": "recover",
-        "title": f"{type(dense).__name__}, converted and recovered",
+        "kind": "distill",
+        "title": f"{type(dense).__name__}, converted and distilled",
         "data": {"train": len(source), "test": None if validation is None else len(validation), "split": "hold-out"},
         "steps": [
             compared.step("dense", 0, before),
             compared.step("converted", 1, converted),
-            compared.step("recovered by distillation", 1, kept),
+            compared.step("after distillation", 1, kept),
         ],
         "milliseconds": compared.times(),
         "layers": compared.layer_rows(),
@@ -144,7 +144,7 @@ def recover(
         "commands": [command for command in (converted_by, run_directory.command_line()) if isinstance(command, str)],
     }
     plan = Plan.load(folder / run_directory.PLAN)
-    run_directory.write_run(place, recovered, plan, network, described, results, command=run_directory.command_line())
+    run_directory.write_run(place, distilled, plan, network, described, results, command=run_directory.command_line())
     if json:
         print_json({"weights": str(place / run_directory.WEIGHTS), "epochs": epochs_done})
     else:
@@ -154,13 +154,13 @@ def recover(
 
 
 def check_output(place: Path, folder: Path) -> None:
-    """Refuse to write over a network that is not of an earlier recovery, before anything is computed."""
+    """Refuse to write over a network that is not of an earlier distillation, before anything is computed."""
     from torch_separable.artifacts import run_directory
     from torch_separable.distillation.run import CHECKPOINT, LOG
 
     run_directory.check_place(place)
     if place.exists() and place.samefile(folder):
-        raise SeparableError(f"{place} is the folder of the network that is to be recovered: choose another folder")
-    recovery = (place / CHECKPOINT).exists() or (place / LOG).exists()
-    if (place / run_directory.WEIGHTS).exists() and not recovery:
+        raise SeparableError(f"{place} is the folder of the network that is to be distilled: choose another folder")
+    distillation = (place / CHECKPOINT).exists() or (place / LOG).exists()
+    if (place / run_directory.WEIGHTS).exists() and not distillation:
         raise SeparableError(f"{place} already holds another network: choose another folder")
