@@ -80,6 +80,7 @@ bench: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/figures/make.py
 	$(BIN)/python docs/make_explorer.py
+	$(BIN)/python docs/make_benchmarks.py
 	$(BIN)/python docs/make_tutorial.py
 	$(BIN)/python docs/website/build.py
 	$(BIN)/python -m pytest tests/docs tests/explanation

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import torch_separable as ts
+from provenance import provenance
 from torch_separable._network.weights_file import load_weights
 from torch_separable._system.files import read_json, write_json
 from torch_separable._system.timing import interleaved
@@ -47,17 +48,6 @@ from torch_separable.runtime.native.bindings import chosen_set
 RESULTS = Path(__file__).resolve().parent / "results" / "conversion.json"
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 RATIOS = {"resnet20": (1.5, 2, 3, 4, 6), "resnet56": (2, 3, 4)}
-# Accuracy asked for: (training-free, after distillation).
-GOALS = {
-    ("resnet20", 1.5): (91.5, 91.7),
-    ("resnet20", 2): (90.8, 91.6),
-    ("resnet20", 3): (88.5, 91.3),
-    ("resnet20", 4): (85.0, 90.7),
-    ("resnet20", 6): (70.0, 89.5),
-    ("resnet56", 2): (93.0, 93.3),
-    ("resnet56", 3): (91.5, 93.0),
-    ("resnet56", 4): (89.0, 92.6),
-}
 IMAGES = 1024
 # The schedules of distillation, the same for ours and the peers', chosen on training images that were held out.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -189,7 +179,7 @@ def once(key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if key not in results:
         entry = measure()
         results = read_json(RESULTS, "results") if RESULTS.exists() else {}  # another run may have written meanwhile
-        results[key] = {**entry, "machine": machine()}
+        results[key] = {**entry, "machine": machine(), "provenance": provenance()}
         write_json(RESULTS, dict(sorted(results.items())))
         print(f"{key}: {json.dumps(entry)}", flush=True)
     return dict(results[key])
@@ -440,21 +430,19 @@ def show() -> None:
     def accuracy(key: str) -> str:
         return f"{results[key]['accuracy']:.2f}" if key in results else "–"
 
-    free = Table(
-        "network", "MACs ÷", "goal", *KINDS, title="Training-free, no labels: accuracy, %", title_justify="left"
-    )
+    free = Table("network", "MACs ÷", *KINDS, title="Training-free, no labels: accuracy, %", title_justify="left")
     distilled = [f"{kind}, {schedule}" for kind in ("ours", "torch-pruning") for schedule in SCHEDULES]
     later = Table(
-        "network", "MACs ÷", "goal", *distilled,
+        "network", "MACs ÷", *distilled,
         title="After distillation: accuracy, % (epochs)", title_justify="left",
     )  # fmt: skip
-    for (name, ratio), goals in GOALS.items():
+    for name, ratio in ((name, ratio) for name, ratios in RATIOS.items() for ratio in ratios):
         dense = accuracy(f"dense {name}")
         head = [f"{name} ({dense})", f"{ratio:g}"]
-        free.add_row(*head, f"{goals[0]}", *(accuracy(f"free {name} {ratio:g} {kind}") for kind in KINDS))
+        free.add_row(*head, *(accuracy(f"free {name} {ratio:g} {kind}") for kind in KINDS))
         keys = [f"distilled {name} {ratio:g} {column}" for column in distilled]
         epochs = [f" ({results[key]['epochs']})" if key in results else "" for key in keys]
-        later.add_row(*head, f"{goals[1]}", *(accuracy(key) + n for key, n in zip(keys, epochs, strict=True)))
+        later.add_row(*head, *(accuracy(key) + n for key, n in zip(keys, epochs, strict=True)))
     console.print(free, later)
     for kind, heads in {
         "ablation": ("accuracy", "macs"),

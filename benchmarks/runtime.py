@@ -1,14 +1,14 @@
-"""The runtime beside PyTorch, ONNX Runtime and OpenVINO: milliseconds, share of the machine's peak, the promise kept.
+"""Time the runtime beside PyTorch, ONNX Runtime and OpenVINO.
 
-    python benchmarks/runtime.py measure                        # on a machine that does nothing else: about 20 minutes
+    python benchmarks/runtime.py measure                        # on an idle machine: about 20 minutes
     python benchmarks/runtime.py measure --networks mobilenet_v1-1.0-224 --peers openvino,onnxruntime
-    python benchmarks/runtime.py measure --isa avx2             # everybody limited to AVX2
+    python benchmarks/runtime.py measure --isa avx2             # every engine limited to AVX2
     python benchmarks/runtime.py operations                     # MobileNetV1's: the roofline of docs/kernels.md
     python benchmarks/runtime.py show
 
-Each engine runs in a process of its own and at its fastest settings; the processes take turns. A network is written to
-``benchmarks/results/runtime.json``, under its name, the processor and the instruction set, as soon as it is measured; a
-second run measures only what is missing.
+Each engine runs in its own process at its fastest settings; the processes take turns. Results are written to
+``benchmarks/results/runtime.json`` network by network, under the network's name, the processor and the instruction set.
+A second run measures only what is missing. ``python docs/make_benchmarks.py`` renders them as docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import torch_separable as ts
+from provenance import provenance
 from torch_separable._network.weights_file import load_weights
 from torch_separable._system.files import read_json, write_json
 from torch_separable.artifacts.run_directory import machine
@@ -65,20 +66,6 @@ NETWORKS = {
     "resnet20-32": Entry(ts.models.resnet20, 32),
     "resnet20-32, converted": Entry(converted, 32, ts.models.resnet20),
 }
-# Ratio to the fastest peer that is asked for, by network, precision, batch and threads (0: all).
-GOALS = {
-    ("mobilenet_v1-1.0-224", "float32", 1, 1): 1.2,
-    ("mobilenet_v1-1.0-224", "float32", 1, 0): 1.2,
-    ("mobilenet_v1-1.0-224", "float32", 8, 0): 1.2,
-    ("mobilenet_v1-1.0-224", "bfloat16", 1, 1): 1.6,
-    ("mobilenet_v1-1.0-224", "bfloat16", 1, 0): 1.8,
-    ("mobilenet_v1-1.0-224", "bfloat16", 8, 0): 1.8,
-    ("mobilenet_v2-1.0-224", "float32", 1, 1): 1.2,
-    ("mobilenet_v2-1.0-224", "float32", 1, 0): 1.2,
-    ("efficientnet_lite0-224", "float32", 1, 1): 1.15,
-    ("mobilenet_v1-0.25-128", "float32", 1, 1): 1.3,
-}
-AVX2_GOAL, PROMISE_GOAL = 1.0, 0.9
 # What limits the engines to an instruction set; ONNX Runtime cannot be limited, and is left out then.
 LIMITS = {
     "avx2": {
@@ -89,7 +76,7 @@ LIMITS = {
     }
 }
 
-HEADS = ("batch", "threads", "precision", "ours, ms", "peer, ms", "fastest peer", "ratio", "goal", "promise")
+HEADS = ("batch", "threads", "precision", "ours, ms", "peer, ms", "fastest peer", "speedup", "realized")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -150,9 +137,8 @@ def measure(
 def once(key: str, run: Callable[[], dict[str, Any]]) -> None:
     """Measure what is not yet in the results, and keep it there with the machine that it was measured on."""
     if key not in measured():
-        entry = run()
-        # Another run may have written meanwhile.
-        write_json(RESULTS, dict(sorted({**measured(), key: {**entry, "machine": machine()}}.items())))
+        entry = {**run(), "machine": machine(), "provenance": provenance()}
+        write_json(RESULTS, dict(sorted({**measured(), key: entry}.items())))  # another run may have written meanwhile
 
 
 def measured() -> dict[str, Any]:
@@ -166,7 +152,8 @@ def operations(threads: Annotated[int, typer.Option(help="That run them.")] = 1)
     compiled = ts.compile(ready(entry.make, entry.size, None), examples(entry.size)[:1], threads=threads)
     explained = compiled.explain()
     print(explained)
-    write_json(RESULTS.with_name("operations.json"), {**explained.to_dict(), "machine": machine()})
+    entry = {**explained.to_dict(), "machine": machine(), "provenance": provenance()}
+    write_json(RESULTS.with_name("operations.json"), entry)
 
 
 @app.command()
@@ -180,35 +167,29 @@ def show(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     for key, entry in results.items():
         table = Table(*HEADS, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.title, table.title_justify = key, "left"
-        most = max(case["threads"] for case in entry["cases"])
         for case in entry["cases"]:
             for precision in ("float32", "bfloat16"):
                 if any(timing["precision"] == precision for timing in case["timings"]):
-                    table.add_row(*_row(key, entry, case, precision, most))
+                    table.add_row(*_row(case, precision))
         console.print(table)
-    console.print(f"The promise is to be kept by {PROMISE_GOAL:g}: (dense ms ÷ ours) ÷ (dense MACs ÷ MACs).")
+    console.print("speedup: fastest peer ms ÷ ours. realized: (dense ms ÷ ours) ÷ (dense MACs ÷ MACs).")
 
 
-def _row(key: str, entry: dict[str, Any], case: dict[str, Any], precision: str, most: int) -> Sequence[str]:
+def _row(case: dict[str, Any], precision: str) -> Sequence[str]:
     times = sorted((t for t in case["timings"] if t["precision"] == precision), key=lambda t: t["milliseconds"])
     ours = next((t for t in times if t["engine"].startswith(OURS)), None)
     peer = next((t for t in times if not t["engine"].startswith(OURS)), None)
-    ratio, threads = case["ratio"][precision], case["threads"]
-    goals = (
-        GOALS.get((entry["network"], precision, case["batch"], n)) for n in (threads, 0 if threads == most else -1)
-    )
-    goal = AVX2_GOAL if key.endswith("avx2") else next((goal for goal in goals if goal is not None), None)
-    promise = case["realized_speedup"] if precision == "float32" else None
+    speedup = case["ratio"][precision]
+    realized = case["realized_speedup"] if precision == "float32" else None
     return (
         str(case["batch"]),
-        str(threads),
+        str(case["threads"]),
         precision,
         "–" if ours is None else f"{ours['milliseconds']:.3g}",
         "–" if peer is None else f"{peer['milliseconds']:.3g}",
         "" if peer is None else peer["title"],
-        "–" if ratio is None else f"{ratio:.2f}",
-        "" if goal is None else f"{goal:g}",
-        "" if promise is None else f"{promise:.2f}",
+        "–" if speedup is None else f"{speedup:.2f}",
+        "" if realized is None else f"{realized:.2f}",
     )
 
 
