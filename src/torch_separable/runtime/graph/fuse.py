@@ -20,6 +20,7 @@ from torch_separable.runtime.graph.ir import (
     Node,
     Pool,
     Program,
+    QuantizedConcat,
     Scale,
     TorchCall,
     inputs_of,
@@ -46,7 +47,7 @@ def _merged(program: Program, pattern: Pattern) -> Program:
     nodes: list[Node] = []
     made: dict[str, int] = {}  # value -> place of the node that gives it
     for node in program.nodes:
-        source = None if isinstance(node, TorchCall) else node.input
+        source = None if isinstance(node, TorchCall | QuantizedConcat) else node.input
         first = nodes[made[source]] if source in made else None
         single = source is not None and readers[source] == 1
         fused = pattern(program, first, node) if first is not None and single else None

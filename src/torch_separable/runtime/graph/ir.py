@@ -2,6 +2,9 @@
 
 A value is an activation (N, C, H, W); vectors (N, C) are images of one pixel. Weights stand in the nodes, batch norms
 folded into them. What no node describes stays a call of PyTorch: `TorchCall`.
+
+Values are float32, except those that `Program.quantized` lists: these are uint8, and stand for
+``(stored - zero_point) · scale``.
 """
 
 from __future__ import annotations
@@ -202,6 +205,176 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What a uint8 value stands for: ``(stored - zero_point) · scale``.
+
+    Attributes:
+        scale: positive.
+        zero_point: 0 to 255; padded pixels hold it.
+    """
+
+    scale: float
+    zero_point: int
+
+    def bounds(self, activation: Activation = IDENTITY, lowest: int = 0, highest: int = 255) -> tuple[float, float]:
+        """Return the range of a result before the zero point is added, as a clamp (ReLU, ReLU6, none) leaves it.
+
+        Args:
+            activation: a clamp.
+            lowest: of the stored values, where fewer than 256 are used.
+            highest: of the stored values.
+
+        Example:
+            >>> Quantization(0.05, 3).bounds(RELU)
+            (0.0, 252.0)
+        """
+        if activation.kind is not ActivationKind.CLAMP:
+            raise ValueError(f"{activation} is not a clamp")
+
+        def stored(bound: float) -> float:
+            return min(max(float(round(bound / self.scale)) + self.zero_point, lowest), highest)
+
+        low = float(lowest) if activation.alpha == -math.inf else stored(activation.alpha)
+        high = float(highest) if activation.beta == math.inf else stored(activation.beta)
+        return low - self.zero_point, high - self.zero_point
+
+
+@dataclass(frozen=True)
+class QuantizedConvolution:
+    """A convolution (dense, pointwise, grouped, depthwise) or linear layer of uint8 by int8 with exact int32 sums.
+
+    ``sum = Σ (input - zero point) · weight``; padding adds nothing. Then in float32, every operation rounded by itself
+    (a multiply and an add, never a fused multiply-add)::
+
+        v = float32(sum) · multiplier[m] + offset[m]
+        v = v + float32(residual - its zero point) · residual_multiplier        where there is a residual
+        v = min(max(v, low), high)
+        output = round_half_to_even(v) + zero point of the output               uint8
+        output = v                                                              where the output is float32
+
+    Attributes:
+        weight: int8 (M, C/groups, kernel height, kernel width). Networks quantized here use -127 to 127, foreign ones
+            may use -128. The order of the channels of a value in `Program.blocks` is that of its blocks (multiplier
+            outermost) for ``groups`` 1; for more groups weight, multiplier and offset have PyTorch's order
+            (channel · blocks + block) of the value's channels.
+        multiplier: float32 (M,): input scale · weight scale / output scale; without the last for a float output.
+        offset: float32 (M,): bias / output scale; the bias for a float output.
+        low: lowest v.
+        high: highest v.
+        residual: a uint8 value that is added.
+        residual_multiplier: float32: its scale / output scale.
+        groups: as in PyTorch; all channels for a depthwise convolution.
+        depthwise: the depthwise convolution before, fused; reads ``input``. Then ``window`` is that of one pixel, and
+            the columns of ``weight`` have the multiplier outermost.
+        between: of the uint8 result of ``depthwise``.
+    """
+
+    name: str
+    input: str
+    output: str
+    weight: Tensor
+    multiplier: Tensor
+    offset: Tensor
+    window: Window
+    low: float
+    high: float
+    residual: str | None = None
+    residual_multiplier: float = 0.0
+    groups: int = 1
+    depthwise: QuantizedConvolution | None = None
+    between: Quantization | None = None
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """float32 to uint8: ``clamp(round_half_to_even(x · (1 / scale)) + zero point)``, the reciprocal in float32.
+
+    Attributes:
+        low: smallest stored value.
+        high: largest stored value.
+    """
+
+    name: str
+    input: str
+    output: str
+    low: int = 0
+    high: int = 255
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """uint8 to float32: ``(x - zero point) · scale``."""
+
+    name: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class QuantizedAdd:
+    """Sum of two uint8 values of one shape.
+
+    ``v = float32(input - za) · multiplier + float32(residual - zb) · residual_multiplier``, each operation rounded to
+    float32; then clamped, rounded and moved by the zero point as in `QuantizedConvolution`.
+
+    Attributes:
+        multiplier: float32: scale of the input / scale of the output.
+        residual_multiplier: float32: scale of the residual / scale of the output.
+    """
+
+    name: str
+    input: str
+    residual: str
+    output: str
+    multiplier: float
+    residual_multiplier: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class QuantizedScale:
+    """A uint8 value times one uint8 factor for each channel of each image (N, C, 1, 1).
+
+    ``v = float32((input - za) · (residual - zb)) · multiplier``; then as in `QuantizedConvolution`.
+
+    Attributes:
+        multiplier: float32: scale of the input · scale of the factors / scale of the output.
+    """
+
+    name: str
+    input: str
+    residual: str
+    output: str
+    multiplier: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LookUp:
+    """A uint8 value through a table: an activation, or another scale.
+
+    Attributes:
+        table: uint8 (256,).
+    """
+
+    name: str
+    input: str
+    output: str
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class QuantizedConcat:
+    """uint8 values one behind the other along the channels; all have the scale and zero point of the output."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
 class TorchCall:
     """An operator that PyTorch runs.
 
@@ -228,7 +401,11 @@ class Reference:
 
 
 Native = Convolution | Filtering | Pool | Mean | Add | Scale | Activate | Copy
-Node = Native | TorchCall
+# Pool, Mean and Copy work on uint8 values, too. Maximum pooling and Copy keep scale and zero point, and zero channels
+# hold the zero point. Averages are float32(Σ (x - zx)) · float32(sx / (sy · count)), then clamped to
+# Quantization.bounds(activation) of the output, rounded half to even and moved by its zero point.
+Quantized = QuantizedConvolution | Quantize | Dequantize | QuantizedAdd | QuantizedScale | LookUp | QuantizedConcat
+Node = Native | Quantized | TorchCall
 
 
 @dataclass(frozen=True)
@@ -244,6 +421,7 @@ class Program:
         outputs: names of what it returns.
         structure: how they are returned (a pytree specification).
         layers: the modules that nodes come from, by the nodes' names.
+        quantized: values that are uint8, and what they stand for; all others are float32.
     """
 
     input: str
@@ -254,6 +432,7 @@ class Program:
     outputs: tuple[str, ...]
     structure: Any
     layers: Mapping[str, str] = field(default_factory=dict)
+    quantized: Mapping[str, Quantization] = field(default_factory=dict)
 
 
 def inputs_of(node: Node) -> tuple[str, ...]:
@@ -263,5 +442,7 @@ def inputs_of(node: Node) -> tuple[str, ...]:
 
         leaves = tree_leaves((node.args, dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, Reference))
         return tuple(leaf.value for leaf in leaves if isinstance(leaf, Reference))
+    if isinstance(node, QuantizedConcat):
+        return node.inputs
     residual = getattr(node, "residual", None)
     return (node.input,) if residual is None else (node.input, residual)

@@ -23,6 +23,7 @@ from torch_separable.runtime.graph.ir import (
     Node,
     Pool,
     Program,
+    Quantized,
     Scale,
     TorchCall,
     Window,
@@ -281,7 +282,7 @@ class _Builder:
             set=self._set_for(node).number,
         )  # fmt: skip
 
-    def operations(self, node: Native) -> list[Operation]:
+    def operations(self, node: Native | Quantized) -> list[Operation]:
         """The operations that compute a node."""
         match node:
             case Convolution() if node.groups > 1:
@@ -306,6 +307,8 @@ class _Builder:
                 operation = self._base(Kind.COPY, node, Window(stride=node.stride))
                 operation.pad_width = node.before
                 return [operation]
+            case _:
+                raise TypeError(f"{node.name}: no kernel computes a {type(node).__name__}")
 
     def _keep(self, tensor: Tensor) -> int:
         self.weights.append(tensor)
