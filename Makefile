@@ -8,7 +8,7 @@ JOBS ?= auto
 # The kernel library is built by the install, so a change of its sources makes a new one.
 NATIVE := $(wildcard native/CMakeLists.txt native/*/*.cpp native/*/*.h)
 
-.PHONY: help demo test wheel-test lint sanitize arm64 bench docs clean
+.PHONY: help demo test wheel-test lint sanitize tsan arm64 bench docs clean
 
 help:
 	@echo "make demo   train, convert, distill and measure on handwritten digits; ends with a table and a page"
@@ -16,6 +16,7 @@ help:
 	@echo "make wheel-test   install the built wheel into an empty environment, and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make sanitize  run the kernels' tests under sanitizers, AVX-512 and AMX emulated where there is neither"
+	@echo "make tsan  run the tests of workers and callers in several threads under ThreadSanitizer"
 	@echo "make arm64  run the kernels' tests with the library that ARM64 gets, emulated by QEMU"
 	@echo "make bench  measure what benchmarks/results/ lacks, and print it (hours; CIFAR10=npz:FOLDER CHECKPOINTS=FOLDER)"
 	@echo "make docs   draw the figures of docs/ anew, run its code and notebook, build site/index.html"
@@ -49,13 +50,25 @@ lint: $(VENV)/.installed-test
 # The sanitizers' libraries must be there before Python is; what Python itself never frees is no leak of ours.
 SANITIZED := build/sanitize
 sanitize: $(VENV)/.installed-test
-	cmake -S native -B $(SANITIZED) -DTS_SANITIZE=ON -DTS_EMULATE=ON >/dev/null
+	cmake -S native -B $(SANITIZED) -DTS_SANITIZE=address,undefined -DTS_EMULATE=ON >/dev/null
 	cmake --build $(SANITIZED) --parallel
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(SANITIZED)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
 		tests/runtime/test_kernels.py tests/runtime/test_depth_first.py tests/runtime/test_sanitizers.py
+
+# ThreadSanitizer watches the library alone; the suppression file says what it would misread. The tests' threads are POSIX
+# threads, which it understands; those of libgomp never start, as PyTorch runs on one thread.
+TSAN := build/tsan
+tsan: $(VENV)/.installed-test
+	cmake -S native -B $(TSAN) -DTS_SANITIZE=thread >/dev/null
+	cmake --build $(TSAN) --parallel
+	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" \
+		TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/runtime/tsan_suppressions.txt" \
+		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(TSAN)/libtorch_separable.so \
+		$(BIN)/python -m pytest --numprocesses $(JOBS) \
+		tests/runtime/test_threads.py tests/runtime/test_depth_first.py tests/runtime/test_kernels.py
 
 # The kernels' tests with the library that ARM64 gets, emulated. Threads take turns there.
 ARM64 := build/arm64

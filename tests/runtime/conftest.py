@@ -10,7 +10,8 @@ import ctypes
 import os
 import shlex
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,59 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(
                 pytest.mark.skip(reason="this installation has no kernel library: no C++ compiler built it")
             )
+
+
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+_ParallelFor = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, _Body, ctypes.c_void_p)
+
+
+class RunningThreads:
+    """A ``parallel_for`` for the library that runs every part in a thread of its own, all of them at the same time.
+
+    PyTorch's runs all parts in the calling thread under ``torch.set_num_threads(1)``, which the tests set: then no
+    worker ever waits for another. These threads are POSIX threads that Python starts, so ThreadSanitizer, which cannot
+    see how libgomp's threads synchronize, knows when they begin and end.
+
+    Attributes:
+        seen: the parts of each call, and the distinct ids of the threads that ran them.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self._function = _ParallelFor(self._parallel_for)  # ctypes does not keep it alive
+
+    @property
+    def address(self) -> ctypes.c_void_p:
+        """What takes the place of the result of `bindings.parallel_for`."""
+        return ctypes.cast(self._function, ctypes.c_void_p)
+
+    def _parallel_for(self, begin: int, end: int, grain: int, body: Any, context: int) -> int:
+        parts = range(begin, end, grain)
+        ids: set[int] = set()
+        all_started = threading.Barrier(len(parts))
+
+        def run(first: int) -> None:
+            ids.add(threading.get_native_id())
+            all_started.wait(timeout=60)
+            body(first, min(first + grain, end), context)
+
+        threads = [threading.Thread(target=run, args=(first,)) for first in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.seen.append((len(parts), len(ids)))
+        return 0
+
+
+@pytest.fixture(scope="module")
+def running_threads() -> Iterator[RunningThreads]:
+    """Let the library's workers run in threads of their own, and check at the end that they did."""
+    running = RunningThreads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bindings, "parallel_for", lambda: running.address)
+        yield running
+    assert all(parts == threads for parts, threads in running.seen)
 
 
 class Elsewhere:

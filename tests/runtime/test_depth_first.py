@@ -17,7 +17,10 @@ from torch_separable.runtime.native.bindings import Operation, chosen_set, tasks
 from torch_separable.runtime.planning.depth_first import depth_first, early_layers
 from torch_separable.runtime.planning.schedule import schedule
 
-pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
+pytestmark = [
+    pytest.mark.skipif(not available(), reason="the package was built without its kernel library"),
+    pytest.mark.usefixtures("running_threads"),
+]
 
 
 @pytest.fixture(autouse=True)

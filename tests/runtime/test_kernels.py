@@ -40,6 +40,8 @@ from torch_separable.runtime.planning import schedule as schedule_module
 from torch_separable.runtime.planning.packing import padded
 from torch_separable.runtime.planning.schedule import schedule, view_of
 
+pytestmark = pytest.mark.usefixtures("running_threads")
+
 SETS = list(instruction_sets()) if available() else ["none"]
 GUARD = 1024  # floats before and after the workspace that nothing may touch
 

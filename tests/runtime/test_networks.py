@@ -17,7 +17,10 @@ import torch_separable as ts
 from torch_separable.conversion.layers import find_convertible
 from torch_separable.runtime import available, compile, instruction_sets
 
-pytestmark = pytest.mark.skipif(not available(), reason="the package was built without its kernel library")
+pytestmark = [
+    pytest.mark.skipif(not available(), reason="the package was built without its kernel library"),
+    pytest.mark.usefixtures("running_threads"),
+]
 
 ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
     lambda x: x, F.relu, F.relu6, F.leaky_relu, F.silu, F.hardswish, F.gelu, F.hardsigmoid,
@@ -29,7 +32,7 @@ KINDS = (
 )  # fmt: skip
 
 # What each of the modules that schedule takes for the size of a cache; small ones make small layers large.
-CACHES = [f"torch_separable.runtime.{module}.cache_bytes" for module in ("schedule", "tiles", "interleave")]
+CACHES = [f"torch_separable.runtime.planning.{module}.cache_bytes" for module in ("schedule", "tiling", "depth_first")]
 
 
 class Random(nn.Module):
