@@ -145,7 +145,7 @@ struct Run {
 
   void run(const ts_part& part) const {
     const ts_operation& operation = operations[part.operation];
-    kSets[operation.set]->run(operation, workspace, external, part.begin, part.end);
+    kSets[operation.instruction_set]->run(operation, workspace, external, part.begin, part.end);
   }
 
   void run_courses(int64_t begin, int64_t end) const {
@@ -202,7 +202,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 }  // namespace ts
 
 // Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
-constexpr int32_t kInterface = 6;
+constexpr int32_t kInterface = 7;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Bytes of ts_operation: the Python side checks that it describes the same layout.
@@ -229,7 +229,7 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
   shape[7] = from.halves;
 }
 
-TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->set]->tasks(*operation); }
+TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->instruction_set]->tasks(*operation); }
 
 // Executes operations [0, count). The first `covered` of them in courses, which may run side by side, a thread each: a
 // course is a sequence of `parts`, up to `ends` of it. Then the others, in order, whose tasks are shared out. Where there is

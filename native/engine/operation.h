@@ -1,8 +1,11 @@
-// One step of a program, as the Python runtime prepares it and the engine executes it: plain data, one layout for C and
-// ctypes. Activations are NHWC, float32 or bfloat16, in one workspace and named by their offset in it, in values; the
-// channels of a pixel are padded with zeros to a multiple of the vector's lanes, so that no kernel has a channel tail; the next
-// pixel is `*_stride` values further, perhaps with a line that nobody uses between them. Weights are packed for an instruction
-// set and named by address.
+// An operation: one step of a compiled network. The Python runtime fills it in (runtime/planning/schedule.py), the engine
+// runs its tasks, and every kernel takes it. It is plain data with one layout for C++ and for ctypes
+// (runtime/native/bindings.py), so a field that changes here changes there, and kInterface in engine.cpp counts up.
+//
+// Activations are NHWC, float32 or bfloat16, in one workspace. An operation names them by their offset in it, counted in
+// values of its precision. The channels of a pixel are padded with zeros to a multiple of the vector's lanes, so no kernel
+// has a channel tail; the next pixel follows `in_stride` or `out_stride` values later. Weights are packed for one
+// instruction set and named by address.
 #pragma once
 
 #include <cstdint>
@@ -10,25 +13,25 @@
 extern "C" {
 
 enum ts_kind : int32_t {
-  TS_IMPORT = 0,       // strided external tensor (N, C, H, W) -> workspace
-  TS_CONVOLUTION = 1,  // patches (see ts_patches) times packed weights: pointwise, dense, separable, linear
-  TS_DEPTHWISE = 2,    // depthwise, or its pointwise-first form that sums several filtered channels
+  TS_IMPORT = 0,            // (N, C, H, W) tensor of the caller, of any strides -> workspace
+  TS_CONVOLUTION = 1,       // matrix of patches (see ts_matrix_source) times packed weights
+  TS_DEPTHWISE = 2,         // depthwise convolution, optionally summing several filtered channels
   TS_POOL_MAX = 3,
   TS_POOL_AVERAGE = 4,
-  TS_MEAN = 5,   // over all pixels of an image
-  TS_ADD = 6,    // two tensors of one shape
-  TS_SCALE = 7,  // a tensor times one factor for each channel of each image
-  TS_ACTIVATE = 8,
-  TS_COPY = 9,  // every stride-th pixel, to a place among the channels; the other channels become zero
-  TS_RECOMPUTE = 10,  // what groups that were computed together spoilt of each other, see recompute_row
+  TS_MEAN = 5,              // over all pixels of an image
+  TS_ADD = 6,               // sum of two tensors of one shape
+  TS_SCALE = 7,             // a tensor times one factor for each channel of each image
+  TS_ACTIVATE = 8,          // an activation alone
+  TS_COPY = 9,              // every stride-th pixel, to a place among the channels; the other channels become zero
+  TS_REPAIR_NONFINITE = 10, // recompute the NaN outputs of groups that were multiplied as one matrix
 };
 
-enum ts_patches : int32_t {
-  TS_DIRECT = 0,     // 1x1, stride 1: the input is the matrix
-  TS_GATHERED = 1,   // the patches of a dense kernel are copied together (im2col), a tile at a time: where TS_LINES
-                     // cannot be
-  TS_FILTERED = 2,   // a depthwise convolution makes the matrix, a tile at a time (depthwise separable)
-  TS_LINES = 3,      // a tile's input lines are the matrix: each row of a dense kernel reads a run of values in them
+// Where the left matrix of a convolution's matrix product comes from. It has a row for each output pixel.
+enum ts_matrix_source : int32_t {
+  TS_FROM_POINTWISE = 0,  // 1x1, stride 1: the input is the matrix
+  TS_FROM_IM2COL = 1,     // the patches of a tile are copied one by one: where a row view is impossible
+  TS_FROM_DEPTHWISE = 2,  // a depthwise convolution makes the rows of a tile (depthwise separable)
+  TS_FROM_ROW_VIEW = 3,   // the input rows of a tile are copied once; each kernel row of a patch is a run of values there
 };
 
 enum ts_activation : int32_t {
@@ -44,50 +47,93 @@ enum ts_activation : int32_t {
 
 enum ts_precision : int32_t {
   TS_FLOAT32 = 0,
-  TS_BFLOAT16 = 1,  // of activations and of the weights of matrix products; sums, biases and filters are float32
+  TS_BFLOAT16 = 1,  // activations and the weights of matrix products; sums, biases and depthwise weights are float32
 };
 constexpr int kPrecisions = 2;
 
 struct ts_act {
-  int32_t kind;
+  int32_t kind;  // a ts_activation
   float alpha, beta;
-  int32_t unused;
+  int32_t reserved;
+};
+
+struct ts_window {
+  int64_t kernel_height, kernel_width;
+  int64_t stride_height, stride_width;
+  int64_t pad_height, pad_width;
+  int64_t dilation_height, dilation_width;
+};
+
+struct ts_external {
+  int64_t first_image;  // of the caller's tensor, which this operation imports first
+  int64_t strides[4];   // N, C, H, W, in float32 values
+};
+
+struct ts_convolution {
+  ts_window window;             // of the convolution, or of its depthwise stage
+  int64_t source;               // a ts_matrix_source
+  int64_t depth;                // K: rows of the packed weights, padded
+  int64_t out_vectors;          // of output channels that are computed: all of a pixel's, or those of a group
+  int64_t tile_rows;            // output rows of a tile; pixels where the source is pointwise
+  int64_t channel_splits;       // parts of the output channels; each part of a tile is a task
+  int64_t channel_blocks;       // of the output; each is padded to whole vectors by itself
+  int64_t paired_tail;          // whether two pixels share the last vector, see kernels/paired_tail.h
+  int64_t float_output;         // whether a bfloat16 convolution writes float32, for an output of the network
+  int64_t depth_multiplier;     // of the depthwise stage; 1 without one
+  ts_act depthwise_activation;
+  const void* weights;          // [panel][K][channel of the panel]; bfloat16 [panel][K / 2][channel of the panel][2]
+  const void* next_weights;     // those that are read next, to be prefetched; never dereferenced
+  const float* bias;            // padded to whole panels
+  const float* depthwise_weights;  // [depth_multiplier][kernel_height * kernel_width][channel], see even_odd in vector.h
+  const float* depthwise_bias;     // [depth_multiplier][channel], likewise
+};
+
+struct ts_depthwise {
+  ts_window window;
+  int64_t channels;        // of a group, padded to whole vectors
+  int64_t summed_groups;   // groups of channels that are filtered and summed; 1 for an ordinary depthwise convolution
+  const float* weights;    // [group][kernel_height * kernel_width][channel], see even_odd in vector.h
+  const float* bias;       // [channel], likewise
+};
+
+struct ts_pool {
+  ts_window window;
+  int64_t count_padding;  // whether an average divides by the padding's pixels as well
+};
+
+struct ts_copy {
+  int64_t stride_height, stride_width;
+  int64_t channel_offset;  // of the first copied channel in the output
+};
+
+struct ts_repair {
+  ts_window window;
+  int64_t group_in_channels, group_out_channels;
+  const float* weights;  // [output channel][kernel_height * kernel_width][channel of the group]
+  const float* bias;     // [output channel]
 };
 
 struct ts_operation {
-  int32_t kind;
-  int32_t patches;
-  ts_act activation;          // of the result
-  ts_act between;             // of the depthwise stage of a separable convolution
-  int64_t input, output;      // offsets in the workspace; the input of TS_IMPORT is its first image
-  int64_t residual;           // offset of a tensor that is added before the activation, or -1; the other operand of
-                              // TS_ADD and TS_SCALE
+  int32_t kind;             // a ts_kind
+  int32_t precision;        // a ts_precision
+  int32_t instruction_set;  // number of the set that runs it, for which its weights are packed
+  int32_t reserved;
+  ts_act activation;        // of the output
+  int64_t input, output;    // offsets in the workspace
+  int64_t second_input;     // offset of the tensor that is added before the activation (residual), or of the other operand
+                            // of TS_ADD and TS_SCALE; -1 without one
+  int64_t second_stride;    // from a pixel of it to the next
   int64_t batch;
   int64_t in_height, in_width, in_channels, in_stride;
   int64_t out_height, out_width, out_channels, out_stride;
-  int64_t residual_stride;
-  int64_t kernel_height, kernel_width, stride_height, stride_width;
-  int64_t pad_height, pad_width, dilation_height, dilation_width;
-  int64_t multiplier;         // depthwise kernels for each channel; in TS_DEPTHWISE, filtered channels that are summed;
-                              // in TS_RECOMPUTE, output channels of a group
-  int64_t depth;              // rows of the packed weights, K; in TS_DEPTHWISE, channels of a block, padded; in
-                              // TS_RECOMPUTE, input channels of a group
-  int64_t tile_rows;          // output rows (pixels, where the input is the matrix) that one task computes
-  int64_t out_vectors;        // of output channels that a convolution computes: all of a pixel's, or a group's
-  int64_t precision;          // a ts_precision
-  int64_t wide;               // the output of a bfloat16 convolution is float32: no other operation reads it
-  int64_t splits;             // parts that the output channels of a tile are computed in, each a task of its own
-  int64_t halves;             // the last panel's second vector is shared by two pixels: see kernels/halves.h
-  int64_t blocks;             // of output channels, each padded to whole vectors by itself
-  int64_t set;                // the instruction set that runs it, by number, for which its weights are packed
-  const void* weights;        // [panel][K][channels of a panel]; of bfloat16 [panel][K / 2][channels of a panel][2]
-  const void* next_weights;   // those that are read after them: fetched ahead, never looked into
-  const float* bias;          // padded to whole panels
-  const float* filters;       // depthwise weights, [multiplier][kernel_height * kernel_width][channels]; see in_turns;
-                              // of TS_RECOMPUTE [output channel][kernel_height * kernel_width][channels of a group]
-  const float* filter_bias;   // [multiplier][channels], likewise; of TS_RECOMPUTE [output channel]
-  int64_t external_strides[4];  // of TS_IMPORT, in float32 values: N, C, H, W
-  int64_t count_padding;        // of TS_POOL_AVERAGE
+  union {                   // by kind; TS_MEAN, TS_ADD, TS_SCALE and TS_ACTIVATE need nothing more
+    ts_external external;
+    ts_convolution convolution;
+    ts_depthwise depthwise;
+    ts_pool pool;
+    ts_copy copy;
+    ts_repair repair;
+  };
 };
 
 // Tasks [begin, end) of the operation at a place in an array.

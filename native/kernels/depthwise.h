@@ -23,6 +23,7 @@ struct Filter {
   const Element* residual;  // of the output row, or null
   int64_t residual_stride;
   ts_act activation;
+  const ts_window* window;
   int64_t begin = 0, end = channels;  // of the channels, those that are computed
 };
 
@@ -51,7 +52,7 @@ struct Row {
   int64_t channels, summed;
   int64_t begin, end;    // of the channels, those that are computed
   int64_t in_stride, in_row;  // values to the next pixel, and to where the next kernel row begins
-  int64_t width, step, dilation, taps;
+  int64_t width, step, dilation, pad, taps;
   Vector low, high;
   bool clamped;
   ts_act activation;
@@ -165,7 +166,7 @@ TS_INLINE void filter_channels(const Row& row, int64_t column, int64_t left, int
 template <int Pixels, int Width, int Step, class Row>
 static void filter_blocks(const ts_operation& op, const Row& shared) {
   const Row row = shared;
-  const int64_t in_width = op.in_width, out_width = op.out_width, pad = op.pad_width;
+  const int64_t in_width = op.in_width, out_width = op.out_width, pad = row.pad;
   const int64_t seen = (Pixels - 1) * row.step + (row.width - 1) * row.dilation + 1;
   // Blocks outermost, channels inside: the rows of a block stay in L1 for all of their channels.
   for (int64_t next = 0; next < out_width; next += Pixels) {
@@ -195,10 +196,11 @@ template <Role Of, class Element>
 static void filter_row(const ts_operation& op, const Filter<Element>& filter, int64_t row,
                        typename Row<Element, Of>::Out* out, int64_t out_stride) {
   const ts_act clamp = clamp_of(filter.activation);
-  const auto [first_tap, last_tap] = rows_inside(op, row);
-  const int64_t top = row * op.stride_height - op.pad_height, dh = op.dilation_height;
-  const Row<Element, Of> shared{filter.input + ((top + first_tap * dh) * op.in_width - op.pad_width) * op.in_stride,
-                            filter.weights + first_tap * op.kernel_width * filter.channels,
+  const ts_window& window = *filter.window;
+  const auto [first_tap, last_tap] = rows_inside(window, op.in_height, row);
+  const int64_t top = row * window.stride_height - window.pad_height, dh = window.dilation_height;
+  const Row<Element, Of> shared{filter.input + ((top + first_tap * dh) * op.in_width - window.pad_width) * op.in_stride,
+                            filter.weights + first_tap * window.kernel_width * filter.channels,
                             filter.bias,
                             filter.residual,
                             filter.residual_stride,
@@ -211,15 +213,16 @@ static void filter_row(const ts_operation& op, const Filter<Element>& filter, in
                             filter.end,
                             op.in_stride,
                             dh * op.in_width * op.in_stride,
-                            op.kernel_width,
-                            op.stride_width,
-                            op.dilation_width,
-                            op.kernel_height * op.kernel_width,
+                            window.kernel_width,
+                            window.stride_width,
+                            window.dilation_width,
+                            window.pad_width,
+                            window.kernel_height * window.kernel_width,
                             broadcast(clamp.alpha),
                             broadcast(clamp.beta),
                             clamps(clamp),
                             filter.activation};
-  const int64_t shape = op.dilation_width == 1 && op.stride_width <= 2 ? op.kernel_width * 10 + op.stride_width : 0;
+  const int64_t shape = window.dilation_width == 1 && window.stride_width <= 2 ? window.kernel_width * 10 + window.stride_width : 0;
   switch (shape) {
 #define TS_SHAPE(width, step) \
   case width * 10 + step: filter_columns<width, step>(op, shared); break

@@ -13,7 +13,9 @@ namespace ts::TS_ISA {
 // Of a row of the matrix, the lines that are on the image: the others would multiply weights by zeros.
 template <class Value>
 static KernelRows lines_inside(const ts_operation& op, const Matrix<Value>& matrix, int64_t row) {
-  return op.patches == TS_LINES ? rows_inside(op, matrix.first_row + row) : KernelRows{0, matrix.lines};
+  return op.convolution.source == TS_FROM_ROW_VIEW
+             ? rows_inside(op.convolution.window, op.in_height, matrix.first_row + row)
+             : KernelRows{0, matrix.lines};
 }
 
 template <class Element, class Out>
@@ -44,7 +46,7 @@ constexpr int kRowsAlone = kLanes == 16 ? 16 : kRows * kVectors;
 // the stores of a large one come all at once.
 template <class Element>
 static int64_t rows_for(const ts_operation& op, int64_t vectors) {
-  return vectors < kVectors ? kRowsAlone : op.depth <= kFewValues ? kFewRows<Element> : kRows;
+  return vectors < kVectors ? kRowsAlone : op.convolution.depth <= kFewValues ? kFewRows<Element> : kRows;
 }
 
 // For a panel of so many vectors, or whose second one is shared by two pixels, blocks of so many pixels.
@@ -62,9 +64,9 @@ static MultiplyBlocks<Element, Out> kernel_for(int64_t pixels, int64_t vectors, 
 // Vectors of output channels before a panel. All panels are of two, or else the last of one; where a half is left it has a
 // whole one beside it, and then the panel before it may be of one.
 static int64_t vectors_before(const ts_operation& op, int64_t panel) {
-  const int64_t panels = (op.out_vectors + kVectors - 1) / kVectors;
-  if (panel == panels) return op.out_vectors;
-  return op.halves && panel == panels - 1 ? op.out_vectors - kVectors : panel * kVectors;
+  const int64_t panels = (op.convolution.out_vectors + kVectors - 1) / kVectors;
+  if (panel == panels) return op.convolution.out_vectors;
+  return op.convolution.paired_tail && panel == panels - 1 ? op.convolution.out_vectors - kVectors : panel * kVectors;
 }
 
 // Values as they are multiplied.
@@ -84,12 +86,12 @@ static void convert(Factor<Element>* to, const Element* from, int64_t count) {
 template <class Element, class Out>
 static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>& matrix, Out* out,
                           const Element* residual, int64_t first, int64_t last, const void* next) {
-  const int64_t words = op.depth / kInWord<Element>, line_words = words / matrix.lines;
+  const int64_t words = op.convolution.depth / kInWord<Element>, line_words = words / matrix.lines;
   for (int64_t panel = first; panel < last; panel++) {
-    const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
+    const Word* B = static_cast<const Word*>(op.convolution.weights) + panel * words * kPanel;
     const int64_t channel = vectors_before(op, panel) * kLanes;
     const int64_t vectors = vectors_before(op, panel + 1) - vectors_before(op, panel);
-    const bool halves = op.halves && channel + kPanel == op.out_vectors * kLanes;
+    const bool halves = op.convolution.paired_tail && channel + kPanel == op.convolution.out_vectors * kLanes;
     // Blocks of nearly equal size: a last block of one pixel would run at the latency of its additions.
     const int64_t unit = halves ? 2 : 1, units = matrix.pixels / unit, most = rows_for<Element>(op, vectors) / unit;
     const int64_t blocks = std::max<int64_t>((units + most - 1) / most, 1);
@@ -111,9 +113,9 @@ static void multiply_tile(const ts_operation& op, const Matrix<Factor<Element>>&
       // `count` blocks of `pixels` from pixel `at` of the row on; from one pixel to the next are `step` pixels.
       auto multiply = [&](int64_t count, int64_t pixels, int64_t at, int64_t step) {
         const int64_t begin = row * matrix.pixels + at;
-        const Epilogue<Element> epilogue{op.bias + panel * kPanel,
-                                         residual ? residual + begin * op.residual_stride + channel : nullptr,
-                                         step * op.residual_stride, op.activation};
+        const Epilogue<Element> epilogue{op.convolution.bias + panel * kPanel,
+                                         residual ? residual + begin * op.second_stride + channel : nullptr,
+                                         step * op.second_stride, op.activation};
         Matrix<Factor<Element>> from = matrix;
         from.stride *= step;
         Out* to = out + begin * op.out_stride + channel;

@@ -42,7 +42,7 @@ static void run_tasks(const ts_operation& op, Element* workspace, const float* e
       case TS_SCALE: scale_row(op, workspace, task); break;
       case TS_ACTIVATE: activate_row(op, workspace, task); break;
       case TS_COPY: copy_row(op, workspace, task); break;
-      case TS_RECOMPUTE: recompute_row(op, workspace, task); break;
+      case TS_REPAIR_NONFINITE: repair_row(op, workspace, task); break;
     }
   }
 }

@@ -48,8 +48,8 @@ static void interleave_with_zero(Bfloat16* __restrict to, const float* __restric
 template <class Element>
 static void import_row(const ts_operation& op, Element* workspace, const float* external, int64_t task) {
   const int64_t image = task / op.in_height, row = task % op.in_height;
-  const int64_t* strides = op.external_strides;
-  const float* from = external + (op.input + image) * strides[0] + row * strides[2];
+  const int64_t* strides = op.external.strides;
+  const float* from = external + (op.external.first_image + image) * strides[0] + row * strides[2];
   Element* to = workspace + op.output + task * op.in_width * op.out_stride;
   // Channels inside where there are many, so that what is written to lies together; the few of an image outside.
   const int64_t width = op.in_width, channels = op.in_channels, stride = op.out_stride, step = strides[3];
@@ -78,28 +78,29 @@ static void import_row(const ts_operation& op, Element* workspace, const float* 
 // A task is an output row.
 template <bool Max, class Element>
 static void pool_row(const ts_operation& op, Element* workspace, int64_t task) {
+  const ts_window& window = op.pool.window;
   const int64_t image = task / op.out_height, row = task % op.out_height;
   const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
   Element* to = workspace + op.output + task * op.out_width * op.out_stride;
-  const int64_t top = row * op.stride_height - op.pad_height;
+  const int64_t top = row * window.stride_height - window.pad_height;
   for (int64_t column = 0; column < op.out_width; column++, to += op.out_stride) {
-    const int64_t left = column * op.stride_width - op.pad_width;
+    const int64_t left = column * window.stride_width - window.pad_width;
     // Ceil mode may reach beyond the padding; that part counts for nothing in either convention.
-    const int64_t bottom = std::min(top + op.kernel_height, op.in_height + op.pad_height);
-    const int64_t right = std::min(left + op.kernel_width, op.in_width + op.pad_width);
-    const int64_t dh = Max ? op.dilation_height : 1, dw = Max ? op.dilation_width : 1;
+    const int64_t bottom = std::min(top + window.kernel_height, op.in_height + window.pad_height);
+    const int64_t right = std::min(left + window.kernel_width, op.in_width + window.pad_width);
+    const int64_t dh = Max ? window.dilation_height : 1, dw = Max ? window.dilation_width : 1;
     int64_t seen = 0;
-    for (int64_t kh = 0; kh < op.kernel_height; kh++) {
-      for (int64_t kw = 0; kw < op.kernel_width; kw++) {
+    for (int64_t kh = 0; kh < window.kernel_height; kh++) {
+      for (int64_t kw = 0; kw < window.kernel_width; kw++) {
         const int64_t y = top + kh * dh, x = left + kw * dw;
         seen += y >= 0 && y < op.in_height && x >= 0 && x < op.in_width;
       }
     }
-    const float share = 1.0f / static_cast<float>(op.count_padding ? (bottom - top) * (right - left) : seen);
+    const float share = 1.0f / static_cast<float>(op.pool.count_padding ? (bottom - top) * (right - left) : seen);
     for (int64_t c = 0; c < op.out_stride; c += kLanes) {
       Vector result = broadcast(Max ? -std::numeric_limits<float>::infinity() : 0.0f);
-      for (int64_t kh = 0; kh < op.kernel_height; kh++) {
-        for (int64_t kw = 0; kw < op.kernel_width; kw++) {
+      for (int64_t kh = 0; kh < window.kernel_height; kh++) {
+        for (int64_t kw = 0; kw < window.kernel_width; kw++) {
           const int64_t y = top + kh * dh, x = left + kw * dw;
           if (y < 0 || y >= op.in_height || x < 0 || x >= op.in_width) continue;
           const Vector value = load(from + (y * op.in_width + x) * op.in_stride + c);
@@ -137,7 +138,7 @@ static void mean_image(const ts_operation& op, Element* workspace, int64_t task)
 template <class Element>
 static void add_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t count = op.out_width * op.out_stride, begin = task * count;
-  const Element *a = workspace + op.input + begin, *b = workspace + op.residual + begin;
+  const Element *a = workspace + op.input + begin, *b = workspace + op.second_input + begin;
   Element* to = workspace + op.output + begin;
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(a + i) + load(b + i), op.activation));
 }
@@ -146,7 +147,7 @@ template <class Element>
 static void scale_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t count = op.out_width * op.out_stride, begin = task * count;
   const Element* from = workspace + op.input + begin;
-  const Element* factors = workspace + op.residual + task / op.out_height * op.out_stride;
+  const Element* factors = workspace + op.second_input + task / op.out_height * op.out_stride;
   Element* to = workspace + op.output + begin;
   for (int64_t x = 0; x < op.out_width; x++) {
     for (int64_t c = 0; c < op.out_stride; c += kLanes) {
@@ -164,16 +165,16 @@ static void activate_row(const ts_operation& op, Element* workspace, int64_t tas
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(from + i), op.activation));
 }
 
-// Every stride-th pixel; `pad_width` zero channels stand before the copied ones, and more after.
+// Every stride-th pixel; `channel_offset` zero channels stand before the copied ones, and more after.
 template <class Element>
 static void copy_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;
   const Element* from =
-      workspace + op.input + (image * op.in_height + row * op.stride_height) * op.in_width * op.in_stride;
+      workspace + op.input + (image * op.in_height + row * op.copy.stride_height) * op.in_width * op.in_stride;
   Element* to = workspace + op.output + task * op.out_width * op.out_stride;
   for (int64_t x = 0; x < op.out_width; x++, to += op.out_stride) {
     memset(to, 0, sizeof(Element) * static_cast<size_t>(op.out_stride));
-    memcpy(to + op.pad_width, from + x * op.stride_width * op.in_stride,
+    memcpy(to + op.copy.channel_offset, from + x * op.copy.stride_width * op.in_stride,
            sizeof(Element) * static_cast<size_t>(op.in_channels));
   }
 }
@@ -182,16 +183,17 @@ static void copy_row(const ts_operation& op, Element* workspace, int64_t task) {
 template <class Element>
 static float output_of(const ts_operation& op, const Element* image, float sum, int64_t row, int64_t column,
                        int64_t channel) {
-  const int64_t channels = op.depth, first = channel / op.multiplier * channels;
-  const float* weights = op.filters + channel * op.kernel_height * op.kernel_width * channels;
-  const auto [begin, end] = rows_inside(op, row);
+  const ts_window& window = op.repair.window;
+  const int64_t channels = op.repair.group_in_channels, first = channel / op.repair.group_out_channels * channels;
+  const float* weights = op.repair.weights + channel * window.kernel_height * window.kernel_width * channels;
+  const auto [begin, end] = rows_inside(window, op.in_height, row);
   for (int64_t kh = begin; kh < end; kh++) {
-    const int64_t y = row * op.stride_height - op.pad_height + kh * op.dilation_height;
-    for (int64_t kw = 0; kw < op.kernel_width; kw++) {
-      const int64_t x = column * op.stride_width - op.pad_width + kw * op.dilation_width;
+    const int64_t y = row * window.stride_height - window.pad_height + kh * window.dilation_height;
+    for (int64_t kw = 0; kw < window.kernel_width; kw++) {
+      const int64_t x = column * window.stride_width - window.pad_width + kw * window.dilation_width;
       if (x < 0 || x >= op.in_width) continue;
       const Element* values = image + (y * op.in_width + x) * op.in_stride + first;
-      const float* factors = weights + (kh * op.kernel_width + kw) * channels;
+      const float* factors = weights + (kh * window.kernel_width + kw) * channels;
       for (int64_t c = 0; c < channels; c++) sum += value_of(values[c]) * factors[c];
     }
   }
@@ -201,7 +203,7 @@ static float output_of(const ts_operation& op, const Element* image, float sum, 
 // Groups that are computed together meet each other's values with weights of zero, and zero times infinity is NaN. So
 // what is NaN is computed anew, slowly, for it is rare. A task is an output row.
 template <class Element>
-static void recompute_row(const ts_operation& op, Element* workspace, int64_t task) {
+static void repair_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;
   const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
   Element* to = workspace + op.output + task * op.out_width * op.out_stride;
@@ -210,11 +212,11 @@ static void recompute_row(const ts_operation& op, Element* workspace, int64_t ta
   if (!has_nan(sum)) return;
   for (int64_t column = 0; column < op.out_width; column++, to += op.out_stride) {
     const int64_t pixel = task * op.out_width + column;
-    const Element* residual = op.residual < 0 ? nullptr : workspace + op.residual + pixel * op.residual_stride;
+    const Element* residual = op.second_input < 0 ? nullptr : workspace + op.second_input + pixel * op.second_stride;
     for (int64_t c = 0; c < op.out_channels; c++) {
       const float value = value_of(to[c]);
       if (value == value) continue;
-      const float start = op.filter_bias[c] + (residual ? value_of(residual[c]) : 0.0f);
+      const float start = op.repair.bias[c] + (residual ? value_of(residual[c]) : 0.0f);
       put(to + c, activated(broadcast(output_of(op, from, start, row, column, c)), op.activation)[0]);
     }
   }

@@ -92,7 +92,7 @@ static void tile_kernel(const Bfloat16* A, const Matrix<Bfloat16>& matrix, int64
 template <class Out>
 static void multiply_by_tiles(const ts_operation& op, const Matrix<Bfloat16>& matrix, Out* out,
                               const Bfloat16* residual, int64_t first, int64_t last, const void* next) {
-  const int64_t words = op.depth / kInWord<Bfloat16>, pixels = matrix.pixels;
+  const int64_t words = op.convolution.depth / kInWord<Bfloat16>, pixels = matrix.pixels;
   const int64_t line_words = words / matrix.lines;
   const int64_t blocks = (pixels + kTilePixels - 1) / kTilePixels;
   const int64_t least = pixels / blocks, larger = pixels % blocks;  // so many blocks, the first, have a pixel more
@@ -107,10 +107,10 @@ static void multiply_by_tiles(const ts_operation& op, const Matrix<Bfloat16>& ma
   written(&shapes);
   written(&larger_shapes);
   for (int64_t panel = first; panel < last; panel++) {
-    const Word* B = static_cast<const Word*>(op.weights) + panel * words * kPanel;
+    const Word* B = static_cast<const Word*>(op.convolution.weights) + panel * words * kPanel;
     uintptr_t ahead = reinterpret_cast<uintptr_t>(panel + 1 < last ? B + words * kPanel : next);
-    const int64_t vectors = std::min<int64_t>(kVectors, op.out_vectors - panel * kVectors);
-    const float* bias = op.bias + panel * kPanel;
+    const int64_t vectors = std::min<int64_t>(kVectors, op.convolution.out_vectors - panel * kVectors);
+    const float* bias = op.convolution.bias + panel * kPanel;
     for (int64_t row = 0; row < matrix.rows; row++) {
       const auto [first_line, last_line] = lines_inside(op, matrix, row);
       const Bfloat16* A = matrix.values + row * matrix.row_stride + first_line * matrix.line_stride;
@@ -123,7 +123,7 @@ static void multiply_by_tiles(const ts_operation& op, const Matrix<Bfloat16>& ma
         ahead += static_cast<uintptr_t>(words / kStep) * lines * kLine;
         for (int64_t p = 0; p < count; p++) {
           Out* to = out + (begin + p) * op.out_stride + panel * kPanel;
-          const Bfloat16* branch = residual ? residual + (begin + p) * op.residual_stride + panel * kPanel : nullptr;
+          const Bfloat16* branch = residual ? residual + (begin + p) * op.second_stride + panel * kPanel : nullptr;
           for (int64_t j = 0; j < vectors; j++) {
             Vector sum = load(sums + p * kPanel + j * kLanes) + load(bias + j * kLanes);
             if (branch) sum += load(branch + j * kLanes);
@@ -148,9 +148,9 @@ constexpr bool kWidened = !std::is_same_v<Element, Factor<Element>>;
 // meet zeros there. Of the output channels [begin, end) that a task computes.
 template <class Out>
 static void clear_padding(const ts_operation& op, Out* out, int64_t pixels, int64_t begin, int64_t end) {
-  const int64_t channels = op.out_channels / op.blocks, block = op.out_stride / op.blocks, stride = op.out_stride;
+  const int64_t channels = op.out_channels / op.convolution.channel_blocks, block = op.out_stride / op.convolution.channel_blocks, stride = op.out_stride;
   if (channels % kLanes == 0) return;
-  for (int64_t b = 0; b < op.blocks; b++) {
+  for (int64_t b = 0; b < op.convolution.channel_blocks; b++) {
     for (int64_t c = channels / kLanes * kLanes; c < block; c += kLanes) {
       Out* vector = out + b * block + c;
       if (b * block + c < begin || b * block + c >= end) continue;

@@ -13,11 +13,11 @@ struct KernelRows {
 };
 
 // Those that fall on the image for a row of the output; there may be none.
-static inline KernelRows rows_inside(const ts_operation& op, int64_t output_row) {
-  const int64_t top = output_row * op.stride_height - op.pad_height, dilation = op.dilation_height;
-  const int64_t below = op.in_height - top;  // kernel rows kh with kh * dilation < below
-  const int64_t first = top < 0 ? std::min((-top + dilation - 1) / dilation, op.kernel_height) : 0;
-  const int64_t last = std::min(op.kernel_height, below <= 0 ? 0 : (below + dilation - 1) / dilation);
+static inline KernelRows rows_inside(const ts_window& window, int64_t in_height, int64_t output_row) {
+  const int64_t top = output_row * window.stride_height - window.pad_height, dilation = window.dilation_height;
+  const int64_t below = in_height - top;  // kernel rows kh with kh * dilation < below
+  const int64_t first = top < 0 ? std::min((-top + dilation - 1) / dilation, window.kernel_height) : 0;
+  const int64_t last = std::min(window.kernel_height, below <= 0 ? 0 : (below + dilation - 1) / dilation);
   return {first, std::max(first, last)};
 }
 

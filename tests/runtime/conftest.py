@@ -26,8 +26,6 @@ from torch_separable.runtime import available
 from torch_separable.runtime.native import bindings
 from torch_separable.runtime.native.bindings import PRECISIONS, InstructionSet, Operation
 
-_POINTERS = ("weights", "next_weights", "bias", "filters", "filter_bias")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if available():
@@ -144,14 +142,14 @@ class Elsewhere:
         assert courses is None
         sent, constants = type(operations)(*operations), b""
         for operation in sent:
-            for name in _POINTERS:
-                if getattr(operation, name):
-                    tensor = self.constants[getattr(operation, name)]
-                    setattr(operation, name, len(constants) + 1)
+            for params, name in operation.addresses():
+                if getattr(params, name):
+                    tensor = self.constants[getattr(params, name)]
+                    setattr(params, name, len(constants) + 1)
                     constants += _lines(bytes(tensor.flatten().view(torch.uint8).numpy()))
         x = sent[0]
         sizes = (x.batch, x.in_channels, x.in_height, x.in_width)
-        span = 1 + sum((size - 1) * stride for size, stride in zip(sizes, x.external_strides, strict=True))
+        span = 1 + sum((size - 1) * stride for size, stride in zip(sizes, x.external.strides, strict=True))
         # With what is before and after the workspace, which is not to change.
         memory = torch.as_strided(workspace, (workspace.untyped_storage().nbytes() // workspace.itemsize,), (1,), 0)
         before = bytes(memory.view(torch.uint8).numpy())

@@ -69,11 +69,19 @@ int main(int, char** arguments) {
             reinterpret_cast<intptr_t>(base) + reinterpret_cast<intptr_t>(pointer) - 1);
       };
       for (ts_operation& op : operations) {
-        moved(op.weights);
-        moved(op.next_weights);
-        moved(op.bias);
-        moved(op.filters);
-        moved(op.filter_bias);
+        if (op.kind == TS_CONVOLUTION) {
+          moved(op.convolution.weights);
+          moved(op.convolution.next_weights);
+          moved(op.convolution.bias);
+          moved(op.convolution.depthwise_weights);
+          moved(op.convolution.depthwise_bias);
+        } else if (op.kind == TS_DEPTHWISE) {
+          moved(op.depthwise.weights);
+          moved(op.depthwise.bias);
+        } else if (op.kind == TS_REPAIR_NONFINITE) {
+          moved(op.repair.weights);
+          moved(op.repair.bias);
+        }
       }
       run(operations.data(), request.count, nullptr, nullptr, 0, 0, memory.data()->bytes + request.workspace,
           external.data(), request.threads, side_by_side);

@@ -59,7 +59,7 @@ def test_tiles_that_are_known_are_used(cache: Path) -> None:
     cache.write_text(json.dumps(document))
     compiled = compile(model, x, threads=1)
     plan = schedule(compiled.program(x), compiled.kernels, 1, known_tiles(compiled.kernels, 1))
-    rows = [op.tile_rows for step in plan.steps for op in step.operations if shape_key(op)]
+    rows = [op.convolution.tile_rows for step in plan.steps for op in step.operations if shape_key(op)]
     assert rows == [3, 3, 3, 3]
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
@@ -105,7 +105,7 @@ def test_a_known_tile_that_is_too_large_is_cut(cache: Path) -> None:
     ((_, tiles),) = json.loads(cache.read_text())["tiles"].items()
     huge = dict.fromkeys(tiles, (10**9, 10**9))
     (step,) = schedule(compiled.program(x), compiled.kernels, 1, huge).steps
-    assert (step.operations[1].tile_rows, step.operations[1].splits) == (6, 1)
+    assert (step.operations[1].convolution.tile_rows, step.operations[1].convolution.channel_splits) == (6, 1)
 
 
 def test_the_file_is_in_the_users_cache_directory(monkeypatch: pytest.MonkeyPatch) -> None:

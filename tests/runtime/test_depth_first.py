@@ -13,7 +13,7 @@ from torch_separable.runtime import available
 from torch_separable.runtime.engine import Prepared
 from torch_separable.runtime.graph.fuse import fuse
 from torch_separable.runtime.graph.lower import lower
-from torch_separable.runtime.native.bindings import Operation, chosen_set, tasks
+from torch_separable.runtime.native.bindings import Kind, Operation, WindowParams, chosen_set, tasks
 from torch_separable.runtime.planning.depth_first import depth_first, early_layers
 from torch_separable.runtime.planning.schedule import schedule
 
@@ -135,9 +135,10 @@ def test_every_task_runs_once_and_layers_take_turns() -> None:
 
 
 def test_a_row_waits_for_the_rows_below_it_that_its_window_sees() -> None:
-    rows = {"batch": 1, "in_height": 6, "out_height": 6, "out_width": 4, "stride_height": 1, "dilation_height": 1}
-    make = Operation(kind=0, **rows)
-    read = Operation(kind=2, kernel_height=3, pad_height=1, **rows)
+    rows = {"batch": 1, "in_height": 6, "out_height": 6, "out_width": 4}
+    make = Operation(kind=Kind.IMPORT, **rows)
+    read = Operation(kind=Kind.DEPTHWISE, **rows)
+    read.depthwise.window = WindowParams(kernel_height=3, pad_height=1, stride_height=1, dilation_height=1)
     order = depth_first([make, read], [((), "a"), (("a",), "b")], lambda _: 6)
     assert [(part.operation, part.begin, part.end) for part in order] == [
         (0, 0, 2), (1, 0, 1), (0, 2, 3), (1, 1, 2), (0, 3, 4), (1, 2, 3), (0, 4, 5), (1, 3, 4), (0, 5, 6), (1, 4, 6),

@@ -34,7 +34,7 @@ from torch_separable.runtime.graph.ir import (
     Scale,
     Window,
 )
-from torch_separable.runtime.native.bindings import Kind, Patches, run
+from torch_separable.runtime.native.bindings import Kind, MatrixSource, run
 from torch_separable.runtime.planning import packing
 from torch_separable.runtime.planning import schedule as schedule_module
 from torch_separable.runtime.planning.packing import padded
@@ -101,7 +101,7 @@ def executed(
     memory = torch.full((plan.size + 2 * GUARD,), math.nan, dtype=dtype)
     workspace = memory[GUARD:-GUARD]
     (step,) = plan.steps
-    step.operations[0].external_strides[:] = x.stride()
+    step.operations[0].external.strides[:] = x.stride()
     run(step.operations, workspace, x.data_ptr(), workers)
     assert memory[:GUARD].isnan().all()
     assert memory[-GUARD:].isnan().all()
@@ -250,24 +250,24 @@ def test_pixels_whose_channels_are_a_page_or_a_part_of_it_lie_a_line_apart(
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
-    ("window", "size", "channels", "patches"),
+    ("window", "size", "channels", "source"),
     [
-        (BY_LINES, (9, 37), 32, Patches.LINES),
-        (Window((3, 3), (2, 2), (1, 1)), (35, 70), 32, Patches.LINES),
-        (Window((3, 3), (2, 3), (0, 0), (2, 1)), (19, 100), 64, Patches.LINES),
-        (Window((5, 2), (1, 1), (4, 3)), (6, 40), 32, Patches.LINES),  # padding wider than the kernel
-        (Window((4, 4), (4, 4)), (8, 130), 8, Patches.LINES),  # patches that do not overlap, and two columns left over
-        (Window((1, 3), padding=(0, 70)), (3, 1), 32, Patches.LINES),  # lines of padding almost alone
-        (Window((3, 3), padding=(1, 1), dilation=(1, 2)), (9, 37), 32, Patches.GATHERED),  # its runs have gaps
-        (Window((1, 1), (2, 2)), (9, 37), 32, Patches.GATHERED),  # nothing to share
-        (BY_LINES, (9, 2), 32, Patches.GATHERED),  # rows too short for a micro-kernel
-        (BY_LINES, (9, 37), 31, Patches.LINES),  # zeros make a kernel row's values even
-        (Window((3, 3), (2, 2), (1, 1)), (35, 70), 63, Patches.LINES),
-        (Window((5, 3), (1, 1), (4, 3)), (6, 40), 127, Patches.LINES),
+        (BY_LINES, (9, 37), 32, MatrixSource.ROW_VIEW),
+        (Window((3, 3), (2, 2), (1, 1)), (35, 70), 32, MatrixSource.ROW_VIEW),
+        (Window((3, 3), (2, 3), (0, 0), (2, 1)), (19, 100), 64, MatrixSource.ROW_VIEW),
+        (Window((5, 2), (1, 1), (4, 3)), (6, 40), 32, MatrixSource.ROW_VIEW),  # padding wider than the kernel
+        (Window((4, 4), (4, 4)), (8, 130), 8, MatrixSource.ROW_VIEW),  # disjoint patches, two columns left over
+        (Window((1, 3), padding=(0, 70)), (3, 1), 32, MatrixSource.ROW_VIEW),  # lines of padding almost alone
+        (Window((3, 3), padding=(1, 1), dilation=(1, 2)), (9, 37), 32, MatrixSource.IM2COL),  # its runs have gaps
+        (Window((1, 1), (2, 2)), (9, 37), 32, MatrixSource.IM2COL),  # nothing to share
+        (BY_LINES, (9, 2), 32, MatrixSource.IM2COL),  # rows too short for a micro-kernel
+        (BY_LINES, (9, 37), 31, MatrixSource.ROW_VIEW),  # zeros make a kernel row's values even
+        (Window((3, 3), (2, 2), (1, 1)), (35, 70), 63, MatrixSource.ROW_VIEW),
+        (Window((5, 3), (1, 1), (4, 3)), (6, 40), 127, MatrixSource.ROW_VIEW),
     ],
 )  # fmt: skip
 def test_dense_convolution_reads_lines_where_it_can(
-    window: Window, size: tuple[int, int], channels: int, patches: Patches, workers: int
+    window: Window, size: tuple[int, int], channels: int, source: MatrixSource, workers: int
 ) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         x, outputs = values(dtype, 2, channels, *size), 40
@@ -277,7 +277,7 @@ def test_dense_convolution_reads_lines_where_it_can(
         for isa in SETS:
             program = Program("x", (node,), shapes, {}, frozenset(), ("y",), None)
             (step,) = schedule(program, instruction_sets(dtype)[isa], workers).steps
-            assert step.operations[-1].patches == patches, isa
+            assert step.operations[-1].convolution.source == source, isa
             assert_close(execute([node], shapes, x, isa, workers, dtype=dtype), convolved(x, weight, bias, window))
 
 
@@ -296,7 +296,9 @@ def test_the_first_convolution_reads_lines_of_colour_images(isa: str, window: Wi
         dot = isa == "avx512bf16" and dtype == torch.bfloat16
         assert plan.strides["x"] == (4 if dot else 3)
         by_lines = dot or dtype == torch.float32
-        assert plan.steps[0].operations[-1].patches == (Patches.LINES if by_lines else Patches.GATHERED)
+        assert plan.steps[0].operations[-1].convolution.source == (
+            MatrixSource.ROW_VIEW if by_lines else MatrixSource.IM2COL
+        )
         for layout in (torch.contiguous_format, torch.channels_last):
             laid_out = x.contiguous(memory_format=layout)
             assert_close(execute([node], shapes, laid_out, isa, 1, dtype=dtype), convolved(x, weight, bias, window))
@@ -471,7 +473,9 @@ def test_two_pixels_share_a_vector_that_is_half_empty(
     kernels = instruction_sets(dtype)[isa]
     for workers in (1, 2):
         plan = schedule(Program("x", tuple(nodes), shapes, {}, frozenset(), ("y",), None), kernels, workers)  # type: ignore[arg-type]
-        assert {bool(o.halves) for o in plan.steps[0].operations if o.kind == Kind.CONVOLUTION} == {kernels.halves}
+        assert {bool(o.convolution.paired_tail) for o in plan.steps[0].operations if o.kind == Kind.CONVOLUTION} == {
+            kernels.halves
+        }
         shared = execute(nodes, shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
         with monkeypatch.context() as patched:
             for module in (schedule_module, packing):

@@ -25,7 +25,7 @@ node = Convolution("y", "x", "y", torch.randn(32, 64, 1, 1), torch.zeros(32), Wi
 shapes = dict(x=(1, 64, 4, 4), y=(1, 32, 4, 4))
 plan = schedule(Program("x", (node,), shapes, dict(), frozenset(), ("y",), None), kernels, 1)
 x, (step,) = torch.randn(1, 64, 4, 4), plan.steps
-step.operations[0].external_strides[:] = x.stride()
+step.operations[0].external.strides[:] = x.stride()
 {fault}
 run(step.operations, workspace, x.data_ptr(), 1)
 print("done")
@@ -34,7 +34,7 @@ FAULTS = {
     "none": "workspace = torch.zeros(plan.size, dtype=dtype)",
     "workspace": "workspace = torch.zeros(plan.size // 2, dtype=dtype)",
     "weights": "workspace = torch.zeros(plan.size, dtype=dtype); half = torch.zeros(32 * 32, dtype=dtype); "
-    "step.operations[1].weights = half.data_ptr()",
+    "step.operations[1].convolution.weights = half.data_ptr()",
 }
 
 

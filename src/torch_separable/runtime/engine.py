@@ -402,4 +402,4 @@ class _Workspace:
     def take(self, x: Tensor) -> None:
         """Let ``x`` be what is read next."""
         for operation in self.imports:
-            operation.external_strides[:] = x.stride()
+            operation.external.strides[:] = x.stride()

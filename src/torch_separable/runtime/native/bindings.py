@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
@@ -19,23 +19,25 @@ from torch_separable.errors import SeparableError
 _FILE = "libtorch_separable.so"
 
 # Of the library's functions and what they take: `kInterface` of native/engine/engine.cpp.
-_INTERFACE = 6
+_INTERFACE = 7
 
 
 class Kind(IntEnum):
     """``ts_kind``."""
 
-    IMPORT, CONVOLUTION, DEPTHWISE, POOL_MAX, POOL_AVERAGE, MEAN, ADD, SCALE, ACTIVATE, COPY, RECOMPUTE = range(11)
+    IMPORT, CONVOLUTION, DEPTHWISE, POOL_MAX, POOL_AVERAGE, MEAN, ADD, SCALE, ACTIVATE, COPY, REPAIR_NONFINITE = range(
+        11
+    )
 
 
-class Patches(IntEnum):
-    """``ts_patches``."""
+class MatrixSource(IntEnum):
+    """``ts_matrix_source``."""
 
-    DIRECT, GATHERED, FILTERED, LINES = range(4)
+    POINTWISE, IM2COL, DEPTHWISE, ROW_VIEW = range(4)
 
     @property
     def convolution(self) -> str:
-        """What a convolution with such patches is called."""
+        """What a convolution whose matrix comes from there is called."""
         return ("pointwise", "dense", "separable", "dense")[self]
 
 
@@ -43,46 +45,155 @@ class Patches(IntEnum):
 PRECISIONS = (torch.float32, torch.bfloat16)
 
 
-class Activate(ctypes.Structure):
+def _sizes(names: str) -> tuple[tuple[str, type[ctypes.c_int64]], ...]:
+    return tuple((name, ctypes.c_int64) for name in names.split())
+
+
+def _addresses(names: str) -> tuple[tuple[str, type[ctypes.c_void_p]], ...]:
+    return tuple((name, ctypes.c_void_p) for name in names.split())
+
+
+class ActivationParams(ctypes.Structure):
     """``ts_act``."""
 
+    __slots__ = ()  # an assignment to a misspelt field raises
     _fields_ = (
         ("kind", ctypes.c_int32),
         ("alpha", ctypes.c_float),
         ("beta", ctypes.c_float),
-        ("unused", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     )
 
 
-_SIZES = (
-    "input output residual batch in_height in_width in_channels in_stride out_height out_width out_channels out_stride "
-    "residual_stride kernel_height kernel_width stride_height stride_width pad_height pad_width dilation_height "
-    "dilation_width multiplier depth tile_rows out_vectors precision wide splits halves blocks set"
-).split()
+class WindowParams(ctypes.Structure):
+    """``ts_window``."""
+
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _fields_ = _sizes(
+        "kernel_height kernel_width stride_height stride_width pad_height pad_width dilation_height dilation_width"
+    )
+
+
+class ExternalParams(ctypes.Structure):
+    """``ts_external``."""
+
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _fields_ = (("first_image", ctypes.c_int64), ("strides", ctypes.c_int64 * 4))
+
+
+class ConvolutionParams(ctypes.Structure):
+    """``ts_convolution``."""
+
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _fields_ = (
+        ("window", WindowParams),
+        *_sizes(
+            "source depth out_vectors tile_rows channel_splits channel_blocks paired_tail float_output depth_multiplier"
+        ),
+        ("depthwise_activation", ActivationParams),
+        *_addresses("weights next_weights bias depthwise_weights depthwise_bias"),
+    )
+
+
+class DepthwiseParams(ctypes.Structure):
+    """``ts_depthwise``."""
+
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _fields_ = (("window", WindowParams), *_sizes("channels summed_groups"), *_addresses("weights bias"))
+
+
+class PoolParams(ctypes.Structure):
+    """``ts_pool``."""
+
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _fields_ = (("window", WindowParams), ("count_padding", ctypes.c_int64))
+
+
+class CopyParams(ctypes.Structure):
+    """``ts_copy``."""
+
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _fields_ = _sizes("stride_height stride_width channel_offset")
+
+
+class RepairParams(ctypes.Structure):
+    """``ts_repair``."""
+
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _fields_ = (
+        ("window", WindowParams),
+        *_sizes("group_in_channels group_out_channels"),
+        *_addresses("weights bias"),
+    )
+
+
+class _ByKind(ctypes.Union):
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _fields_ = (
+        ("external", ExternalParams),
+        ("convolution", ConvolutionParams),
+        ("depthwise", DepthwiseParams),
+        ("pool", PoolParams),
+        ("copy", CopyParams),
+        ("repair", RepairParams),
+    )
+
+
+_PARAMS_WITH_WINDOW = {
+    Kind.CONVOLUTION: "convolution",
+    Kind.DEPTHWISE: "depthwise",
+    Kind.POOL_MAX: "pool",
+    Kind.POOL_AVERAGE: "pool",
+    Kind.REPAIR_NONFINITE: "repair",
+}
 
 
 class Operation(ctypes.Structure):
     """``ts_operation``: see native/engine/operation.h."""
 
+    __slots__ = ()  # an assignment to a misspelt field raises
+    _anonymous_ = ("_by_kind",)
     _fields_ = (
         ("kind", ctypes.c_int32),
-        ("patches", ctypes.c_int32),
-        ("activation", Activate),
-        ("between", Activate),
-        *((name, ctypes.c_int64) for name in _SIZES),
-        ("weights", ctypes.c_void_p),
-        ("next_weights", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("filters", ctypes.c_void_p),
-        ("filter_bias", ctypes.c_void_p),
-        ("external_strides", ctypes.c_int64 * 4),
-        ("count_padding", ctypes.c_int64),
+        ("precision", ctypes.c_int32),
+        ("instruction_set", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("activation", ActivationParams),
+        *_sizes("input output second_input second_stride batch"),
+        *_sizes("in_height in_width in_channels in_stride out_height out_width out_channels out_stride"),
+        ("_by_kind", _ByKind),
     )
+
+    @property
+    def window(self) -> WindowParams:
+        """The window of a convolution, a depthwise stage, a pooling or a repair; other kinds have none."""
+        window: WindowParams = getattr(self, _PARAMS_WITH_WINDOW[Kind(self.kind)]).window
+        return window
+
+    @property
+    def has_window(self) -> bool:
+        """Whether each output pixel is computed from a window of input pixels."""
+        return Kind(self.kind) in _PARAMS_WITH_WINDOW
+
+    def addresses(self) -> Iterator[tuple[ctypes.Structure, str]]:
+        """Yield the struct and the field of every address of weights that an operation of this kind holds."""
+        match self.kind:
+            case Kind.CONVOLUTION:
+                held, names = self.convolution, "weights next_weights bias depthwise_weights depthwise_bias"
+            case Kind.DEPTHWISE:
+                held, names = self.depthwise, "weights bias"
+            case Kind.REPAIR_NONFINITE:
+                held, names = self.repair, "weights bias"
+            case _:
+                return
+        for name in names.split():
+            yield held, name
 
 
 class Part(ctypes.Structure):
     """``ts_part``: tasks of an operation, by its place."""
 
+    __slots__ = ()  # an assignment to a misspelt field raises
     _fields_ = tuple((name, ctypes.c_int64) for name in ("operation", "begin", "end"))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch_separable._system.hardware import cache_bytes
 from torch_separable.runtime.graph.ir import Activate, Add, Convolution, Copy, Filtering, Node, Pool, Program, inputs_of
-from torch_separable.runtime.native.bindings import Kind, Operation, Part, Patches
+from torch_separable.runtime.native.bindings import Kind, MatrixSource, Operation, Part
 
 # Bytes of a map that the caches behind L2 hand back as fast as kernels ask: about a core's share of the last one. For
 # smaller maps, going from layer to layer costs more than it saves.
@@ -90,11 +90,15 @@ def of_share(operation: Operation, share: int) -> Operation:
     """The same operation on the images of another share, of which the given one is the first."""
     o = Operation.from_buffer_copy(operation)
     images = share * o.batch
-    o.input += images if o.kind == Kind.IMPORT else images * o.in_height * o.in_width * o.in_stride
+    if o.kind == Kind.IMPORT:
+        o.external.first_image += images
+    else:
+        o.input += images * o.in_height * o.in_width * o.in_stride
     written = images * o.out_height * o.out_width
-    o.output += written * o.out_stride * (2 if o.wide else 1)  # float32 beside bfloat16
-    if o.residual >= 0:
-        o.residual += written * o.residual_stride
+    floats = o.kind == Kind.CONVOLUTION and o.convolution.float_output
+    o.output += written * o.out_stride * (2 if floats else 1)  # offsets are in bfloat16 values
+    if o.second_input >= 0:
+        o.second_input += written * o.second_stride
     return o
 
 
@@ -103,23 +107,24 @@ def _rows_after(operation: Operation, done: int) -> int:
     o = operation
     if o.kind != Kind.CONVOLUTION:
         return done
-    if o.patches == Patches.DIRECT:
-        return int(min(done * o.tile_rows, o.batch * o.out_height * o.out_width) // o.out_width)
-    image, tile = divmod(done, -(-o.out_height // o.tile_rows))
-    return int(image * o.out_height + min(tile * o.tile_rows, o.out_height))
+    if o.convolution.source == MatrixSource.POINTWISE:
+        return int(min(done * o.convolution.tile_rows, o.batch * o.out_height * o.out_width) // o.out_width)
+    image, tile = divmod(done, -(-o.out_height // o.convolution.tile_rows))
+    return int(image * o.out_height + min(tile * o.convolution.tile_rows, o.out_height))
 
 
 def _rows_needed(operation: Operation, task: int) -> tuple[int, int]:
     """Rows of the input and of the other operands, counted through all images, that a task reads up to."""
     o = operation
-    if o.kind == Kind.CONVOLUTION and o.patches == Patches.DIRECT:
-        pixels = min((task + 1) * o.tile_rows, o.batch * o.out_height * o.out_width)
+    if o.kind == Kind.CONVOLUTION and o.convolution.source == MatrixSource.POINTWISE:
+        pixels = min((task + 1) * o.convolution.tile_rows, o.batch * o.out_height * o.out_width)
         return (-(-pixels // o.out_width),) * 2
     end = _rows_after(operation, task + 1)
     image, row = divmod(end - 1, o.out_height) if o.out_height else (0, 0)
-    if o.kind in (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.POOL_MAX, Kind.POOL_AVERAGE, Kind.RECOMPUTE):
-        last = row * o.stride_height - o.pad_height + (o.kernel_height - 1) * o.dilation_height
+    if o.has_window:
+        window = o.window
+        last = row * window.stride_height - window.pad_height + (window.kernel_height - 1) * window.dilation_height
         return image * o.in_height + max(0, min(last + 1, o.in_height)), end
     if o.kind == Kind.COPY:
-        return image * o.in_height + row * o.stride_height + 1, end
+        return image * o.in_height + row * o.copy.stride_height + 1, end
     return end, end

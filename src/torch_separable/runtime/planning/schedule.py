@@ -31,15 +31,16 @@ from torch_separable.runtime.graph.ir import (
 )
 from torch_separable.runtime.native.bindings import (
     PRECISIONS,
+    ActivationParams,
     Courses,
     InstructionSet,
     Kind,
+    MatrixSource,
     Operation,
     Part,
-    Patches,
+    WindowParams,
     tasks,
 )
-from torch_separable.runtime.native.bindings import Activate as NativeActivation
 from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
 from torch_separable.runtime.planning.depth_first import depth_first, early_layers, of_share
 from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place
@@ -215,7 +216,7 @@ def _in_courses(step: Step, covered: int, shares: int) -> Step:
     first, rest = step.operations[:covered], step.operations[covered:]
     values = [(() if i == 0 else inputs_of(node), node.output) for i, node in enumerate(step.nodes[:covered])]
     for i, operation in enumerate(first):
-        if operation.kind == Kind.RECOMPUTE:  # of what it writes, the values that other operations have written
+        if operation.kind == Kind.REPAIR_NONFINITE:  # of what it writes, the values that other operations have written
             values[i] = (*values[i][0], values[i][1]), values[i][1]
     order = depth_first(first, values, tasks)
     sequences = [[Part(part.operation + n * covered, part.begin, part.end) for part in order] for n in range(shares)]
@@ -256,30 +257,24 @@ class _Builder:
         name = self.program.input
         n, c, h, w = self.program.shapes[name]
         return Operation(
-            kind=Kind.IMPORT, output=self.offsets[name], residual=-1, batch=n, in_height=h, in_width=w, in_channels=c,
-            out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name], precision=self.precision,
-            set=self.kernels.number,
+            kind=Kind.IMPORT, precision=self.precision, instruction_set=self.kernels.number,
+            output=self.offsets[name], second_input=-1, batch=n, in_height=h, in_width=w, in_channels=c,
+            out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name],
         )  # fmt: skip
 
-    def _base(self, kind: int, node: Native, window: Window = Window()) -> Operation:  # noqa: B008 - it is frozen
+    def _base(self, kind: int, node: Native) -> Operation:
         n, c, h, w = self.program.shapes[node.input]
         _, m, oh, ow = self.program.shapes[node.output]
         residual = getattr(node, "residual", None)
         return Operation(
-            kind=kind,
+            kind=kind, precision=self.precision, instruction_set=self._set_for(node).number,
             activation=_native(getattr(node, "activation", Activation())),
             input=self.offsets[node.input],
             output=self.offsets[node.output],
-            residual=-1 if residual is None else self.offsets[residual],
-            residual_stride=0 if residual is None else self.strides[residual],
+            second_input=-1 if residual is None else self.offsets[residual],
+            second_stride=0 if residual is None else self.strides[residual],
             batch=n, in_height=h, in_width=w, in_channels=c, in_stride=self.strides[node.input],
             out_height=oh, out_width=ow, out_channels=m, out_stride=self.strides[node.output],
-            kernel_height=window.kernel[0], kernel_width=window.kernel[1],
-            stride_height=window.stride[0], stride_width=window.stride[1],
-            pad_height=window.padding[0], pad_width=window.padding[1],
-            dilation_height=window.dilation[0], dilation_width=window.dilation[1],
-            tile_rows=1, splits=1, blocks=1, multiplier=1, precision=self.precision, wide=node.output in self.wide,
-            set=self._set_for(node).number,
         )  # fmt: skip
 
     def operations(self, node: Native | Quantized) -> list[Operation]:
@@ -292,8 +287,8 @@ class _Builder:
             case Filtering():
                 return self._filtering(node)
             case Pool():
-                operation = self._base(Kind.POOL_MAX if node.maximum else Kind.POOL_AVERAGE, node, node.window)
-                operation.count_padding = node.count_padding
+                operation = self._base(Kind.POOL_MAX if node.maximum else Kind.POOL_AVERAGE, node)
+                operation.pool.window, operation.pool.count_padding = _window(node.window), node.count_padding
                 return [operation]
             case Mean():
                 return [self._base(Kind.MEAN, node)]
@@ -304,8 +299,9 @@ class _Builder:
             case Activate():
                 return [self._base(Kind.ACTIVATE, node)]
             case Copy():
-                operation = self._base(Kind.COPY, node, Window(stride=node.stride))
-                operation.pad_width = node.before
+                operation = self._base(Kind.COPY, node)
+                operation.copy.stride_height, operation.copy.stride_width = node.stride
+                operation.copy.channel_offset = node.before
                 return [operation]
             case _:
                 raise TypeError(f"{node.name}: no kernel computes a {type(node).__name__}")
@@ -318,17 +314,21 @@ class _Builder:
         kernels, lanes_in, lanes_out = self._set_for(node), self.lanes[node.input], self.lanes[node.output]
         blocks_in, blocks_out = (self.program.blocks.get(name, 1) for name in (node.input, node.output))
         depthwise = node.depthwise
-        operation = self._base(Kind.CONVOLUTION, node, node.window if depthwise is None else depthwise.window)
+        operation = self._base(Kind.CONVOLUTION, node)
+        convolution = operation.convolution
+        convolution.window = _window(node.window if depthwise is None else depthwise.window)
+        convolution.channel_blocks, convolution.depth_multiplier = blocks_out, 1
+        convolution.float_output = node.output in self.wide
         if depthwise is not None:
-            operation.patches = Patches.FILTERED
-            operation.multiplier = depthwise.weight.shape[0]
-            operation.between = _native(depthwise.activation)
-            operation.filters = self._keep(pack_filters(depthwise.weight, lanes_in, kernels))
-            operation.filter_bias = self._keep(pack_filters(depthwise.bias[:, None], lanes_in, kernels))
-            matrix = pad_blocks(node.weight.flatten(1), operation.multiplier, lanes_in, 1)
-            matrix = in_turns(matrix.unflatten(1, (operation.multiplier, -1)), kernels).flatten(1)
+            convolution.source = MatrixSource.DEPTHWISE
+            convolution.depth_multiplier = depthwise.weight.shape[0]
+            convolution.depthwise_activation = _native(depthwise.activation)
+            convolution.depthwise_weights = self._keep(pack_filters(depthwise.weight, lanes_in, kernels))
+            convolution.depthwise_bias = self._keep(pack_filters(depthwise.bias[:, None], lanes_in, kernels))
+            matrix = pad_blocks(node.weight.flatten(1), convolution.depth_multiplier, lanes_in, 1)
+            matrix = in_turns(matrix.unflatten(1, (convolution.depth_multiplier, -1)), kernels).flatten(1)
         elif node.window.is_pointwise and self._fits(node):
-            operation.patches = Patches.DIRECT
+            convolution.source = MatrixSource.POINTWISE
             matrix = node.weight.flatten(1)
             if blocks_in > 1:
                 matrix = pad_blocks(matrix, blocks_in, lanes_in, 1)
@@ -336,23 +336,23 @@ class _Builder:
             channels, more = node.weight.shape[1], line_channels(node, operation.out_width, kernels)
             if more is not None and more > channels and not self._padded_to(node, more):
                 more = None
-            operation.patches = Patches.GATHERED if more is None else Patches.LINES
+            convolution.source = MatrixSource.IM2COL if more is None else MatrixSource.ROW_VIEW
             matrix = pack_dense(node.weight, more or channels)
-        operation.depth = padded(matrix.shape[1], kernels.depth)
+        convolution.depth = padded(matrix.shape[1], kernels.depth)
         bias = node.bias
         if blocks_out > 1:
-            operation.blocks = blocks_out
             matrix, bias = pad_blocks(matrix, blocks_out, lanes_out, 0), pad_blocks(bias, blocks_out, lanes_out, 0)
         if depthwise is None:  # of a group, where there are several
-            taps = operation.kernel_height * operation.kernel_width
-            in_lines = operation.patches == Patches.LINES
-            operation.in_channels = operation.depth // taps if in_lines else node.weight.shape[1]
+            taps = convolution.window.kernel_height * convolution.window.kernel_width
+            in_lines = convolution.source == MatrixSource.ROW_VIEW
+            operation.in_channels = convolution.depth // taps if in_lines else node.weight.shape[1]
             operation.out_channels = node.weight.shape[0]
-        operation.out_vectors = padded(matrix.shape[0], lanes_out) // kernels.vector
-        operation.halves = halved(matrix.shape[0], kernels)
-        operation.weights = self._keep(pack_matrix(matrix, kernels))
-        operation.bias = self._keep(pack_bias(bias, kernels))
-        operation.tile_rows, operation.splits = tile_of(operation, kernels, self.threads, self.tiles, self.depth_first)
+        convolution.out_vectors = padded(matrix.shape[0], lanes_out) // kernels.vector
+        convolution.paired_tail = halved(matrix.shape[0], kernels)
+        convolution.weights = self._keep(pack_matrix(matrix, kernels))
+        convolution.bias = self._keep(pack_bias(bias, kernels))
+        tile = tile_of(operation, kernels, self.threads, self.tiles, self.depth_first)
+        convolution.tile_rows, convolution.channel_splits = tile
         return operation
 
     def _fits(self, node: Convolution) -> bool:
@@ -387,18 +387,20 @@ class _Builder:
             operation = self._convolution(replace(node, weight=weight, bias=bias, groups=1))
             operation.input += first * channels
             operation.output += first * outputs
-            operation.residual += first * outputs if operation.residual >= 0 else 0
+            operation.second_input += first * outputs if operation.second_input >= 0 else 0
             operations.append(operation)
         if together > 1:
-            operations.append(self._recomputed(node))
+            operations.append(self._repair(node))
         return operations
 
-    def _recomputed(self, node: Convolution) -> Operation:
-        operation = self._base(Kind.RECOMPUTE, node, node.window)
-        operation.multiplier, operation.depth = node.weight.shape[0] // node.groups, node.weight.shape[1]
+    def _repair(self, node: Convolution) -> Operation:
+        operation = self._base(Kind.REPAIR_NONFINITE, node)
+        repair = operation.repair
+        repair.window = _window(node.window)
+        repair.group_in_channels, repair.group_out_channels = node.weight.shape[1], node.weight.shape[0] // node.groups
         rounded = node.weight.to(self.kernels.dtype).float()
-        operation.filters = self._keep(rounded.flatten(2).transpose(1, 2).contiguous())
-        operation.filter_bias = self._keep(node.bias.float().contiguous())
+        repair.weights = self._keep(rounded.flatten(2).transpose(1, 2).contiguous())
+        repair.bias = self._keep(node.bias.float().contiguous())
         return operation
 
     def _filtering(self, node: Filtering) -> list[Operation]:
@@ -408,12 +410,14 @@ class _Builder:
         bias = pack_filters(depthwise.bias[:, None], lanes, kernels)
         operations = []
         for block in range(1 if node.summed else multiplier):
-            operation = self._base(Kind.DEPTHWISE, node, depthwise.window)
+            operation = self._base(Kind.DEPTHWISE, node)
+            params = operation.depthwise
+            params.window = _window(depthwise.window)
             operation.output += block * padded(channels, lanes)
-            operation.out_channels, operation.depth = channels, padded(channels, lanes)
-            operation.multiplier = multiplier if node.summed else 1
-            operation.filters = self._keep(filters if node.summed else filters[block].contiguous())
-            operation.filter_bias = self._keep(bias if node.summed else bias[block].contiguous())
+            operation.out_channels, params.channels = channels, padded(channels, lanes)
+            params.summed_groups = multiplier if node.summed else 1
+            params.weights = self._keep(filters if node.summed else filters[block].contiguous())
+            params.bias = self._keep(bias if node.summed else bias[block].contiguous())
             operations.append(operation)
         return operations
 
@@ -446,8 +450,12 @@ def line_channels(node: Convolution, out_width: int, kernels: InstructionSet) ->
     return whole if shares and few and 2 * out_width >= kernels.rows else None
 
 
-def _native(activation: Activation) -> NativeActivation:
-    return NativeActivation(int(activation.kind), activation.alpha, activation.beta, 0)
+def _native(activation: Activation) -> ActivationParams:
+    return ActivationParams(int(activation.kind), activation.alpha, activation.beta, 0)
+
+
+def _window(window: Window) -> WindowParams:
+    return WindowParams(*window.kernel, *window.stride, *window.padding, *window.dilation)
 
 
 def _array(operations: Sequence[Operation]) -> ctypes.Array[Operation]:
@@ -458,7 +466,7 @@ def _look_ahead(operations: Sequence[Operation]) -> None:
     """Tell each convolution whose weights are read after its own; after the last, those of the next call."""
     convolutions = [operation for operation in operations if operation.kind == Kind.CONVOLUTION]
     for operation, following in zip(convolutions, [*convolutions[1:], *convolutions[:1]], strict=True):
-        operation.next_weights = following.weights
+        operation.convolution.next_weights = following.convolution.weights
 
 
 def _side_by_side(weights: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
@@ -480,9 +488,9 @@ def readdress(steps: Sequence[Step], moved: Callable[[int], int]) -> None:
     """Tell the operations of new steps where their weights have been moved to."""
     for step in steps:
         for operation in step.operations:
-            for name in ("weights", "next_weights", "bias", "filters", "filter_bias"):
-                if (address := getattr(operation, name)) is not None:
-                    setattr(operation, name, moved(address))
+            for params, name in operation.addresses():
+                if (address := getattr(params, name)) is not None:
+                    setattr(params, name, moved(address))
 
 
 def view_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.native.bindings import InstructionSet, Kind, Operation, Patches
+from torch_separable.runtime.native.bindings import InstructionSet, Kind, MatrixSource, Operation
 
 # Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
 Tile = tuple[int, int]
@@ -37,10 +37,10 @@ def _by_rule(operation: Operation, kernels: InstructionSet, threads: int, depth_
     shared out.
     """
     panels = panels_of(operation, kernels)
-    weights = kernels.dtype.itemsize * operation.depth * panels * kernels.panel
+    weights = kernels.dtype.itemsize * operation.convolution.depth * panels * kernels.panel
     small = _DEPTH_FIRST_BYTES if depth_first else cache_bytes(2) // 8
     room = small if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
-    direct = operation.patches == Patches.DIRECT
+    direct = operation.convolution.source == MatrixSource.POINTWISE
     rows = rows_of(operation)
     images = 1 if direct else operation.batch
     tile = _rows_within(operation, kernels, room)
@@ -69,23 +69,26 @@ def _shared_out(tile: int, rows: int, images: int, threads: int) -> int:
 
 def _rows_within(operation: Operation, kernels: InstructionSet, room: int) -> int:
     """Rows of a tile whose matrix takes ``room`` bytes; more where they would not fill a micro-kernel."""
-    o, value = operation, kernels.factor
-    if o.patches == Patches.LINES:
-        line = value * o.in_channels * ((o.out_width - 1) * o.stride_width + o.kernel_width)
-        beyond = (o.kernel_height - 1) * o.dilation_height + 1 - o.stride_height  # of the last row's lines
-        return int(max(1, (room // line - beyond) // o.stride_height))
-    width = 1 if o.patches == Patches.DIRECT else o.out_width
-    return int(max(1, room // (value * o.depth * width), -(-kernels.rows // width)))
+    o, value, convolution = operation, kernels.factor, operation.convolution
+    if convolution.source == MatrixSource.ROW_VIEW:
+        window = convolution.window
+        line = value * o.in_channels * ((o.out_width - 1) * window.stride_width + window.kernel_width)
+        beyond = (
+            (window.kernel_height - 1) * window.dilation_height + 1 - window.stride_height
+        )  # of the last row's lines
+        return int(max(1, (room // line - beyond) // window.stride_height))
+    width = 1 if convolution.source == MatrixSource.POINTWISE else o.out_width
+    return int(max(1, room // (value * convolution.depth * width), -(-kernels.rows // width)))
 
 
 def panels_of(operation: Operation, kernels: InstructionSet) -> int:
     """Panels of output channels, the last of which may be filled up."""
-    return int(-(-operation.out_vectors * kernels.vector // kernels.panel))
+    return int(-(-operation.convolution.out_vectors * kernels.vector // kernels.panel))
 
 
 def rows_of(operation: Operation) -> int:
     """Rows that a convolution's tiles divide: of each image's output, or all pixels where the input is the matrix."""
-    direct = operation.patches == Patches.DIRECT
+    direct = operation.convolution.source == MatrixSource.POINTWISE
     return int(operation.out_height * (operation.batch * operation.out_width if direct else 1))
 
 
@@ -93,11 +96,13 @@ def shape_key(operation: Operation) -> str | None:
     """Say in words all that the time of a convolution depends on; ``None`` for other operations."""
     if operation.kind != Kind.CONVOLUTION:
         return None
-    o = operation
-    kernel = f"{o.kernel_height}x{o.kernel_width}/{o.stride_height}x{o.stride_width}"
-    where = f"pad {o.pad_height}x{o.pad_width} dilation {o.dilation_height}x{o.dilation_width}"
-    act = f"activations {o.between.kind},{o.activation.kind}{'' if o.residual < 0 else ' + residual'}"
+    o, convolution, w = operation, operation.convolution, operation.convolution.window
+    kernel = f"{w.kernel_height}x{w.kernel_width}/{w.stride_height}x{w.stride_width}"
+    where = f"pad {w.pad_height}x{w.pad_width} dilation {w.dilation_height}x{w.dilation_width}"
+    acts = f"{convolution.depthwise_activation.kind},{o.activation.kind}"
+    residual = "" if o.second_input < 0 else " + residual"
     return (
-        f"{Patches(o.patches).convolution} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
-        f"{o.out_height}x{o.out_width}x{o.out_channels} {kernel} {where} multiplier {o.multiplier} {act}"
+        f"{MatrixSource(convolution.source).convolution} {o.batch}x{o.in_height}x{o.in_width}x{o.in_channels} > "
+        f"{o.out_height}x{o.out_width}x{o.out_channels} {kernel} {where} "
+        f"multiplier {convolution.depth_multiplier} activations {acts}{residual}"
     )

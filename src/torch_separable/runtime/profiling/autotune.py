@@ -96,12 +96,13 @@ def _measured(
             shape = shape_key(operation)
             if shape is None or shape in known or shape in found:
                 continue
-            rule = operation.tile_rows, operation.splits
+            rule = operation.convolution.tile_rows, operation.convolution.channel_splits
             times: dict[Tile, list[float]] = {tile: [] for tile in candidates(operation, kernels, threads)}
             for _ in range(_ROUNDS):
                 for tile, spent in times.items():
                     single = (Operation * 1)(operation)
-                    single[0].tile_rows, single[0].splits = tile
+                    params = single[0].convolution
+                    params.tile_rows, params.channel_splits = tile
                     measure(kernels, 1, threads, others)
                     start = time.perf_counter()
                     run(single, memory, 0, threads)
@@ -116,7 +117,7 @@ def _measured(
 
 def candidates(operation: Operation, kernels: InstructionSet, threads: int) -> list[Tile]:
     """Return the tiles that are worth a try, the rule's first: fewer and more rows, and channels shared out or not."""
-    rule, rows = (int(operation.tile_rows), int(operation.splits)), rows_of(operation)
+    rule, rows = (int(operation.convolution.tile_rows), int(operation.convolution.channel_splits)), rows_of(operation)
     panels = panels_of(operation, kernels)
     heights = {max(1, min(rows, int(rule[0] * factor))) for factor in (0.25, 0.5, 0.75, 1, 1.5, 2, 4)}
     heights |= {-(-rows // (threads * parts)) for parts in (1, 2, 4)}  # tiles of equal size for every thread

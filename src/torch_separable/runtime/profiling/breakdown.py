@@ -12,10 +12,10 @@ from rich.table import Table
 
 from torch_separable._console import notebook
 from torch_separable.runtime.graph.ir import Convolution, Node, TorchCall
-from torch_separable.runtime.native.bindings import PRECISIONS, Operation, Patches
+from torch_separable.runtime.native.bindings import PRECISIONS, MatrixSource, Operation
 from torch_separable.runtime.profiling.roofline import Peak
 
-_KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy recompute".split()
+_KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy repair_nonfinite".split()
 _WIDTH = 80
 _HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak", "roof")
 
@@ -161,7 +161,7 @@ def kind_of(node: Node, operation: Operation | None) -> str:
         assert isinstance(node, TorchCall)
         return f"PyTorch: {node.function} ({node.reason})"
     if operation.kind == _KINDS.index("convolution"):
-        return Patches(operation.patches).convolution
+        return MatrixSource(operation.convolution.source).convolution
     return _KINDS[int(operation.kind)]
 
 
@@ -170,21 +170,26 @@ def flops_of(operation: Operation | None, node: Node) -> int:
     if operation is None or operation.kind not in (1, 2):
         return 0
     pixels = operation.batch * operation.out_height * operation.out_width
-    taps = operation.kernel_height * operation.kernel_width * operation.multiplier
+    taps = _taps(operation)
     if operation.kind == _KINDS.index("depthwise"):
-        return int(2 * pixels * taps * operation.out_channels)
-    if operation.patches == Patches.FILTERED:
+        return int(2 * pixels * taps * operation.depthwise.summed_groups * operation.out_channels)
+    taps *= operation.convolution.depth_multiplier
+    if operation.convolution.source == MatrixSource.DEPTHWISE:
         return int(2 * pixels * (_mixed(operation) * operation.out_channels + taps * operation.in_channels))
     # Without the zeros between groups that run together, and those that make a kernel's rows whole.
     assert isinstance(node, Convolution)
     return int(2 * pixels * taps * node.weight.shape[1] * operation.out_channels)
 
 
+def _taps(operation: Operation) -> int:
+    return int(operation.window.kernel_height * operation.window.kernel_width)
+
+
 def _mixed(operation: Operation) -> int:
     """Values that each output channel of a convolution mixes; its ``depth`` counts the zeros of padding as well."""
-    separable = operation.patches == Patches.FILTERED
-    taps = operation.kernel_height * operation.kernel_width
-    return int((operation.multiplier if separable else taps) * operation.in_channels)
+    separable = operation.convolution.source == MatrixSource.DEPTHWISE
+    taps = _taps(operation)
+    return int((operation.convolution.depth_multiplier if separable else taps) * operation.in_channels)
 
 
 def bytes_of(operation: Operation | None) -> int:
@@ -196,16 +201,17 @@ def bytes_of(operation: Operation | None) -> int:
         return 0
     inputs = operation.batch * operation.in_height * operation.in_width * operation.in_channels
     outputs = operation.batch * operation.out_height * operation.out_width * operation.out_channels
-    if operation.kind == _KINDS.index("recompute"):  # which looks at them, and is done
+    if operation.kind == _KINDS.index("repair_nonfinite"):  # which looks at them, and is done
         return int(PRECISIONS[operation.precision].itemsize * outputs)
-    branch = outputs if operation.residual >= 0 else 0
+    branch = outputs if operation.second_input >= 0 else 0
     if operation.kind == _KINDS.index("scale"):
         branch = operation.batch * operation.out_channels
     values, floats = inputs + outputs + branch, 0
-    if operation.weights:
+    if operation.kind == _KINDS.index("convolution"):
         values += _mixed(operation) * operation.out_channels
         floats += operation.out_channels
-    if operation.filters:
-        channels = operation.in_channels if operation.weights else operation.out_channels
-        floats += operation.multiplier * channels * (operation.kernel_height * operation.kernel_width + 1)
+        if operation.convolution.source == MatrixSource.DEPTHWISE:
+            floats += operation.convolution.depth_multiplier * operation.in_channels * (_taps(operation) + 1)
+    if operation.kind == _KINDS.index("depthwise"):
+        floats += operation.depthwise.summed_groups * operation.out_channels * (_taps(operation) + 1)
     return int(PRECISIONS[operation.precision].itemsize * values + 4 * floats)
