@@ -14,6 +14,7 @@
 
 #include "../kernels/kernels.h"
 #include "../kernels/scratch.h"
+#include "cpu_features.h"
 
 #define TS_API extern "C" __attribute__((visibility("default")))
 
@@ -48,7 +49,7 @@ static const Kernels* const kSets[] = {TS_SETS};
 #undef TS_SET
 constexpr int kSetCount = sizeof kSets / sizeof *kSets;
 
-#ifdef TS_X86
+#if defined(TS_X86) && !defined(TS_EMULATE)
 // Linux gives a process the state of AMX's tiles when it asks, once (Documentation/arch/x86/xstate.rst).
 static bool may_use_tiles() {
 #ifdef __linux__
@@ -61,31 +62,27 @@ static bool may_use_tiles() {
 #endif
 
 static bool runs_here(const Kernels* set) {
-  const std::string_view name = set->name;
 #ifdef TS_EMULATE
-  return true;  // what this processor lacks was built with what it has
-#endif
+  static_cast<void>(set);
+  return true;  // the sets that this processor lacks were built from instructions that it has
+#else
+  const std::string_view name = set->name;
 #ifdef TS_X86
-  __builtin_cpu_init();
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  if (name == "amx") {
-    return bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles();
-  }
-  if (name == "avx512bf16") return bf16;
-  if (name == "avx512") return avx512;
-  if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const CpuFeatures& cpu = cpu_features();
+  if (name == "amx") return cpu.amx_bf16 && may_use_tiles();
+  if (name == "avx512bf16") return cpu.avx512_bf16;
+  if (name == "avx512") return cpu.avx512;
+  if (name == "avx2") return cpu.avx2_fma;
 #endif
   return name == "baseline";
+#endif
 }
 
 // Whether a set that runs here is faster than those after it. Intel's cores take twice as long for a dot product of
 // bfloat16 as for the two multiply-adds that it stands for (measured on Emerald Rapids); they have AMX instead.
 static bool pays_here(const Kernels* set) {
 #if defined(TS_X86) && !defined(TS_EMULATE)
-  __builtin_cpu_init();
-  if (std::string_view(set->name) == "avx512bf16") return !__builtin_cpu_is("intel");
+  if (std::string_view(set->name) == "avx512bf16") return !cpu_features().intel;
 #endif
   static_cast<void>(set);
   return true;
@@ -213,6 +210,23 @@ TS_API int64_t ts_set_count() { return ts::kSetCount; }
 TS_API const char* ts_set_name(int64_t set) { return ts::kSets[set]->name; }
 
 TS_API int64_t ts_set_runs_here(int64_t set) { return ts::runs_here(ts::kSets[set]); }
+
+// Whether the processor and the operating system support a feature, by Linux's name for it in /proc/cpuinfo.
+TS_API int64_t ts_cpu_has(const char* feature) {
+#ifdef TS_X86
+  const std::string_view name = feature;
+  const ts::CpuFeatures& cpu = ts::cpu_features();
+  if (name == "avx512_vnni") return cpu.avx512_vnni;
+  if (name == "avx_vnni") return cpu.avx_vnni;
+  if (name == "avx512_bf16") return cpu.avx512_bf16;
+  if (name == "amx_bf16") return cpu.amx_bf16;
+  if (name == "amx_int8") return cpu.amx_int8;
+  if (name == "avx512f") return cpu.avx512;
+  if (name == "avx2") return cpu.avx2_fma;
+#endif
+  static_cast<void>(feature);
+  return 0;
+}
 
 TS_API int64_t ts_set_pays_here(int64_t set) { return ts::pays_here(ts::kSets[set]); }
 

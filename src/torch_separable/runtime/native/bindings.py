@@ -297,6 +297,8 @@ def _library() -> ctypes.CDLL:
     library.ts_set_name.restype = ctypes.c_char_p
     library.ts_set_runs_here.restype = ctypes.c_int64
     library.ts_set_pays_here.restype = ctypes.c_int64
+    library.ts_cpu_has.restype = ctypes.c_int64
+    library.ts_cpu_has.argtypes = (ctypes.c_char_p,)
     library.ts_measure.restype = ctypes.c_int64
     library.ts_measure.argtypes = (
         ctypes.c_int64,
@@ -342,6 +344,17 @@ def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, Instructio
     # Where bfloat16 are multiplied as they are, or made floats in turns, half of a vector is not twice as fast.
     avx2 = found.get("avx2") if dtype == torch.float32 else None
     return {name: replace(of, narrow=avx2 if of.lanes == 16 else None) for name, of in found.items()}
+
+
+def cpu_has(feature: str) -> bool:
+    """Whether the processor and the operating system support a feature.
+
+    Args:
+        feature: by Linux's name in ``/proc/cpuinfo``: ``avx2``, ``avx512f``, ``avx512_bf16``, ``avx512_vnni``,
+            ``avx_vnni``, ``amx_bf16`` or ``amx_int8``. Features that belong together are one: ``avx2`` needs FMA,
+            ``avx512f`` needs DQ, BW and VL.
+    """
+    return bool(_library().ts_cpu_has(feature.encode()))
 
 
 def chosen_set(dtype: torch.dtype = torch.float32) -> InstructionSet:
