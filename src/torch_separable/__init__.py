@@ -1,13 +1,14 @@
-"""Depthwise separable convolution made practical: count, explain, convert, distill.
+"""Depthwise separable convolutions for PyTorch: count, explain, convert, distill, compile, export.
 
 import torch_separable as ts
 
-ts.summary(model, (3, 224, 224))                                  # what it costs, layer by layer
+ts.summary(model, (3, 224, 224))                                  # parameters and MACs, layer by layer
 ts.explain(nn.Conv2d(4, 8, 3, padding=1, groups=2), (3, 3))       # the arithmetic of one convolution
-ts.convert(model, images, budget=ts.Budget(macs=0.5)).model       # depthwise separable, weights kept
-ts.distill(student, teacher, data)                                # the rest of the accuracy, by distillation
-ts.save(model, "folder"); ts.load("folder")                       # weights and plan; nothing in it is executed
-ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another runtime, checked against the network
+ts.convert(model, images, budget=ts.Budget(macs=0.5)).model       # a separable network, fitted to the trained weights
+ts.distill(student, teacher, data)                                # regain accuracy by distillation
+ts.compile(model, images)                                         # one native call with fused kernels
+ts.save(model, "folder"); ts.load("folder")                       # weights and plan; loading executes nothing in it
+ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another runtime, verified against the network
 """
 
 from torch_separable import importing, models, nn, runtime

@@ -1,6 +1,6 @@
-"""The entry point of ``separable``: outside of the package, because importing that takes PyTorch's two seconds.
+"""The entry point of ``separable``, outside the package because importing the package imports PyTorch (two seconds).
 
-An interrupt in them ends as one at any other moment does, in a line and not in a traceback.
+An interrupt during that import ends in one line instead of a traceback, like an interrupt later on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ def main() -> None:
     try:
         from torch_separable.cli.main import main as run
     except KeyboardInterrupt:
-        print("separable: interrupted before anything was begun", file=sys.stderr)
+        print("separable: interrupted before the command started", file=sys.stderr)
         raise SystemExit(130) from None
     run()

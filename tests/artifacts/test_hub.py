@@ -34,7 +34,7 @@ def converted() -> Any:
     return apply(resnet20(num_classes=4), plan).eval(), plan
 
 
-def test_network_is_saved_to_a_folder_and_comes_back_from_it(tmp_path: Path) -> None:
+def test_network_round_trips_through_a_folder(tmp_path: Path) -> None:
     model, plan = converted()
     HubNetwork(model, plan=plan, results={"accuracy": 0.5}).save_pretrained(tmp_path / "Ü n")
     assert sorted(path.name for path in (tmp_path / "Ü n").iterdir()) == FILES
@@ -47,7 +47,7 @@ def test_network_is_saved_to_a_folder_and_comes_back_from_it(tmp_path: Path) -> 
         assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "Ü n" / name).read_bytes()
 
 
-def test_what_is_saved_is_the_network_that_it_holds(tmp_path: Path) -> None:
+def test_saving_writes_the_current_model(tmp_path: Path) -> None:
     model, plan = converted()
     report = Report((2, 1), (2, 1), 0.0, 1.0, ("layer1.0.conv1",), {}, (3, 32, 32))
     held = HubNetwork(Conversion(model, plan, report))
@@ -58,7 +58,7 @@ def test_what_is_saved_is_the_network_that_it_holds(tmp_path: Path) -> None:
     assert HubNetwork.from_pretrained(tmp_path / "second").model.linear.bias.eq(1).all()
 
 
-def test_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
+def test_card_has_valid_hub_metadata(tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
     HubNetwork(converted()[0]).save_pretrained(tmp_path)
@@ -85,8 +85,8 @@ def test_damaged_config_is_refused(tmp_path: Path, content: str) -> None:
         HubNetwork.from_pretrained(tmp_path)
 
 
-def test_name_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SeparableError, match="is no folder here, and cannot be fetched from the hub"):
+def test_unknown_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SeparableError, match="is not a folder, and downloading it from the hub failed"):
         HubNetwork.from_pretrained(tmp_path / "gone")
 
 

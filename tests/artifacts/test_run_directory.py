@@ -39,7 +39,7 @@ def written(folder: Path, method: Any = "least_squares") -> nn.Module:
 
 
 @pytest.mark.parametrize("method", ["least_squares", "svd"])
-def test_network_of_a_run_is_built_again_from_its_dense_network(tmp_path: Path, method: str) -> None:
+def test_converted_network_is_rebuilt_from_its_dense_network(tmp_path: Path, method: str) -> None:
     converted = written(tmp_path / "run", method)
     again = run_directory.load_converted(tmp_path / "run", dense())
     images = torch.randn(4, 3, 8, 8)
@@ -48,7 +48,7 @@ def test_network_of_a_run_is_built_again_from_its_dense_network(tmp_path: Path, 
     assert run_directory.read_network(tmp_path / "run") == NETWORK
 
 
-def test_run_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_records_command_settings_and_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["convert", "my net:f", "--model-arg", "a=$HOME;*"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/separable", *arguments])
     written(tmp_path)
@@ -68,7 +68,7 @@ def test_run_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_run_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None:
+def test_incomplete_run_is_not_written(tmp_path: Path) -> None:
     empty = Plan("svd", ())
     with pytest.raises(ValueError, match="JSON"):
         run_directory.write_run(tmp_path, dense(), empty, NETWORK, {}, {"accuracy": math.nan})
@@ -78,22 +78,22 @@ def test_run_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"has no config\.json\. Give a folder that convert wrote"),
+        (None, r"has no config\.json"),
         ("{", "is not JSON"),
         ("[]", "does not name a model"),
         ("{}", "does not name a model"),
         ('{"model": 3}', "does not name a model"),
-        ('{"model": "a:b", "arguments": [1]}', '"arguments" should be a JSON object'),
+        ('{"model": "a:b", "arguments": [1]}', '"arguments" must be a JSON object'),
     ],
 )
-def test_folder_without_a_sound_config_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_invalid_config_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / run_directory.CONFIG).write_text(content)
     with pytest.raises(SeparableError, match=message):
         run_directory.read_network(tmp_path)
 
 
-def test_run_that_lacks_a_file_or_is_of_another_network_is_refused(tmp_path: Path) -> None:
+def test_missing_files_and_files_of_another_network_are_refused(tmp_path: Path) -> None:
     written(tmp_path)
     with pytest.raises(SeparableError, match="the plan is for another network: its layer 0"):
         run_directory.load_converted(tmp_path, nn.Sequential(nn.Conv2d(3, 8, 3)))
@@ -108,22 +108,22 @@ def test_run_that_lacks_a_file_or_is_of_another_network_is_refused(tmp_path: Pat
         run_directory.load_converted(tmp_path, dense())
 
 
-def test_place_that_can_hold_a_run_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writable_folder_is_accepted_and_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path, tmp_path / "a" / "b", Path("a/b"), Path("a"), Path()):
         run_directory.check_place(place)
     assert not list(tmp_path.iterdir())
 
 
-def test_place_that_cannot_hold_a_run_is_refused(tmp_path: Path) -> None:
+def test_path_through_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(SeparableError, match=f"{place} cannot be a run's folder: {tmp_path / 'file'} is not a"):
+        with pytest.raises(SeparableError, match=f"folder {place}: {tmp_path / 'file'} is not a"):
             run_directory.check_place(place)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
-def test_read_only_place_is_refused(tmp_path: Path) -> None:
+def test_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(SeparableError, match="is read-only"):
         run_directory.check_place(tmp_path / "run")

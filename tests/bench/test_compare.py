@@ -53,7 +53,7 @@ def compared() -> tuple[nn.Module, nn.Module, Tensor, Comparison]:
     return dense, separable, images, compare(dense, separable, images[:4])
 
 
-def test_totals_are_those_of_counting_each_network(
+def test_totals_equal_the_count_of_each_network(
     compared: tuple[nn.Module, nn.Module, Tensor, Comparison],
 ) -> None:
     *networks, images, result = compared
@@ -83,7 +83,7 @@ def test_layers_add_up_to_the_totals(compared: tuple[nn.Module, nn.Module, Tenso
     assert by_name["first"].parameters[0] > by_name["first"].parameters[1]
 
 
-def test_time_goes_to_the_layer_that_takes_it() -> None:
+def test_time_is_assigned_to_the_slow_layer() -> None:
     dense = nn.Sequential(OrderedDict(a=Slow(0.004), b=nn.Identity(), c=Slow(0.002)))
     separable = nn.Sequential(OrderedDict(a=Slow(0.001), b=nn.Identity(), c=Slow(0.002)))
     result = compare(dense, separable, torch.zeros(1, 3, 4, 4))
@@ -93,7 +93,7 @@ def test_time_goes_to_the_layer_that_takes_it() -> None:
     assert result.milliseconds[0] >= 6
 
 
-def test_networks_are_left_as_they_were() -> None:
+def test_networks_are_not_changed() -> None:
     dense, separable, images = pair()
     dense.train()
     separable.twice.train()
@@ -106,7 +106,7 @@ def test_networks_are_left_as_they_were() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in dense.modules())
 
 
-def test_results_hold_plain_values(compared: tuple[nn.Module, nn.Module, Tensor, Comparison]) -> None:
+def test_results_have_json_types(compared: tuple[nn.Module, nn.Module, Tensor, Comparison]) -> None:
     result = compared[-1]
     assert result.times()["dense"] == result.milliseconds[0]
     assert result.layer_rows()[1] == {

@@ -78,8 +78,8 @@ SHAPES = [
         "Sequential cannot take a batch of shape (8, 3, 32, 32)",
         "Give",
     ),
-    (replaced(EVALUATE, "--data", "npz:coloured.npz"), "cannot take images of shape (40, 3, 32, 32)", "1 channels"),
-    (replaced(DISTILL, "--data", "npz:coloured.npz"), "cannot take images of shape (2, 3, 32, 32)", "1 channels"),
+    (replaced(EVALUATE, "--data", "npz:coloured.npz"), "fails on images of shape (40, 3, 32, 32)", "1 channels"),
+    (replaced(DISTILL, "--data", "npz:coloured.npz"), "fails on images of shape (2, 3, 32, 32)", "1 channels"),
 ]
 
 WEIGHTS = [
@@ -96,12 +96,12 @@ WEIGHTS = [
 ]
 
 IMAGES = [
-    (replaced(CONVERT, "--data", "digit"), "data 'digit' is not one of digits, npz:PATH, folder:PATH, hf:NAME", ""),
-    (replaced(CONVERT, "--data", "npz:"), "'npz:' names no place: write npz:PATH", ""),
+    (replaced(CONVERT, "--data", "digit"), "data 'digit': must be one of digits, npz:PATH, folder:PATH, hf:NAME", ""),
+    (replaced(CONVERT, "--data", "npz:"), "'npz:' has no path: write npz:PATH", ""),
     (replaced(CONVERT, "--data", "npz:gone.npz"), "no images at gone.npz", ""),
     (replaced(CONVERT, "--data", "npz:whole.pth"), "whole.pth has no array `images`", ""),
-    (replaced(CONVERT, "--data", "folder:gone"), "no image folder at gone", ""),
-    (replaced(CONVERT, "--data", "npz:spoilt.npz"), "image 3 of npz:spoilt.npz (train) has NaN", "repair or drop it"),
+    (replaced(CONVERT, "--data", "folder:gone"), "gone is not a folder", ""),
+    (replaced(CONVERT, "--data", "npz:spoilt.npz"), "image 3 of npz:spoilt.npz (train) has NaN", "repair or remove it"),
     (replaced(EVALUATE, "--data", "npz:unlabelled.npz"), "npz:unlabelled.npz (test) has no labels", "evaluation needs"),
     (f"{CONVERT} --split valid", "split='valid': digits has the splits train and test", ""),
     (f"{EVALUATE} --split valid", "split='valid'", "train and test"),
@@ -136,20 +136,20 @@ CHOICES = [
     (f"{CONVERT} --memory infGB", "--memory infGB: expected a number of bytes", ""),
     (f"{CONVERT} --memory 1KB", "--memory 1KB: at least 1MB is needed", ""),
     (replaced(CONVERT, "-o", "converted"), "converted already holds a converted network", "give --force"),
-    (replaced(CONVERT, "-o", "small.pth"), "small.pth cannot be a run's folder", "Choose another"),
-    (replaced(CONVERT, "-o", "small.pth/in/it"), "small.pth/in/it cannot be a run's folder", "Choose another"),
+    (replaced(CONVERT, "-o", "small.pth"), "small.pth is not a folder", "Choose another"),
+    (replaced(CONVERT, "-o", "small.pth/in/it"), "small.pth is not a folder", "Choose another"),
     ("convert networks_for_cli:pointwise --data digits -o refused", "no convolution to convert", "0:"),
-    ("demo -o small.pth", "small.pth cannot be a run's folder", "Choose another"),
-    (f"{DISTILL} -o small.pth", "small.pth cannot be a run's folder", "Choose another"),
+    ("demo -o small.pth", "small.pth is not a folder", "Choose another"),
+    (f"{DISTILL} -o small.pth", "small.pth is not a folder", "Choose another"),
     (f"{DISTILL} -o another", "another already holds another network", "choose another folder"),
-    (f"{DISTILL} -o another/../converted", "is the folder of the network that is to be rec", "choose another folder"),
+    (f"{DISTILL} -o another/../converted", "is the folder of the network that is to be dis", "choose another folder"),
     (
         f"{replaced(DISTILL, '--model', 'networks_for_cli:placed')} --model-arg path=/x/y --data npz:gone.npz",
         "the network to distill has the argument path='/x/y': it could be the path of a file",
         "",
     ),
     (f"{DISTILL} --epochs 0", "epochs=0: must be a whole number of at least 1", ""),
-    (f"{DISTILL} --set bath_size=4", "'bath_size' is not a setting of distill: it has augment, batch_size", ""),
+    (f"{DISTILL} --set bath_size=4", "'bath_size' is not a setting of distill: use augment, batch_size", ""),
     (f"{DISTILL} --set batch_size", "--set batch_size: expected name=value", ""),
     (f"{DISTILL} --set batch_size=half", "batch_size='half': must be a whole number", ""),
     (f"{DISTILL} --set optimizer=lion", "optimizer='lion': must be one of 'adamw', 'sgd'", ""),
@@ -159,7 +159,7 @@ CHOICES = [
     (f"{DISTILL} --set features=5 --set feature_weight=1", "features=5: must be a tuple of names", ""),
     (f"{DISTILL} --set 'features=()' --set feature_weight=1", "features=() names no module", "None for all"),
     (f"{DISTILL} --set validation=1", "'validation' is not a setting of distill", ""),
-    (f"{DISTILL} --set resume=false", "'resume' is not a setting of distill: it has augment, batch_size", ""),
+    (f"{DISTILL} --set resume=false", "'resume' is not a setting of distill: use augment, batch_size", ""),
     (f"{DISTILL} --set student=1", "'student' is not a setting of distill", ""),
     (f"{DISTILL} --set config=1", "'config' is not a setting of distill", ""),
     (
@@ -170,7 +170,7 @@ CHOICES = [
     (f"{DISTILL} --hold-out 1", "--hold-out 1.0: must be a share, at least 0 and below 1", ""),
     (f"{DISTILL} --hold-out -0.1", "--hold-out -0.1: must be a share", ""),
     (f"{DISTILL} --hold-out nan", "--hold-out nan: must be a share", ""),
-    ("distill gone --teacher small.safetensors --data digits", "gone is not a converted network", "that convert wrote"),
+    ("distill gone --teacher small.safetensors --data digits", "gone is not a converted network", "written by convert"),
     ("distill . --teacher small.safetensors --data digits", ". is not a converted network: it has no config", "Give"),
     (
         "distill converted --teacher small.safetensors --data digits",
@@ -192,7 +192,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("command", "thing", "remedy"), [*NAMES, *SHAPES, *WEIGHTS, *IMAGES, *CHOICES])
-def test_wrong_input_is_told_in_one_line(
+def test_bad_input_is_reported_in_one_line(
     separable: Callable[..., Any], place: Path, command: str, thing: str, remedy: str
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if "__pycache__" not in path.parts}
@@ -221,7 +221,7 @@ def test_wrong_input_is_told_in_one_line(
         ("summarize", "summarize"),
     ],
 )
-def test_wrong_usage_is_told_with_the_way_to_the_help(separable: Callable[..., Any], command: str, named: str) -> None:
+def test_wrong_usage_names_the_help(separable: Callable[..., Any], command: str, named: str) -> None:
     outcome = separable(*shlex.split(command))
     assert outcome.code == 2
     assert outcome.out == ""
@@ -238,7 +238,7 @@ def test_debug_shows_the_traceback_above_the_line(separable: Callable[..., Any])
     assert outcome.err.splitlines()[-1].startswith("separable: error: narrow.safetensors are not the weights")
 
 
-def test_wrong_choices_are_told_before_anything_takes_time(separable: Callable[..., Any]) -> None:
+def test_invalid_options_are_refused_before_any_work(separable: Callable[..., Any]) -> None:
     """The network would interrupt the command if it ran."""
     network = "networks_for_cli:Interrupting"
     for wrong in ("--order both", "--method magic", "--memory lots", "--budget 0.5", "--rank 0"):
@@ -246,7 +246,7 @@ def test_wrong_choices_are_told_before_anything_takes_time(separable: Callable[.
         assert outcome.code == 2, wrong
 
 
-def test_wrong_settings_of_a_distillation_are_told_before_anything_is_read(separable: Callable[..., Any]) -> None:
+def test_invalid_distillation_settings_are_refused_before_files_are_read(separable: Callable[..., Any]) -> None:
     distill = replaced(replaced(DISTILL, "--data", "npz:gone.npz"), "--teacher", "gone.safetensors")
     for wrong in ("--epochs 0", "--set bath_size=4", "--set augment=5"):
         assert "gone" not in separable(*shlex.split(f"{distill} {wrong}")).err
@@ -254,7 +254,7 @@ def test_wrong_settings_of_a_distillation_are_told_before_anything_is_read(separ
     assert "another already holds another network" in outcome.err
 
 
-def test_missing_extra_is_told_with_how_to_install_it(
+def test_missing_extra_is_named_with_its_install_command(
     separable: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.pyplot"):
@@ -277,13 +277,13 @@ def test_missing_extra_is_told_with_how_to_install_it(
     assert (place / "without-charts" / "index.html").is_file()
 
 
-def test_a_fault_of_the_program_is_told_apart_from_bad_input(
+def test_internal_error_and_bad_input_have_different_exit_codes(
     separable: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("torch_separable.cost.network_summary", faulty)
+    monkeypatch.setattr("torch_separable.cost.summary", faulty)
     outcome = separable(*shlex.split(SUMMARY))
     assert outcome.code == 1
     assert outcome.err == (

@@ -42,7 +42,7 @@ def test_folder_of_an_own_network_is_timed_beside_the_dense_one(separable: Calla
     [
         (("--input", "3,32"), "--input: give the shape of one image, as 3,224,224"),
         ((), "--input: give the shape of one image, as 3,224,224"),
-        (("--input", "3,32,32", "--peers", "tvm"), "no engine is called tvm"),
+        (("--input", "3,32,32", "--peers", "tvm"), "engine 'tvm' is unknown"),
         (("--input", "3,32,32", "--threads", "0"), "--threads 0: expected whole numbers"),
         (("--input", "5,8,8"), "CifarResNet"),
         (("--input", "3,32,32", "--dense-arg", "a=1"), "--dense-arg a=1: goes with --dense"),

@@ -38,7 +38,7 @@ def test_bad_input_ends_the_process_with_2_and_one_line(place: Path) -> None:
     assert ended.stderr.count(b"\n") == 1
 
 
-def test_script_that_pip_installs_is_the_same_command(place: Path) -> None:
+def test_installed_script_is_the_same_command(place: Path) -> None:
     script = shutil.which("separable", path=str(Path(sys.executable).parent))
     assert script is not None
     ended = subprocess.run(
@@ -51,7 +51,7 @@ def test_script_that_pip_installs_is_the_same_command(place: Path) -> None:
     assert ended.stderr.decode().splitlines() == ["noise while it is built", "noise while it runs"]
 
 
-def test_reader_that_has_seen_enough_is_no_error(place: Path) -> None:
+def test_closed_pipe_is_not_an_error(place: Path) -> None:
     with subprocess.Popen(
         command("summary", "resnet56", "--input", "3,32,32"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -62,7 +62,7 @@ def test_reader_that_has_seen_enough_is_no_error(place: Path) -> None:
     assert process.returncode == 0
 
 
-def test_terminal_without_the_characters_shows_others(place: Path) -> None:
+def test_characters_outside_the_encoding_are_replaced(place: Path) -> None:
     arguments = ["explain", "--in", "4", "--out", "8", "--input", "3,3"]
     ended = run(*arguments, folder=place, LC_ALL="C", LANG="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ended.returncode == 0
@@ -71,7 +71,7 @@ def test_terminal_without_the_characters_shows_others(place: Path) -> None:
     assert b"3?3?4?8 = 288 weights" in ended.stdout
 
 
-def test_json_is_whole_where_the_terminal_lacks_the_characters(place: Path) -> None:
+def test_json_is_complete_in_an_ascii_terminal(place: Path) -> None:
     arguments = ["explain", "--in", "4", "--out", "8", "--input", "3,3", "--json"]
     ended = run(*arguments, folder=place, LC_ALL="C", LANG="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ended.returncode == 0
@@ -79,7 +79,7 @@ def test_json_is_whole_where_the_terminal_lacks_the_characters(place: Path) -> N
 
 
 @pytest.mark.slow
-def test_distillation_stopped_by_ctrl_c_resumes_by_the_same_command(place: Path, separable: Callable[..., Any]) -> None:
+def test_interrupted_distillation_resumes_with_the_same_command(place: Path, separable: Callable[..., Any]) -> None:
     distill = [
         *("distill", "converted", "--model", "networks_for_cli:small", "--teacher", "small.safetensors"),
         *("--data", "digits", "--epochs", "4", "--set", "checkpoint_every=5", "--set", "batch_size=32"),
@@ -100,7 +100,7 @@ def test_distillation_stopped_by_ctrl_c_resumes_by_the_same_command(place: Path,
     assert process.returncode == 130, errors
     said, kept = errors.splitlines()
     assert said == "separable: interrupted; nothing half-written is left behind"
-    assert "stopped keeps the checkpoint of step" in kept
+    assert "stopped has the checkpoint of step" in kept
     assert kept.endswith("from which the same call goes on")
     assert not list(folder.glob(".*"))
     assert not (folder / "model.safetensors").exists()
@@ -122,7 +122,7 @@ DISTILL = (
 
 
 @pytest.mark.slow
-def test_epochs_are_told_as_they_end_and_a_reader_may_leave(place: Path) -> None:
+def test_epochs_are_printed_as_they_end_and_the_pipe_may_close(place: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     folder = place / "left"
     with subprocess.Popen(
@@ -146,7 +146,7 @@ def test_epochs_are_told_as_they_end_and_a_reader_may_leave(place: Path) -> None
 
 
 @pytest.mark.slow
-def test_first_of_two_processes_writes_and_tells_the_run(place: Path) -> None:
+def test_first_of_two_processes_writes_and_prints_the_run(place: Path) -> None:
     launched = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
@@ -166,7 +166,7 @@ def test_first_of_two_processes_writes_and_tells_the_run(place: Path) -> None:
     assert not list((place / "launched").glob(".*"))
 
 
-def test_interrupt_while_pytorch_is_being_imported_is_a_line_too(place: Path) -> None:
+def test_interrupt_during_the_import_of_pytorch_ends_in_one_line(place: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "import torch_separable_cli, sys; print(flush=True); torch_separable_cli.main()"],
         cwd=place,
@@ -181,7 +181,7 @@ def test_interrupt_while_pytorch_is_being_imported_is_a_line_too(place: Path) ->
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors == "separable: interrupted before anything was begun\n"
+    assert errors == "separable: interrupted before the command started\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

@@ -21,9 +21,7 @@ def noise(count: int = 32, size: int = 16) -> Tensor:
 
 @pytest.mark.parametrize("name", CHANGES)
 @given(cut=st.integers(1, 31), seed=st.integers(0, 2**40), step=st.integers(0, 10**6))
-def test_what_happens_to_an_image_depends_on_seed_step_and_position_alone(
-    name: str, cut: int, seed: int, step: int
-) -> None:
+def test_augmentation_depends_only_on_seed_step_and_position(name: str, cut: int, seed: int, step: int) -> None:
     augment, images, places = Augmentation((name,), seed), noise(size=8), torch.arange(32)
     whole = augment(images, step, places, 32)
     parts = [augment(images[part], step, places[part], 32) for part in (slice(0, cut), slice(cut, 32))]
@@ -31,7 +29,7 @@ def test_what_happens_to_an_image_depends_on_seed_step_and_position_alone(
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_other_steps_and_seeds_change_images_otherwise(name: str) -> None:
+def test_steps_and_seeds_change_the_augmentation(name: str) -> None:
     images = noise()
     first = augmented(images, name)
     assert torch.equal(first, augmented(images, name))
@@ -41,7 +39,7 @@ def test_other_steps_and_seeds_change_images_otherwise(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_bytes_and_floats_are_changed_alike(name: str) -> None:
+def test_uint8_and_float_images_are_augmented_alike(name: str) -> None:
     images = noise()
     of_bytes, of_floats = augmented(images, name), augmented(images.float() / 255, name)
     if of_bytes.dtype == torch.uint8:

@@ -48,7 +48,7 @@ def test_npz_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
     train, test = load_data(f"npz:{tmp_path}"), load_data(f"npz:{tmp_path}", "test")
     assert (len(train), train.classes) == (6, ("x", "y", "z"))
     assert (len(test), test.classes, test.images.dtype) == (2, ("0", "1"), torch.float32)
-    with pytest.raises(SeparableError, match=r"no valid.npz in .*: it has test.npz, train.npz"):
+    with pytest.raises(SeparableError, match=r"no valid.npz: it has test.npz, train.npz"):
         load_data(f"npz:{tmp_path}", "valid")
 
 
@@ -64,11 +64,11 @@ def test_npz_images_are_scaled_to_cover_and_cropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [5, 7, 31])
-def test_scaled_images_stay_within_what_they_were(tmp_path: Path, size: int) -> None:
+def test_resized_images_stay_within_their_range(tmp_path: Path, size: int) -> None:
     white = np.ones((2, 64, 48, 3), dtype=np.float32)
     data = load_data(saved(tmp_path / "white.npz", images=white), image_size=size)
     assert float(data.images.max()) <= 1
-    with pytest.raises(SeparableError, match=r"reach from .* to 1\.5: must lie in 0..1"):
+    with pytest.raises(SeparableError, match=r"to 1\.5: must lie in 0..1"):
         load_data(saved(tmp_path / "bright.npz", images=1.5 * white), image_size=size)
 
 
@@ -77,10 +77,10 @@ def test_scaled_images_stay_within_what_they_were(tmp_path: Path, size: int) -> 
     [
         ({"pictures": COLOURED}, "no array `images`: it has pictures"),
         ({"images": COLOURED[0, 0]}, r"shape \(10, 3\)"),
-        ({"images": COLOURED[:, :3, :, :3]}, "may be"),
+        ({"images": COLOURED[:, :3, :, :3]}, "ambiguous"),
         ({"images": COLOURED.astype(np.int64)}, "`images` is int64"),
         ({"images": COLOURED.astype(np.float32)}, "float images of .* must lie in 0..1"),
-        ({"images": COLOURED[:0]}, "empty"),
+        ({"images": COLOURED[:0]}, "no image"),
         ({"images": COLOURED, "labels": LABELS / 2}, "`labels` is float64"),
         ({"images": COLOURED, "labels": LABELS[:4]}, r"shape \(4,\)"),
         ({"images": COLOURED, "labels": LABELS, "classes": np.array(["x", "y"])}, "label 2 of image 2"),
@@ -91,33 +91,33 @@ def test_scaled_images_stay_within_what_they_were(tmp_path: Path, size: int) -> 
         ({"images": np.array([{}, []], dtype=object)}, "Python objects"),
     ],
 )
-def test_wrong_archives_are_named(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+def test_invalid_archives_are_named(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     with pytest.raises(SeparableError, match=message) as caught:
         load_data(saved(tmp_path / "wrong.npz", **arrays))
     assert "wrong.npz" in str(caught.value)
 
 
-def test_files_that_are_no_archives_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_archives_are_named(tmp_path: Path) -> None:
     with pytest.raises(SeparableError, match=r"no images at .*absent.npz"):
         load_data(f"npz:{tmp_path / 'absent.npz'}")
     text = tmp_path / "text.npz"
     text.write_text("hello")
-    with pytest.raises(SeparableError, match=r"text\.npz is not a whole"):
+    with pytest.raises(SeparableError, match=r"text\.npz is not a complete"):
         load_data(f"npz:{text}")
     single = tmp_path / "single.npy"
     np.save(single, COLOURED)
-    with pytest.raises(SeparableError, match=r"single\.npy is not a whole"):
+    with pytest.raises(SeparableError, match=r"single\.npy is not a complete"):
         load_data(f"npz:{single}")
     with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
         archive.writestr("images", "no array")
-    with pytest.raises(SeparableError, match=r"other\.npz: its `images` is no array"):
+    with pytest.raises(SeparableError, match=r"other\.npz: `images` is not a NumPy array"):
         load_data(f"npz:{tmp_path / 'other.npz'}")
     saved(tmp_path / "whole.npz", images=COLOURED)
     torn = tmp_path / "torn.npz"
     whole = (tmp_path / "whole.npz").read_bytes()
     for damaged in (whole[:300], whole[:300] + bytes(8) + whole[308:]):
         torn.write_bytes(damaged)
-        with pytest.raises(SeparableError, match=r"torn\.npz is not a whole"):
+        with pytest.raises(SeparableError, match=r"torn\.npz is not a complete"):
             load_data(f"npz:{torn}")
 
 
@@ -153,8 +153,7 @@ def test_image_folder_may_have_any_name_and_other_files(tmp_path: Path) -> None:
     assert (len(data), data.classes) == (2, ("cat", "dog"))
 
 
-def test_image_folder_is_read_as_it_lies(tmp_path: Path) -> None:
-    """Whatever else is in it, whatever it is called, and whichever of it are links."""
+def test_image_folder_with_odd_names_links_and_other_files_is_read(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "a::b %20", "2024 hold-out", ("__cat__", "dog::x", "__cat__/more"))
     for name in ("metadata.csv", "__cat__/metadata.jsonl"):
         (root / "2024 hold-out" / name).write_text('{"file_name": "0.png", "label": 3}')
@@ -177,7 +176,7 @@ def test_image_folder_is_read_as_it_lies(tmp_path: Path) -> None:
 
 def test_image_beside_the_class_folders_is_named(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "data", "train", ("cat", "dog", ""))
-    with pytest.raises(SeparableError, match=r"train/2\.png lies beside the folders of the classes: move it"):
+    with pytest.raises(SeparableError, match=r"train/2\.png is not in a class folder"):
         load_data(f"folder:{root}")
 
 
@@ -217,17 +216,17 @@ def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
         load_data(f"folder:{root}")
 
 
-def test_wrong_image_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SeparableError, match=r"no image folder at .*absent"):
+def test_invalid_image_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SeparableError, match=r"absent is not a folder"):
         load_data(f"folder:{tmp_path / 'absent'}")
     root = image_folder(tmp_path / "data", "train", ("cat",))
-    with pytest.raises(SeparableError, match=r"no folder test in .*: it has train"):
+    with pytest.raises(SeparableError, match=r"no folder test: it has train"):
         load_data(f"folder:{root}", "test")
     image_folder(root, "test", ("cow",))
-    with pytest.raises(SeparableError, match=r"has the class cow, which .*train has not"):
+    with pytest.raises(SeparableError, match=r"the class cow, .*train"):
         load_data(f"folder:{root}", "test")
     (root / "empty").mkdir()
-    with pytest.raises(SeparableError, match="empty"):
+    with pytest.raises(SeparableError, match="has no image"):
         load_data(f"folder:{root}", "empty")
 
 
@@ -249,7 +248,7 @@ def test_data_set_on_disk_is_read_in_both_forms(tmp_path: Path) -> None:
         assert data.labels is not None
         assert (data.labels.tolist(), data.classes) == (LABELS.tolist(), ("x", "y", "z"))
     assert len(load_data(f"hf:{tmp_path / 'saved'}", "test")) == 1
-    with pytest.raises(SeparableError, match=r"no split valid in .*: it has train, test"):
+    with pytest.raises(SeparableError, match=r"no split valid: it has train, test"):
         load_data(f"hf:{tmp_path / 'saved'}", "valid")
 
 
@@ -262,10 +261,10 @@ def test_data_set_labels_may_be_plain_or_withheld(tmp_path: Path) -> None:
 
 def test_data_set_without_images_is_named(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
-    with pytest.raises(SeparableError, match="no column of images: its columns are text"):
+    with pytest.raises(SeparableError, match="no image column: its columns are text"):
         load_data(f"hf:{tmp_path / 'text'}")
     table([], datasets.ClassLabel(names=["x"]), 0).save_to_disk(tmp_path / "empty")
-    with pytest.raises(SeparableError, match=r"empty is empty, .*: there is no image to read"):
+    with pytest.raises(SeparableError, match=r"empty, .* has no rows"):
         load_data(f"hf:{tmp_path / 'empty'}")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(SeparableError, match=r"`datasets` cannot read hf:.*nothing"):
@@ -280,13 +279,13 @@ def test_data_set_of_several_labels_is_read_by_the_one_called_label(tmp_path: Pa
     assert load_data(f"hf:{tmp_path / 'named'}").classes == ("x", "y", "z")
     assert load_data(f"hf:{tmp_path / 'numbered'}").classes == ("0", "1", "2")
     table(LABELS, named, coarse=coarse).rename_column("label", "fine").save_to_disk(tmp_path / "neither")
-    with pytest.warns(UserWarning, match="taken from its column coarse; fine could be meant as well"):
+    with pytest.warns(UserWarning, match="its column coarse; it also has fine"):
         assert load_data(f"hf:{tmp_path / 'neither'}").classes == ("low", "middle", "high")
 
 
 def test_data_set_whose_labels_are_words_is_unlabelled_with_a_warning(tmp_path: Path) -> None:
     table(list("xyzxyz"), datasets.Value("string")).save_to_disk(tmp_path / "words")
-    with pytest.warns(UserWarning, match=r"the column label of hf:.*words is string, .* count as unlabelled") as warned:
+    with pytest.warns(UserWarning, match=r"the column label of hf:.*words is string") as warned:
         assert not load_data(f"hf:{tmp_path / 'words'}").labelled
     assert warned[0].filename == __file__
 
@@ -295,7 +294,7 @@ def test_rows_without_an_image_or_a_label_are_named(tmp_path: Path) -> None:
     whole = table(LABELS, datasets.Value("int64"))
     rows = [{**row, "picture": None} if index == 4 else row for index, row in enumerate(whole)]
     datasets.Dataset.from_list(rows, whole.features).save_to_disk(tmp_path / "no-image")
-    with pytest.raises(SeparableError, match=r"image 4 in hf:.* cannot be decoded: its row holds no image"):
+    with pytest.raises(SeparableError, match=r"image 4 in hf:.* cannot be decoded"):
         load_data(f"hf:{tmp_path / 'no-image'}")
     with pytest.warns(UserWarning, match=r"1 broken images of .* skipped: image 4") as warned:
         data = load_data(f"hf:{tmp_path / 'no-image'}", broken="skip")
@@ -309,7 +308,7 @@ def test_rows_without_an_image_or_a_label_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("progress", "terminal"), [(True, True), (True, False), (False, True)])
-def test_bars_are_shown_only_on_a_terminal_and_where_they_are_wanted(
+def test_progress_bars_need_a_terminal_and_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool, terminal: bool
 ) -> None:
     table(LABELS, datasets.Value("int64")).save_to_disk(tmp_path / "saved")

@@ -9,7 +9,7 @@ from torch_separable.distillation import DistillConfig
 from torch_separable.errors import SeparableValueError
 
 
-def test_settings_survive_json() -> None:
+def test_settings_round_trip_through_json() -> None:
     config = DistillConfig(
         optimizer="sgd", features=("a", "b"), augment=(), max_steps=7, mixed_precision="bf16", seed=3
     )
@@ -43,17 +43,17 @@ def test_learning_rate_and_decay_follow_the_optimizer_unless_given() -> None:
         ({"ema_decay": 1}, "ema_decay=1"),
         ({"augment": ("crop", "rotate")}, "augment='rotate': must be one of 'crop', 'flip'"),
         ({"augment": "crop"}, r"augment='crop': give a tuple of names, \('crop',\)"),
-        ({"augment": ("crop", "crop")}, "twice"),
+        ({"augment": ("crop", "crop")}, r"augment=\('crop', 'crop'\)"),
         ({"augment": None}, "augment=None: must be a tuple of names"),
         ({"augment": {"crop": 1}}, "augment={'crop': 1}: must be a tuple of names"),
         ({"features": 5}, "features=5: must be a tuple of names"),
         ({"features": (3,)}, r"features=\(3,\): must be a tuple of names"),
-        ({"features": (), "feature_weight": 1}, r"features=\(\) names no module, and feature_weight is 1"),
-        ({"logits_weight": 0}, "nothing would be learnt"),
-        ({"batch_size": 4, "gradient_accumulation": 5}, "gradient_accumulation=5 parts of batch_size=4"),
-        ({"lr": 0.1}, "'lr' is not a setting of distill: it has .*learning_rate"),
+        ({"features": (), "feature_weight": 1}, r"features=\(\).* feature_weight is 1"),
+        ({"logits_weight": 0}, "logits_weight, label_weight and feature_weight"),
+        ({"batch_size": 4, "gradient_accumulation": 5}, "gradient_accumulation=5 .*batch_size=4"),
+        ({"lr": 0.1}, "'lr'.*learning_rate"),
     ],
 )
-def test_settings_that_break_their_rule_are_named(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SeparableValueError, match=message):
         DistillConfig.from_dict(settings)

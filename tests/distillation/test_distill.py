@@ -59,7 +59,7 @@ def test_student_learns_the_teachers_classes_without_labels() -> None:
     assert records[-1].agreement == pytest.approx(agreement(distilled, teacher, data), abs=0.05)
 
 
-def test_arguments_are_left_as_they_were() -> None:
+def test_networks_and_data_are_not_changed() -> None:
     student, teacher = network(0), network(1)
     teacher[2].eval()
     state, modes = copy.deepcopy(student), [module.training for module in teacher.modules()]
@@ -79,12 +79,12 @@ def test_arguments_are_left_as_they_were() -> None:
     assert distilled[0].weight.is_contiguous()
 
 
-def test_course_is_decided_by_the_seed() -> None:
+def test_seed_determines_the_result() -> None:
     assert losses({"seed": 1}) == losses({"seed": 1})
     assert losses({"seed": 1}) != losses({"seed": 2})
 
 
-def test_parts_of_a_batch_add_up_to_the_batch() -> None:
+def test_gradient_accumulation_gives_the_same_losses() -> None:
     student = network(0, batch_norm=False)
     settings = {
         "augment": ("crop", "mixup"),
@@ -94,14 +94,14 @@ def test_parts_of_a_batch_add_up_to_the_batch() -> None:
         "batch_size": 25,
     }
     teacher = network(1, batch_norm=False)
-    courses = []
+    losses = []
     for parts in (1, 3):
         records: list[EpochRecord] = []
         distill(
             student, teacher, images(), gradient_accumulation=parts, on_epoch=records.append, **{**QUICK, **settings}
         )
-        courses.append([record.loss for record in records])
-    assert courses[0] == pytest.approx(courses[1], rel=1e-5)
+        losses.append([record.loss for record in records])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -115,15 +115,15 @@ def test_parts_of_a_batch_add_up_to_the_batch() -> None:
     ],
     ids=["sgd", "labels", "features", "bf16", "ema"],
 )
-def test_every_way_of_teaching_lowers_its_loss(settings: dict[str, Any]) -> None:
+def test_every_loss_term_decreases(settings: dict[str, Any]) -> None:
     teacher, data = network(1), images()
     with torch.no_grad():
         data = replace(data, labels=teacher.eval()(data.take(slice(None))[0]).argmax(1))
-    course: list[EpochRecord] = []
-    distill(network(0), teacher, data, on_epoch=course.append, **{**QUICK, "epochs": 12, "augment": (), **settings})
-    assert course[-1].loss is not None
-    assert course[0].loss is not None
-    assert course[-1].loss < 0.9 * course[0].loss
+    epochs: list[EpochRecord] = []
+    distill(network(0), teacher, data, on_epoch=epochs.append, **{**QUICK, "epochs": 12, "augment": (), **settings})
+    assert epochs[-1].loss is not None
+    assert epochs[0].loss is not None
+    assert epochs[-1].loss < 0.9 * epochs[0].loss
 
 
 def test_labels_alone_need_no_teacher() -> None:
@@ -133,7 +133,7 @@ def test_labels_alone_need_no_teacher() -> None:
     assert records[-1].agreement is not None
     assert records[-1].agreement > 0.6
     assert evaluate(trained, data).accuracy > 0.6
-    with pytest.raises(SeparableError, match="teacher is None: distillation needs one"):
+    with pytest.raises(SeparableError, match="teacher is None"):
         distill(network(0), None, data)
 
 
@@ -155,7 +155,7 @@ def test_best_weights_by_validation_are_returned() -> None:
     assert equal(distilled, student)
 
 
-def test_running_mean_is_returned_when_asked_for() -> None:
+def test_moving_average_is_returned_if_ema_decay_is_given() -> None:
     last, mean = (distill(network(0), network(1), images(), ema_decay=decay, **QUICK) for decay in (0.0, 0.99))
     assert not equal(last, mean)
 
@@ -173,7 +173,7 @@ def test_fewer_images_than_a_batch_are_one_batch() -> None:
     assert [record.step for record in records] == [1, 2]
 
 
-def test_folder_holds_what_the_run_was_and_gave(tmp_path: Path) -> None:
+def test_output_dir_holds_settings_log_and_weights(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "run"
     distilled = distill(network(0), network(1), images(), output_dir=folder, validation=images("valid"), **QUICK)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -213,7 +213,7 @@ class Wrapped(nn.Module):
         return SimpleNamespace(logits=self.inner(pixel_values))
 
 
-def test_outputs_with_logits_are_understood() -> None:
+def test_outputs_with_a_logits_attribute_are_supported() -> None:
     wrapped = distill(Wrapped(network(0)), Wrapped(network(1)), images(), validation=images("valid"), **QUICK)
     plain = distill(network(0), network(1), images(), validation=images("valid"), **QUICK)
     assert equal(wrapped.inner, plain)
@@ -233,7 +233,7 @@ class Failing(nn.Module):
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     settings = {**QUICK, "checkpoint_every": 2, "output_dir": tmp_path}
-    with pytest.raises(SeparableError, match=r"the loss became nan at step 6 of 6: lower learning_rate=0.001.* step 4"):
+    with pytest.raises(SeparableError, match=r"the loss became nan at step 6 of 6.*learning_rate=0.001.* step 4"):
         distill(Failing(good=5), network(1), images(), **settings)
     kept = read_weights(tmp_path / "checkpoint.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
@@ -246,7 +246,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
 
 class Partly(nn.Module):
-    """A network that does not call all that it has."""
+    """A network that does not call all of its modules."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -261,38 +261,36 @@ class Partly(nn.Module):
     [
         (
             {"teacher": nn.Sequential(nn.Flatten(), nn.Linear(192, 5))},
-            r"student gives .*\(2, 4\), the teacher \(2, 5\)",
+            r"student returns .*\(2, 4\), the teacher \(2, 5\)",
         ),
-        ({"teacher": nn.Conv2d(1, 4, 3)}, r"the teacher cannot take images of shape \(2, 3, 8, 8\) .* of noise"),
-        ({"student": Failing(good=-1)}, "the student gives NaN"),
+        ({"teacher": nn.Conv2d(1, 4, 3)}, r"the teacher .*\(2, 3, 8, 8\) .* of noise"),
+        ({"student": Failing(good=-1)}, "the student returns NaN"),
         ({"data": ImageData("bare", "train", torch.rand(40, 3, 8, 8)), "label_weight": 1.0}, "bare .* has no labels"),
         ({"validation": ImageData("bare", "test", torch.rand(4, 3, 8, 8))}, "bare .* no labels: validation needs"),
-        ({"validation": replace(images("valid"), images=torch.rand(96, 3, 9, 8))}, r"\(3, 9, 8\), those to train on"),
+        ({"validation": replace(images("valid"), images=torch.rand(96, 3, 9, 8))}, r"\(3, 9, 8\).*\(3, 8, 8\)"),
         ({"data": replace(images(), classes=tuple("abcdef")), "label_weight": 1.0}, "noise has 6 classes"),
-        ({"gradient_accumulation": 30, "data": images(count=20)}, "batch of 20 images cannot be shared by 1 processes"),
-        ({"config": DistillConfig(), "epochs": 3}, "epochs is given beside config"),
+        ({"gradient_accumulation": 30, "data": images(count=20)}, "batch of 20 images .* gradient_accumulation=30"),
+        ({"config": DistillConfig(), "epochs": 3}, "epochs and config are both given"),
         ({"lr": 0.1}, "'lr' is not a setting"),
         ({"feature_weight": 1.0}, r"features=\(...\)"),
         (
             {"feature_weight": 1.0, "features": ("2",), "teacher": network(1, width=9)},
-            r"module '2' gives a tensor of shape \(2, 6, 8, 8\) in the student and of \(2, 9, 8, 8\) in the teacher",
+            r"module '2' .*\(2, 6, 8, 8\) in the student and \(2, 9, 8, 8\) in the teacher",
         ),
         (
             {"feature_weight": 1.0, "features": ("unused",), "student": Partly(0), "teacher": Partly(1)},
-            "module 'unused' is not called in the student: name others",
+            "module 'unused' is not called in the student",
         ),
     ],
 )
-def test_what_does_not_fit_is_said_before_training(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_networks_and_data_are_checked_before_training(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     full = {"student": network(0), "teacher": network(1), "data": images(), **arguments}
     with pytest.raises(SeparableError, match=message):
         distill(**full, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_is_where_it_was_named_though_the_directory_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_output_dir_is_resolved_at_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     distill(
@@ -302,7 +300,7 @@ def test_folder_is_where_it_was_named_though_the_directory_changes(
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_output_dir_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SeparableError, match=r"cannot write into .*file: File exists"):
         distill(network(0), network(1), images(), output_dir=tmp_path / "file", **QUICK)
@@ -339,7 +337,7 @@ def test_separable_network_learns_handwritten_digits_from_a_dense_one() -> None:
     assert float(divergence) < 0.2
 
 
-def test_last_weights_are_returned_where_asked_for_though_others_did_better() -> None:
+def test_keep_last_returns_the_last_weights_even_if_others_were_better() -> None:
     pixels = torch.rand(64, 1, 8, 8)
     student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     with torch.no_grad():

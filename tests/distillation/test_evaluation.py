@@ -28,7 +28,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
-def test_result_is_that_of_the_definition_whatever_the_batch(batch_size: int) -> None:
+def test_result_follows_the_definition_for_every_batch_size(batch_size: int) -> None:
     model, data = network().eval(), images()
     result = evaluate(model, data, batch_size)
     with torch.no_grad():
@@ -64,14 +64,14 @@ def test_wrong_logits_are_described(logits: Tensor, message: str) -> None:
         evaluate(Fixed(logits), images())
 
 
-def test_labels_and_batch_size_are_needed() -> None:
+def test_missing_labels_and_invalid_batch_size_are_refused() -> None:
     with pytest.raises(SeparableError, match=r"noise .* has no labels: evaluation needs them"):
         evaluate(network(), ImageData("noise", "test", torch.rand(2, 3, 8, 8)))
     with pytest.raises(SeparableError, match="batch_size=0"):
         evaluate(network(), images(), batch_size=0)
 
 
-def test_result_reads_and_serialises() -> None:
+def test_result_has_text_and_json_forms() -> None:
     result = Evaluation(correct=3, count=4, loss=0.5)
     assert str(result) == "75.00 % of 4, loss 0.5000"
     assert result.to_dict() == {"correct": 3, "count": 4, "accuracy": 0.75, "loss": 0.5}

@@ -26,7 +26,7 @@ def test_divergence_of_maps_is_averaged_over_positions() -> None:
     torch.testing.assert_close(logits_divergence(student, teacher, 1.0), torch.stack(pixels).mean(0))
 
 
-def test_divergence_is_zero_only_for_the_same_classes_and_teaches_them() -> None:
+def test_divergence_is_zero_only_for_equal_classes_and_its_gradient_leads_there() -> None:
     teacher = torch.randn(4, 6)
     student = torch.randn(4, 6, requires_grad=True)
     assert float(logits_divergence(teacher + 3, teacher, 2.0).abs().max()) < 1e-5
@@ -62,7 +62,7 @@ def test_gradient_of_the_feature_distance_is_that_of_its_definition(layout: torc
     torch.testing.assert_close(ours.grad, plain.grad)
 
 
-def test_features_that_are_learnt_already_have_no_gradient() -> None:
+def test_equal_features_have_no_gradient() -> None:
     teacher = torch.randn(2, 3, 4, 4)
     ours = teacher.clone().requires_grad_()
     feature_distance([ours], [teacher]).sum().backward()
@@ -84,9 +84,9 @@ def converted() -> nn.Module:
 def test_converted_modules_are_found_by_name_and_type() -> None:
     assert matched_features(converted(), dense(), None) == ("1.0",)
     assert matched_features(converted(), dense(), ("3", "0")) == ("3", "0")
-    with pytest.raises(SeparableError, match=r"'1\.0\.1', which is no module of the teacher"):
+    with pytest.raises(SeparableError, match=r"'1\.0\.1'.* teacher"):
         matched_features(converted(), dense(), ("1.0.1",))
-    with pytest.raises(SeparableError, match="name the modules to compare by features"):
+    with pytest.raises(SeparableError, match="feature_weight"):
         matched_features(dense(), dense(), None)
 
 

@@ -32,7 +32,7 @@ def test_learning_rate_is_half_a_cosine_without_warmup() -> None:
 
 
 @pytest.mark.parametrize("done", [0, 3, 9])
-def test_scheduler_goes_on_where_it_was(done: int) -> None:
+def test_scheduler_resumes(done: int) -> None:
     config = DistillConfig(learning_rate=0.1, warmup=0.2)
     optimizer = make_optimizer(nn.Linear(2, 2), config)
     scheduler = make_scheduler(optimizer, config, 10, done)
@@ -56,7 +56,7 @@ def test_biases_and_norms_are_not_decayed(kind: str) -> None:
     }
 
 
-def test_frozen_parameters_stay_out() -> None:
+def test_parameters_without_gradient_are_not_optimized() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     assert [len(g["params"]) for g in make_optimizer(model, DistillConfig()).param_groups] == [1]
@@ -64,7 +64,7 @@ def test_frozen_parameters_stay_out() -> None:
         make_optimizer(model.requires_grad_(False), DistillConfig())
 
 
-def test_running_mean_follows_its_recurrence() -> None:
+def test_moving_average_follows_its_recurrence() -> None:
     model = nn.BatchNorm1d(1)
     average, expected = make_average(model, 0.5), 0.0
     for update in range(12):

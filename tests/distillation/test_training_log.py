@@ -5,7 +5,7 @@ from pathlib import Path
 from torch_separable.distillation.training_log import append_record, keep_records, read_records
 
 
-def test_log_is_cut_back_to_a_step_and_half_a_line_is_passed_over(tmp_path: Path) -> None:
+def test_log_is_truncated_to_a_step_and_an_incomplete_line_is_skipped(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     assert read_records(log) == []
     records = [{"kind": "step", "step": step, "loss": step / 3} for step in range(5)]

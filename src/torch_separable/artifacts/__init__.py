@@ -1,1 +1,1 @@
-"""What is left on disk: run directories, saved networks, model cards, the hub's folders."""
+"""Files that the package writes: run directories, saved networks, model cards, hub folders."""

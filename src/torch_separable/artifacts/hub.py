@@ -1,4 +1,4 @@
-"""Networks on the Hugging Face hub, by ``huggingface_hub``'s mixin (extra ``hub``): the folder of `save`, elsewhere.
+"""Networks on the Hugging Face hub: the folder of `save` through ``huggingface_hub``'s mixin (extra ``hub``).
 
 from torch_separable.artifacts.hub import HubNetwork
 
@@ -27,20 +27,20 @@ _FILES = [run_directory.WEIGHTS, run_directory.PLAN, run_directory.CONFIG, run_d
 
 
 class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):  # type: ignore[misc, name-defined, call-arg]
-    """A network with what `save` has to know of it, so that ``huggingface_hub`` can pass it on.
+    """A network together with the arguments of `save`, for ``save_pretrained`` and ``push_to_hub``.
 
-    It computes what ``model`` computes. ``save_pretrained(folder)`` and ``push_to_hub("user/name")`` are the mixin's.
+    Calling it calls ``model``. ``save_pretrained(folder)`` and ``push_to_hub("user/name")`` come from the mixin.
 
     Args:
-        model: as for `save`, and so are the others.
+        model: the network or conversion, as for `save`.
         network: the function that builds the dense network, or its name.
-        arguments: the function's.
-        input_shape: of one image, (C, H, W).
-        plan: what was carried out.
+        arguments: keyword arguments of that function.
+        input_shape: shape of one image, (C, H, W).
+        plan: the plan of the conversion.
         results: measured figures by name.
 
     Attributes:
-        model: the network itself.
+        model: the wrapped network.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
         local_files_only: bool = False,
         revision: str | None = None,
     ) -> HubNetwork:
-        """Load a network from a folder, or from the hub; nothing in it is executed.
+        """Load a network from a folder or from the hub without executing anything in it.
 
         Args:
             pretrained_model_name_or_path: a folder, or ``user/name`` on the hub.
-            allow: modules whose functions may build the dense network: see `load`.
-            device: for the network.
-            force_download: fetch files again.
-            token: for the hub.
-            cache_dir: where fetched files are kept.
-            local_files_only: use what was fetched before.
+            allow: modules whose functions may build the dense network; see `load`.
+            device: device of the network.
+            force_download: whether to download cached files again.
+            token: access token for the hub.
+            cache_dir: folder for downloaded files.
+            local_files_only: whether to use only downloaded files.
             revision: branch, tag or commit.
 
         Raises:
-            SeparableError: as `load` says, or the hub has no such network or cannot be reached.
+            SeparableError: see `load`; or the hub has no such network, or cannot be reached.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -117,10 +117,10 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
                     local_files_only=local_files_only,
                     revision=revision,
                 )
-            except Exception as error:  # of the name, the network, the server's answer, the cache: all of its own kinds
+            except Exception as error:  # huggingface_hub raises many unrelated types: name, connection, server, cache
                 line = (str(error).splitlines() or [type(error).__name__])[0]
                 raise SeparableError(
-                    f"{pretrained_model_name_or_path} is no folder here, and cannot be fetched from the hub: {line}"
+                    f"{pretrained_model_name_or_path} is not a folder, and downloading it from the hub failed: {line}"
                 ) from error
             folder = Path(fetched)
         results = run_directory.read_results(folder)

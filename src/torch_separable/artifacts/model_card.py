@@ -1,4 +1,4 @@
-"""The model card of a converted network: what a person who finds the folder, or its page on the hub, has to know."""
+"""The model card (README.md) of a saved network, for readers of the folder and of its page on the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ tags:
 - torch-separable
 - depthwise-separable-convolution
 - model-compression
-# license: name the one under which you may pass these weights on
+# license: add the license of these weights
 ---"""
 
 
@@ -28,15 +28,15 @@ def model_card(
     machine: Mapping[str, Any],
     command: str | None = None,
 ) -> str:
-    """Return the card as Markdown with the hub's front matter; every figure in it was measured.
+    """Return the card as Markdown with the hub's front matter. All figures in it are measured or counted.
 
     Args:
-        plan: what was carried out.
+        plan: the plan of the conversion.
         network: how the dense network is built.
-        results: what was measured: a conversion's report, the steps of a run, or figures by name.
-        size: bytes of the file of weights.
-        machine: what the figures depend on.
-        command: that made it.
+        results: measured results: a conversion report, the steps of a run, or figures by name.
+        size: size of the weights file in bytes.
+        machine: processor, threads and versions that the figures depend on.
+        command: the command that made the network.
 
     Example:
         >>> print(model_card(Plan("svd", (), macs=(90, 30)), Network("resnet20"), {}, 1234, {"torch": "2.13"}))
@@ -62,8 +62,8 @@ def model_card(
         *_steps(results),
         "## Use it",
         f'```python\nimport torch_separable as ts\n\nmodel = ts.load("path/of/this/folder"{allow})\n```',
-        "Nothing in this folder is executed: weights are safetensors, the rest is JSON."
-        + (f" `allow` is what lets `{_code(network.model)}` be imported from your own installation." if allow else ""),
+        "Loading executes nothing in this folder: weights are safetensors, the rest is JSON."
+        + (f" `allow` permits importing `{_code(network.model)}` from your own installation." if allow else ""),
         "## How it was made",
         *([f"```\n{command}\n```"] if command else []),
         "; ".join(f"{_plain(name.replace('_', ' '))}: {_plain(value)}" for name, value in machine.items()) + ".",
@@ -82,8 +82,8 @@ def _figures(plan: Plan, results: Mapping[str, Any], size: int) -> Iterable[str]
     yield f"| bytes of weights | | {size:,} | |"
     conversion = results.get("conversion")
     if isinstance(conversion, Mapping):
-        yield f"| same answer, calibration images | | {100 * conversion['agreement']:.2f} % | |"
-        yield f"| change of the outputs, share of their variance | | {100 * conversion['output_error']:.3g} % | |"
+        yield f"| same predicted class, calibration images | | {100 * conversion['agreement']:.2f} % | |"
+        yield f"| output error, share of the output variance | | {100 * conversion['output_error']:.3g} % | |"
     for name, value in results.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield f"| {_plain(name)} | | {value:,} | |"
@@ -104,7 +104,7 @@ def _percent(share: float | None) -> str:
 
 
 def _plain(value: object) -> str:
-    """Show text as it is: nothing in it ends a line or a cell, or is markup."""
+    """Escape text so that it contains no line break, cell border or markup."""
     text = " ".join(str(value).split())
     for mark in "\\`*_[]<>|#":
         text = text.replace(mark, f"\\{mark}")

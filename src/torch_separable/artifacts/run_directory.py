@@ -1,4 +1,4 @@
-"""The directory that a run leaves: weights, plan, settings and results, enough to repeat it and to go on from it."""
+"""The run directory: weights, plan, settings and results of a run, enough to repeat it and to continue from it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ WEIGHTS, PLAN, CONFIG, RESULTS, PAGE = "model.safetensors", "plan.json", "config
 CARD = "README.md"
 FILES = {WEIGHTS, PLAN, CONFIG, RESULTS, PAGE, CARD}
 SCHEMA = 1
-_PATIENCE = 30.0  # seconds; another writer takes as long as the disk does
+_LOCK_TIMEOUT = 30.0  # seconds to wait for another writer, which holds the lock while it writes the files
 
 
 def machine() -> dict[str, Any]:
-    """Return what figures depend on: processor, threads, versions."""
+    """Return what measured figures depend on: processor, threads, versions."""
     return {
         "processor": processor(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -46,21 +46,21 @@ def machine() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command ``separable`` that is running, as one would type it."""
+    """Return the running ``separable`` command as typed in a shell."""
     return shlex.join(["separable", *sys.argv[1:]])
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a folder that could not be written in the end, before anything is computed.
+    """Check that a folder can be written, before anything is computed.
 
     Raises:
-        SeparableError: something else has its name, or writing there is not allowed.
+        SeparableError: a part of the path is not a folder, or is read-only.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise SeparableError(f"{folder} cannot be a run's folder: {there} is not a folder. Choose another")
+        raise SeparableError(f"cannot write to the folder {folder}: {there} is not a folder. Choose another folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise SeparableError(f"{folder} cannot be a run's folder: {there} is read-only. Choose another")
+        raise SeparableError(f"cannot write to the folder {folder}: {there} is read-only. Choose another folder")
 
 
 def write_run(
@@ -73,22 +73,22 @@ def write_run(
     *,
     command: str | None = None,
 ) -> None:
-    """Write a converted network and how it came to be: whole, or not at all.
+    """Write a converted network with plan, settings and results atomically.
 
-    Everything is written aside first. Then the old weights go, the new files take their places, and the weights come
-    last; so a folder with weights is whole at any moment, and of one conversion.
+    All files are first written to temporary names. Then the old weights are removed, the new files are renamed, and the
+    weights are renamed last. A folder that has weights therefore always holds the files of one conversion.
 
     Args:
-        folder: for the files; others in it stay.
+        folder: the folder; other files in it stay.
         model: the network.
-        plan: what was carried out.
+        plan: the plan of the conversion.
         network: how to build the dense network.
-        settings: of the run.
-        results: what was measured.
-        command: that repeats it.
+        settings: settings of the run.
+        results: measured results.
+        command: the command that repeats the run.
 
     Raises:
-        SeparableError: the folder cannot be written, or something cannot stand in a file.
+        SeparableError: the folder cannot be written, or a value cannot be written as JSON.
     """
     network.check("the network to save")
     config = {
@@ -101,8 +101,8 @@ def write_run(
         "machine": machine(),
     }
     with ExitStack() as stack:
-        stack.enter_context(sole_writer(folder, wait=_PATIENCE))
-        # The first of them takes its place last.
+        stack.enter_context(sole_writer(folder, wait=_LOCK_TIMEOUT))
+        # The first name is renamed last.
         names = [WEIGHTS, PLAN, CONFIG, RESULTS, *([CARD] if _card_is_ours(folder / CARD) else [])]
         aside = {name: stack.enter_context(replacing(folder / name)) for name in names}
         save_weights(model, aside[WEIGHTS])
@@ -118,9 +118,9 @@ def write_run(
 
 
 def write_results(folder: Path, results: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Write what was measured without a network of its own, as a benchmark does, and what it was measured on."""
+    """Write the results of a run that has no network of its own, such as a benchmark, and describe the machine."""
     config = {"version": SCHEMA, "settings": dict(settings), "command": command_line(), "machine": machine()}
-    with sole_writer(folder, wait=_PATIENCE):
+    with sole_writer(folder, wait=_LOCK_TIMEOUT):
         write_json(folder / CONFIG, config)
         write_json(folder / RESULTS, dict(results))
 
@@ -129,11 +129,11 @@ def _card(plan: Plan, network: Network, results: Mapping[str, Any], size: int, c
     try:
         return model_card(plan, network, results, size, machine(), command)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise SeparableError(f"the results do not fit the model card: {error}. Give figures as numbers") from error
+        raise SeparableError(f"the results cannot be written to the model card: {error}") from error
 
 
 def _card_is_ours(path: Path) -> bool:
-    """Whether the model card may be replaced: there is none, or nobody has made it their own."""
+    """Whether the model card may be replaced: it does not exist, or still has the mark of a generated file."""
     try:
         return MARK in path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -143,34 +143,34 @@ def _card_is_ours(path: Path) -> bool:
 
 
 def read_network(folder: Path) -> Network:
-    """Read how to build the dense network of a run; nothing is imported.
+    """Read how to build the dense network of a run, without importing anything.
 
     Raises:
-        SeparableError: the folder is not of a run, or its config is damaged.
+        SeparableError: the folder is not a run directory, or its config is damaged.
     """
     if not (folder / CONFIG).is_file():
         raise SeparableError(
-            f"{folder} is not a converted network: it has no {CONFIG}. Give a folder that convert wrote"
+            f"{folder} is not a converted network: it has no {CONFIG}. Give a folder written by convert"
         )
     where = str(folder / CONFIG)
     config = read_json(folder / CONFIG, "how to build the dense network")
     if not isinstance(config, dict) or not isinstance(config.get("model"), str):
-        raise SeparableError(f'{where} does not name a model: it should hold "model" and "arguments"')
+        raise SeparableError(f'{where} does not name a model: "model" must be a string')
     version = config.get("version", SCHEMA)
     if type(version) is not int or version != SCHEMA:
         raise SeparableError(f"{where} has version {version!r}; this release reads version {SCHEMA}: convert again")
     arguments, shape = config.get("arguments", {}), config.get("input_shape")
     if not isinstance(arguments, dict):
-        raise SeparableError(f'{where}: "arguments" should be a JSON object')
+        raise SeparableError(f'{where}: "arguments" must be a JSON object')
     if not isinstance(shape, list | None):
-        raise SeparableError(f'{where}: "input_shape" should be a list of whole numbers, as [3, 32, 32]')
+        raise SeparableError(f'{where}: "input_shape" must be a list of integers, such as [3, 32, 32]')
     network = Network(config["model"], arguments, None if shape is None else tuple(shape))
     network.check(where)
     return network
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read what was measured of a network; an absent file is an empty one.
+    """Read the measured results of a run; return an empty dictionary if there is no file.
 
     Raises:
         SeparableError: the file is damaged.
@@ -179,43 +179,46 @@ def read_results(folder: Path) -> dict[str, Any]:
         return {}
     results = read_json(folder / RESULTS, "a run's results")
     if not isinstance(results, dict):
-        raise SeparableError(f"{folder / RESULTS} should hold a run's results, but is a {type(results).__name__}")
+        raise SeparableError(f"{folder / RESULTS} must be a JSON object, but is a {type(results).__name__}")
     return results
 
 
 def build_dense(folder: Path, network: Network) -> nn.Module:
-    """Build the dense network of a run, unless it would be far larger than the run's weights say.
+    """Build the dense network of a run, with a limit on its size that follows from the run's weights.
 
     Raises:
-        SeparableError: it would be, it cannot be built, or the weights are missing or damaged.
+        SeparableError: the network exceeds the limit or cannot be built, or the weights are missing or damaged.
     """
     with bounded(*_dense_size(folder / WEIGHTS)):
         return network.build()
 
 
 def _dense_size(weights: Path) -> tuple[int, int]:
-    """How many values, at most, and tensors the dense network of these weights has; only the file's header is read."""
+    """Return the largest possible number of values, and the number of tensors, of the dense network.
+
+    Only the header of the weights file is read.
+    """
     if not weights.is_file():
-        raise SeparableError(f"no weights at {weights}: the network was not saved to its end; save it again")
+        raise SeparableError(f"{weights} does not exist: the folder holds no complete network. Save it again")
     try:
         with safe_open(weights, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it has no others
     except (SafetensorError, OSError, ValueError) as error:
-        raise SeparableError(f"{weights} is not a whole safetensors file ({error}): fetch or save it again") from error
+        raise SeparableError(f"{weights} is not a complete safetensors file ({error}): save it again") from error
     sizes = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
     values = sum(sizes.values())
     for name, shape in shapes.items():
         layer, found, _ = name.rpartition("conv_dw.weight")
-        if found:  # a dense kernel has at most as many entries as the pointwise one has, for each tap
+        if found:  # a dense kernel has at most as many entries per tap as the pointwise kernel
             values += sizes.get(f"{layer}conv_pw.weight", 0) * int(torch.Size(shape[2:]).numel())
     return values, len(shapes)
 
 
 def load_converted(folder: Path, dense: nn.Module) -> nn.Module:
-    """Build the converted network of a run from its dense network and plan, and load its weights, in their own types.
+    """Build the converted network of a run from its dense network and plan, and load its weights in their saved types.
 
     Raises:
-        SeparableError: a file is missing or damaged, or plan and weights do not fit the network.
+        SeparableError: a file is missing or damaged, or plan or weights do not match the network.
     """
     converted = build_skeleton(dense, Plan.load(folder / PLAN))
     load_weights(converted, folder / WEIGHTS, keep_types=True)

@@ -1,4 +1,4 @@
-"""Networks as folders: weights, plan, and how to build the dense network; nothing in them is ever executed."""
+"""Saving a network to a folder and loading it without executing anything in the folder."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ def save(
     results: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a network to the folder ``path``, from which `load` builds it again: whole, or not at all.
+    """Write a network to the folder ``path`` atomically, so that `load` can build it again.
 
     The folder holds ``model.safetensors``, ``plan.json``, ``config.json`` (how to build the dense network),
-    ``results.json`` and ``README.md``, a model card with the figures. Before anything is written, the network is built
-    from what would be written; what could not be loaded is not saved.
+    ``results.json`` and ``README.md``, a model card with the figures. Before writing, ``save`` builds the network from
+    the data to be written, so that a network that `load` could not build is not saved.
 
     Args:
-        model: a converted network, one distilled since, any other network, or what `convert` returned.
-        path: the folder; it is made where it does not exist, and other files in it stay.
-        network: the function that builds the *dense* network, or its name as ``"package.module:function"``. The
-            networks of ``torch_separable.models`` and what `load` returned know theirs.
-        arguments: the function's: numbers, words, and lists and objects of them.
-        input_shape: of one image, (C, H, W): for exports; a `Conversion` knows it.
-        plan: what was carried out; otherwise the conversion's, or what a look at the network finds.
+        model: a converted or distilled network, any other network, or the result of `convert`.
+        path: the folder; created if it does not exist. Other files in it stay.
+        network: the function that builds the *dense* network, or its name as ``"package.module:function"``. Not needed
+            for networks of ``torch_separable.models`` and networks returned by `load`.
+        arguments: keyword arguments of that function, as JSON types.
+        input_shape: shape of one image, (C, H, W), used by exports; a `Conversion` knows it.
+        plan: the plan of the conversion; by default the conversion's own, or one derived from the network.
         results: measured figures by name, for the model card.
-        settings: anything else that is worth keeping: plain values by name.
+        settings: other values to store, as JSON types by name.
 
     Returns:
         The folder.
 
     Raises:
-        SeparableError: how the dense network is built is not known or cannot be written down, `network` and `plan` do
-            not lead to this network, or the folder cannot be written.
+        SeparableError: ``network`` is needed and missing, it cannot be written by name, ``network`` and ``plan`` do
+            not build this network, or the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -76,8 +76,8 @@ def save(
     known = network if network is not None else built_by(model)
     if known is None:
         raise SeparableError(
-            f"how to build the dense {type(model).__name__} is not known: give the function that returns it, as "
-            'network="package.module:function", and its arguments as arguments={...}'
+            f"network is missing: give the function that builds the dense {type(model).__name__}, as "
+            'network="package.module:function", and its keyword arguments as arguments={...}'
         )
     for name, values in (("results", results), ("settings", settings)):
         _check_plain(name, values or {})
@@ -85,7 +85,7 @@ def save(
     built.check("the network to save")
     dense = built.build()
     plan = _counted(plan or _plan_found(dense, model), dense, model, built.input_shape)
-    _check_leads_to(model, build_skeleton(dense, plan), built)
+    _check_builds(model, build_skeleton(dense, plan), built)
     title = f"{type(model).__name__}, depthwise separable"
     run_directory.check_place(folder)
     run_directory.write_run(
@@ -95,33 +95,33 @@ def save(
 
 
 def load(path: str | Path, *, allow: Iterable[str] | str = (), device: torch.device | str | None = None) -> nn.Module:
-    """Build the network that `save`, or the command ``separable``, wrote to the folder ``path``.
+    """Load a network from a folder written by `save` or by the command ``separable``.
 
-    Nothing in the folder is executed. Its ``config.json`` names the function that builds the dense network; one that is
-    not of ``torch_separable.models`` is imported only if ``allow`` vouches for it, with any plain arguments.
+    Nothing in the folder is executed. Its ``config.json`` names the function that builds the dense network. A function
+    outside ``torch_separable.models`` is imported and called, with the stored arguments, only if ``allow`` permits it.
 
     Args:
         path: the folder.
-        allow: modules (with what is below them) whose functions may be called, as ``("mypackage.nets",)``, or single
+        allow: modules (with their submodules) whose functions may be called, as ``("mypackage.nets",)``, or single
             functions, as ``("mypackage.nets:build",)``.
-        device: for the network; the CPU by default.
+        device: device of the network; the CPU by default.
 
     Returns:
-        The network in evaluation mode, its numbers of the types that were saved.
+        The network in evaluation mode, with the saved data types.
 
     Raises:
-        SeparableError: the function is not allowed, or a file is missing, damaged, or of another network.
+        SeparableError: the function is not allowed, or a file is missing, damaged, or belongs to another network.
     """
     folder = Path(path)
     network = run_directory.read_network(folder)
     network.require(str(folder), allow)
-    Plan.load(folder / run_directory.PLAN)  # damaged files are told before anything is imported
+    Plan.load(folder / run_directory.PLAN)  # report a damaged plan before anything is imported
     network.require_home(str(folder), allow)
     return run_directory.load_converted(folder, run_directory.build_dense(folder, network)).to(device or "cpu").eval()
 
 
 def _plan_found(dense: nn.Module, model: nn.Module) -> Plan:
-    """Say what was done to ``dense`` that it became ``model``."""
+    """Derive the plan that converts ``dense`` to a network like ``model``."""
     layers, fitted = [], False
     separable: tuple[Any, ...] = tuple(SEPARABLE.values())
     for name, conv in find_convertible(dense).convertible.items():
@@ -144,11 +144,11 @@ def _check_plain(name: str, values: Mapping[str, Any]) -> None:
     try:
         json.dumps(values, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise SeparableError(f"{name} cannot be written as JSON: {error}. Give finite numbers and words") from error
+        raise SeparableError(f"{name} cannot be written as JSON: {error}. Give finite numbers and strings") from error
 
 
 def _counted(plan: Plan, dense: nn.Module, model: nn.Module, input_shape: tuple[int, ...] | None) -> Plan:
-    """The plan with the totals of these networks: it may lack them, or have been edited since they were counted."""
+    """Return the plan with the totals of these networks; those in the plan may be missing, or from before an edit."""
     plan = replace(plan, parameters=(_parameters(dense), _parameters(model)))
     if input_shape is not None:
         plan = replace(plan, macs=(_macs(dense, input_shape), _macs(model, input_shape)))
@@ -164,15 +164,15 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _check_leads_to(model: nn.Module, outlined: nn.Module, network: Network) -> None:
-    """Require that loading would build a network with the names and shapes of this one."""
+def _check_builds(model: nn.Module, skeleton: nn.Module, network: Network) -> None:
+    """Raise unless loading would build a network with the names and shapes of ``model``."""
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in outlined.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             what = [f"of shape {shapes[name]}" if name in shapes else "absent" for shapes in (ours, theirs)]
             given = ", ".join(f"{key}={value!r}" for key, value in network.arguments.items())
             raise SeparableError(
-                f"{network.model}({given}) and the plan do not lead to this network: {name} is {what[0]} in it, and "
-                f"{what[1]} in what they build. Give the function that builds the dense network as it was converted"
+                f"{network.model}({given}) and the plan do not build this network: {name} is {what[0]} in the network, "
+                f"and {what[1]} in the one they build. Give the function and arguments of the dense network"
             )

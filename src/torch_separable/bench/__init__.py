@@ -1,4 +1,4 @@
-"""Engine beside engine: how fast a network runs here, each in a process of its own and at its fastest settings."""
+"""Benchmarks: time a network in several inference engines, each in its own process with its fastest settings."""
 
 from torch_separable.bench.engines import ENGINES
 from torch_separable.bench.harness import Benchmark, Case, Timing, benchmark

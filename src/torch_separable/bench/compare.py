@@ -1,4 +1,4 @@
-"""What a run records of its two networks, the dense one and the separable one: costs and times, layer by layer."""
+"""Costs and times of the dense and the separable network of a run, in total and layer by layer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """One module of the dense network, and what stands in its place.
+    """One leaf module of the dense network and the module that replaces it.
 
     Attributes:
-        name: its module name; empty for what the network does outside of those that have no modules in them.
-        type: its class in the dense network.
+        name: module name; empty for operations outside leaf modules.
+        type: class name in the dense network.
         parameters: (dense, separable).
         macs: multiply-accumulates for one image (dense, separable).
-        milliseconds: its part of the network's time (dense, separable).
+        milliseconds: share of the network's time (dense, separable).
     """
 
     name: str
@@ -37,18 +37,17 @@ class LayerComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks compared, as PyTorch runs them: eager, in evaluation mode.
+    """Two networks compared in eager PyTorch, in evaluation mode.
 
     Attributes:
         parameters: (dense, separable).
         macs: multiply-accumulates for one image (dense, separable).
-        bytes: of the weights and buffers (dense, separable).
-        milliseconds: medians for the images (dense, separable).
-        images: that were timed in one call.
-        rounds: how often each network was timed.
-        threads: that PyTorch used.
-        layers: what the dense network does outside of its modules, then those without others in them, in its order.
-            What they have adds up to what the network has.
+        bytes: bytes of weights and buffers (dense, separable).
+        milliseconds: median time of one call (dense, separable).
+        images: images in one call.
+        rounds: number of timed calls of each network.
+        threads: threads of PyTorch.
+        layers: operations outside leaf modules, then the leaf modules in their order. The layers add up to the totals.
     """
 
     parameters: tuple[int, int]
@@ -61,11 +60,11 @@ class Comparison:
     layers: tuple[LayerComparison, ...]
 
     def step(self, name: str, which: Literal[0, 1], evaluation: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the dense (0) or the separable network (1) as a step of a run's results."""
+        """Return the dense (0) or the separable (1) network as a step of a run's results."""
         return step(name, self.macs[which], self.parameters[which], self.bytes[which], evaluation)
 
     def times(self) -> dict[str, Any]:
-        """Return the times as a run's results hold them."""
+        """Return the times in the form of a run's results."""
         dense, separable = self.milliseconds
         return {
             "dense": dense,
@@ -76,15 +75,15 @@ class Comparison:
         }
 
     def layer_rows(self) -> list[dict[str, Any]]:
-        """Return the layers as a run's results hold them."""
+        """Return the layers in the form of a run's results."""
         return [asdict(layer) for layer in self.layers]
 
 
 def compare(dense: nn.Module, separable: nn.Module, images: Tensor) -> Comparison:
-    """Count and time both networks on ``images`` (N, C, H, W); neither is changed. It takes about five seconds.
+    """Count and time both networks on ``images`` (N, C, H, W), in about five seconds; neither network is changed.
 
-    The separable network is the dense one with some modules exchanged, as `convert.apply` makes it: a module that both
-    have by one name is compared with its namesake.
+    Modules of the same name are compared: the separable network must be the dense one with some modules replaced, as
+    returned by `apply`.
 
     Example:
         >>> import torch_separable as ts
@@ -104,7 +103,8 @@ def compare(dense: nn.Module, separable: nn.Module, images: Tensor) -> Compariso
             for name, network in networks.items()
         }
         rounds = rounds_within(_SECONDS, *calls.values(), *calls.values(), fewest=5, most=60)
-        # The clocks' calls, which cost a little more, take their turns among the plain ones: both see the same machine.
+        # Calls with layer timers cost a little more. They alternate with the plain calls, so that the load of the
+        # machine affects both alike.
         whole = interleaved({**calls, **{f"layers of {name}": clock for name, clock in clocks.items()}}, rounds=rounds)
         within = {name: _scaled(clock.medians(WARM_UP), whole[name]) for name, clock in clocks.items()}
     parts = [_by_layer(summary, names) for summary in counted.values()]
@@ -134,9 +134,9 @@ def compare(dense: nn.Module, separable: nn.Module, images: Tensor) -> Compariso
 
 
 def _scaled(parts: Mapping[str, float], whole: float) -> dict[str, float]:
-    """Divide a network's time among its layers in the ratio of their medians.
+    """Scale the layers' medians so that they add up to the network's time.
 
-    These add up to less on a busy machine: few of a layer's calls are interrupted, and nearly all of a network's.
+    On a busy machine their sum is smaller: few calls of a single layer are interrupted, but most of the network's.
     """
     factor = whole / sum(parts.values())
     return {name: factor * part for name, part in parts.items()}
@@ -145,13 +145,13 @@ def _scaled(parts: Mapping[str, float], whole: float) -> dict[str, float]:
 def step(
     name: str, macs: int, parameters: int, size: int | None = None, evaluation: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return one step of a run's results: a network's cost, and its accuracy where it was measured.
+    """Return one step of a run's results: the cost of a network, and its accuracy if it was measured.
 
     Args:
-        name: of the step.
+        name: name of the step.
         macs: multiply-accumulates for one image.
-        parameters: of the network.
-        size: bytes of its weights.
+        parameters: number of parameters.
+        size: bytes of the weights.
         evaluation: ``Evaluation.to_dict()``.
     """
     measured = {key: (evaluation or {}).get(key) for key in ("accuracy", "correct", "count")}
@@ -163,7 +163,7 @@ def _call(network: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def _by_layer(summary: Summary, names: list[str]) -> dict[str, tuple[int, int]]:
-    """Add up parameters and MACs below each name; those of no name stand under the empty one."""
+    """Sum parameters and MACs below each name; the empty name collects the rest."""
     known = set(names)
     sums: dict[str, tuple[int, int]] = {}
     for row in summary.layers:

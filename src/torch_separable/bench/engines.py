@@ -1,4 +1,4 @@
-"""The engines that are compared, each at its fastest settings: from a network to a call on fixed images."""
+"""The inference engines of a benchmark: each turns a network into a call on fixed images, with its fastest settings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Job:
-    """What an engine is to run.
+    """A network for an engine to run.
 
     Attributes:
-        engine: a name of `ENGINES`.
+        engine: a key of `ENGINES`.
         model: the network, in evaluation mode.
-        images: (N, C, H, W).
-        threads: of the engine.
-        onnx: the same network as a file, for the engines that read one.
+        images: the input, (N, C, H, W).
+        threads: number of threads of the engine.
+        onnx: the network as an ONNX file, for engines that read one.
     """
 
     engine: str
@@ -38,16 +38,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine, and how to have it run a job.
+    """An inference engine.
 
     Attributes:
-        title: as tables say it.
-        precision: that it computes in.
-        prepare: makes a job's call, which runs the images and returns the logits.
-        module: that must be installed.
-        pip: what installs it.
-        onnx: whether it reads the network from a file.
-        slow: whether preparing takes minutes, so that it runs only where it is asked for.
+        title: name in tables.
+        precision: data type of its arithmetic.
+        prepare: function from a job to a call that runs the images and returns the logits.
+        module: Python module that it needs.
+        pip: package that provides the module.
+        onnx: whether it reads an ONNX file.
+        slow: whether preparation takes minutes, so that it runs only on request.
     """
 
     title: str
@@ -99,7 +99,7 @@ def _onnxruntime(job: Job) -> Call:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
     session = ort.InferenceSession(job.onnx, options, providers=["CPUExecutionProvider"])
-    # Inputs and outputs stay where they are: a call copies nothing.
+    # Bound inputs and outputs: a call copies nothing.
     binding = session.io_binding()
     binding.bind_ortvalue_input(INPUT, ort.OrtValue.ortvalue_from_numpy(job.images.numpy()))
     outputs = ort.OrtValue.ortvalue_from_numpy(session.run(None, {INPUT: job.images.numpy()})[0])
@@ -126,7 +126,7 @@ def _openvino(precision: Precision) -> Callable[[Job], Call]:
             "INFERENCE_PRECISION_HINT": hint,
         }
         request = core.compile_model(core.read_model(job.onnx), "CPU", settings).create_infer_request()
-        # Its fastest call, found by trying: tensors set once, and an asynchronous start that is waited for.
+        # The fastest of the calls that were tried: tensors are set once, and an asynchronous request is awaited.
         request.set_input_tensor(ov.Tensor(job.images.numpy(), shared_memory=True))
         outputs = torch.from_numpy(request.get_output_tensor().data)
 

@@ -1,4 +1,4 @@
-"""Timing a network in several engines, round by round, after their outputs have been checked against PyTorch's."""
+"""Timing a network in several engines in alternating rounds, after checking their outputs against PyTorch's."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from torch_separable.exporting.to_onnx import OPSET, to_onnx
 from torch_separable.runtime.native.bindings import available, chosen_set
 from torch_separable.runtime.profiling.roofline import Peak, measured_peak
 
-# Largest difference to PyTorch's float32 outputs, of their largest, at which an engine computes the same network.
-# Random weights amplify what is rounded: PyTorch's own autocast to bfloat16 is 0.14 off on such a MobileNetV1.
+# Largest accepted difference from PyTorch's float32 outputs, relative to the largest output. Random weights amplify
+# rounding: PyTorch's own bfloat16 autocast differs by 0.14 on a MobileNetV1 with random weights.
 TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.3}
 _ROUND_MS = 100.0
 _MOST_CALLS = 200
@@ -32,15 +32,15 @@ _MOST_CALLS = 200
 
 @dataclass(frozen=True)
 class Timing:
-    """One engine's time.
+    """The time of one engine.
 
     Attributes:
-        engine: a name of `ENGINES`.
-        precision: that it computed in.
+        engine: a key of `ENGINES`.
+        precision: data type of its arithmetic.
         milliseconds: median over all calls, for the whole batch.
-        quartiles: the middle half of the calls lies between these.
-        calls: that were timed.
-        error: largest difference to PyTorch's float32 outputs, of the largest of these.
+        quartiles: first and third quartile of the calls in milliseconds.
+        calls: number of timed calls.
+        error: largest difference from PyTorch's float32 outputs, relative to the largest output.
     """
 
     engine: str
@@ -52,25 +52,25 @@ class Timing:
 
     @property
     def title(self) -> str:
-        """The engine's name as tables say it."""
+        """The engine's name in tables."""
         return ENGINES[self.engine].title
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is this package's runtime."""
+        """Whether the engine is this package's runtime."""
         return self.engine.startswith(OURS)
 
 
 @dataclass(frozen=True)
 class Case:
-    """All engines at one number of threads and one batch.
+    """All engines at one number of threads and one batch size.
 
     Attributes:
-        threads: of each engine.
+        threads: number of threads of each engine.
         batch: images in a call.
         macs: multiply-accumulates of a call.
-        timings: of the engines that ran.
-        peak: what the machine can do with these threads; ``None`` without the kernel library, which measures it.
+        timings: the engines that ran.
+        peak: measured peak of the machine with these threads; ``None`` without the kernel library, which measures it.
     """
 
     threads: int
@@ -80,36 +80,36 @@ class Case:
     peak: Peak | None
 
     def ours(self, precision: Precision = "float32") -> Timing | None:
-        """Return this package's timing."""
+        """Return the timing of this package's runtime."""
         return next((t for t in self.timings if t.is_ours and t.precision == precision), None)
 
     def fastest_peer(self, precision: Precision = "float32") -> Timing | None:
-        """Return the fastest of the others."""
+        """Return the timing of the fastest other engine."""
         peers = (t for t in self.timings if not t.is_ours and t.precision == precision)
         return min(peers, key=lambda t: t.milliseconds, default=None)
 
     def ratio(self, precision: Precision = "float32") -> float | None:
-        """How many times faster than the fastest peer this package is; ``None`` where there are not both."""
+        """Return the speedup over the fastest peer; ``None`` if either timing is missing."""
         ours, peer = self.ours(precision), self.fastest_peer(precision)
         return None if ours is None or peer is None else peer.milliseconds / ours.milliseconds
 
     def gflops(self, timing: Timing) -> float:
-        """Billions of floating-point operations a second, two for each multiply-accumulate."""
+        """Return 10⁹ floating-point operations per second, counting two per multiply-accumulate."""
         return 2 * self.macs / timing.milliseconds / 1e6
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A network in several engines, and its dense twin, where there is one.
+    """A network in several engines, and optionally its dense counterpart.
 
     Attributes:
-        network: its name.
-        input_shape: of one image, (C, H, W).
+        network: name of the network.
+        input_shape: shape of one image, (C, H, W).
         macs: multiply-accumulates for one image.
-        rounds: in which the engines took turns.
-        cases: each number of threads and batch.
-        problems: a sentence for every engine that did not take part.
-        dense: the same of the network that it stands for.
+        rounds: number of rounds in which the engines alternated.
+        cases: one entry per number of threads and batch size.
+        problems: one sentence per engine that was left out, and per doubt about the figures.
+        dense: the benchmark of the dense network.
     """
 
     network: str
@@ -121,9 +121,9 @@ class Benchmark:
     dense: Benchmark | None = None
 
     def realized_speedup(self, case: Case) -> float | None:
-        """How much of the promise of fewer MACs the clock keeps, 1 for all: (dense ms ÷ ms) ÷ (dense MACs ÷ MACs).
+        """Return the speedup divided by the MAC reduction, (dense ms ÷ ms) ÷ (dense MACs ÷ MACs).
 
-        The dense network's time is that of its fastest peer; ours is that of this package.
+        The dense time is that of the fastest peer, the other one that of this package's runtime.
         """
         twin = self.dense and next(
             (c for c in self.dense.cases if (c.threads, c.batch) == (case.threads, case.batch)), None
@@ -134,7 +134,7 @@ class Benchmark:
         return (theirs.milliseconds / ours.milliseconds) / (twin.macs / case.macs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data, the ratios with it."""
+        """Return figures and ratios as JSON types."""
         cases = []
         for case in self.cases:
             entry = asdict(case)
@@ -178,24 +178,24 @@ def benchmark(
 ) -> Benchmark:
     """Time a network in several engines on this machine's CPU.
 
-    Each engine runs in a process of its own, for inside one they slow each other down; the processes take turns, a
-    round of about a tenth of a second each, so that what slows the machine for a while slows all alike. Before that,
-    their outputs are compared with PyTorch's: an engine that computes something else is no peer, and is named.
+    Each engine runs in its own process, because engines in one process slow each other down. The processes alternate
+    in rounds of about 0.1 s, so that a change in the load of the machine affects all engines. Before timing, the
+    outputs are compared with PyTorch's; an engine with other outputs is left out and named.
 
     Args:
-        model: the network, of one tensor (N, C, H, W); its classes must be importable.
-        images: to run, (N, C, H, W); they are repeated for larger batches.
-        name: of the network; by default its class's.
-        dense: the network that ``model`` stands for, to see whether fewer MACs are fewer milliseconds.
-        engines: names of `ENGINES`; by default all but those that take minutes to prepare.
-        threads: numbers of threads; by default one, and as many as PyTorch uses.
+        model: the network, with one input (N, C, H, W); its classes must be importable.
+        images: the input, (N, C, H, W), repeated for larger batches.
+        name: name of the network; by default that of its class.
+        dense: the dense counterpart of ``model``, to compare the speedup with the MAC reduction.
+        engines: keys of `ENGINES`; by default all but those that take minutes to prepare.
+        threads: numbers of threads; by default 1 and PyTorch's number.
         batches: numbers of images in a call.
-        rounds: of each engine.
-        progress: whether a bar is shown.
+        rounds: number of rounds of each engine.
+        progress: whether to show a progress bar.
 
     Raises:
-        SeparableError: an engine's name is not known, a number is below 1, the network does not take these images, or
-            no engine can run it.
+        SeparableError: an engine is unknown, a number is below 1, the network fails on these images, or no engine can
+            run it.
 
     Example:
         >>> from torch_separable.models import mobilenet_v1
@@ -209,11 +209,11 @@ def benchmark(
     wanted = _default() if engines is None else list(engines)
     for key in wanted:
         if key not in ENGINES:
-            raise SeparableValueError(f"no engine is called {key}: known are {', '.join(ENGINES)}")
+            raise SeparableValueError(f"engine {key!r} is unknown: use {', '.join(ENGINES)}")
     counts = sorted({1, torch.get_num_threads()}) if threads is None else list(threads)
     for what, numbers in (("threads", counts), ("batches", batches), ("rounds", [rounds])):
         if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
-            raise SeparableValueError(f"{what}={numbers!r}: must be whole numbers, at least 1")
+            raise SeparableValueError(f"{what}={numbers!r}: must be integers of at least 1")
     networks = {name or type(model).__name__: model}
     if dense is not None:
         networks[f"{name or type(model).__name__}, dense"] = dense
@@ -234,7 +234,7 @@ def _benchmark(
     macs = analyze(ready, images[:1]).macs
     usable, problems = _usable(engines)
     if _is_constant(ready, images):
-        problems.append("The outputs hardly depend on the images (an untrained network?): comparing them says little.")
+        problems.append("The outputs hardly depend on the images, so comparing them verifies little.")
     cases = []
     for batch in batches:
         called = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch].contiguous()
@@ -264,13 +264,13 @@ def _is_constant(model: nn.Module, images: Tensor) -> bool:
 
 
 def _default() -> list[str]:
-    """Engines that take part unasked; in bfloat16 this package's only where there are instructions for it."""
+    """Return the default engines; this package's bfloat16 engine only if the processor has bfloat16 instructions."""
     ours = f"{OURS}_bf16"
     return [key for key, engine in ENGINES.items() if not engine.slow and (key != ours or _has_bfloat16())]
 
 
 def _usable(engines: Sequence[str]) -> tuple[dict[str, Engine], list[str]]:
-    """Split engines into those that can run here, and sentences about the others."""
+    """Return the engines that can run here, and one sentence about each other engine."""
     usable, problems = {}, []
     for key in dict.fromkeys(engines):
         engine = ENGINES[key]
@@ -289,16 +289,16 @@ def _has_bfloat16() -> bool:
 
 
 def _file(model: nn.Module, images: Tensor, engines: dict[str, Engine]) -> tuple[bytes | None, str]:
-    """Write the network once for the engines that read a file; or a sentence why that cannot be."""
+    """Return the network as ONNX for the engines that read it, or a sentence why it cannot be exported."""
     readers = [engine.title for engine in engines.values() if engine.onnx]
     if not readers:
         return None, ""
     try:
         return to_onnx(capture(model, images.shape[1:], len(images)), OPSET, any_batch=False), ""
     except MissingExtraError as error:
-        return None, f"{' and '.join(readers)} cannot take part: {error}."
+        return None, f"{' and '.join(readers)} left out: {error}."
     except SeparableError as error:
-        return None, f"{' and '.join(readers)} cannot take part: {error}."
+        return None, f"{' and '.join(readers)} left out: {error}."
 
 
 def _take_turns(
@@ -313,15 +313,15 @@ def _take_turns(
                 limit = TOLERANCE[worker.engine.precision]
                 if not error <= limit:
                     problems.append(
-                        f"{worker.engine.title} computes something else: {error:.1g} of the outputs' scale, at most "
-                        f"{limit:g} is allowed."
+                        f"{worker.engine.title} left out: its outputs differ from PyTorch's by {error:.1g} of their "
+                        f"scale, above the limit {limit:g}."
                     )
                     continue
             except SeparableError as reason:
                 problems.append(f"{reason}.")
                 continue
             running[job.engine] = worker, error
-        # Now that all are prepared, how many calls a round is of.
+        # The number of calls in a round, measured after every engine is prepared.
         calls = {e: max(1, min(_MOST_CALLS, int(_ROUND_MS / min(w.round(2))))) for e, (w, _) in running.items()}
         times: dict[str, list[float]] = {engine: [] for engine in running}
         for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Untrained networks made to behave as trained ones do, so that engines can be compared on what they compute."""
+"""Batch norm statistics and scales for untrained networks, so that outputs of engines can be compared."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch_separable._network.copying import copied
 
 
 def randomize_batch_norms(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
-    """Return a copy whose batch norms have the statistics of ``images`` (N, C, H, W), and scales as if trained.
+    """Return a copy whose batch norms have the statistics of ``images`` (N, C, H, W) and random scales near 1.
 
-    As they are drawn, the activations of a deep network fade from layer to layer, until its outputs are its last bias
-    whatever the image.
+    With the usual initialization, activations of a deep network shrink from layer to layer until its outputs are the
+    last bias for every image.
 
     Example:
         >>> from torch_separable.models import mobilenet_v1
@@ -31,7 +31,7 @@ def randomize_batch_norms(model: nn.Module, images: Tensor, seed: int = 0) -> nn
             norm.bias.normal_(std=0.1, generator=generator)
         if norms:
             update_bn([images], made)
-        for layer in made.modules():  # a classifier is drawn for activations of any size, and gives next to nothing
+        for layer in made.modules():  # the default initialization of classifiers gives outputs near 0
             if isinstance(layer, nn.Linear):
                 layer.weight.normal_(std=layer.in_features**-0.5, generator=generator)
     return made.eval()

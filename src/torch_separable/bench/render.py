@@ -1,4 +1,4 @@
-"""A benchmark as tables: for the terminal, and for notebooks."""
+"""Tables of a benchmark for the terminal and for notebooks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch_separable.bench.engines import Precision
 from torch_separable.bench.harness import Benchmark, Case
 
 _WIDTH = 80
-_HEADS = ("engine", "ms", "middle half", "we are", "GFLOP/s", "of peak", "error")
+_HEADS = ("engine", "ms", "quartiles", "÷ ours", "GFLOP/s", "of peak", "error")
 
 
 def benchmark_table(done: Benchmark) -> str:
-    """Return every case as a table of its engines, the fastest first, and what it amounts to in a sentence."""
+    """Return one table per case, with the fastest engine first, followed by its ratios in sentences."""
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
     console.print(_title(done))
@@ -34,7 +34,7 @@ def benchmark_table(done: Benchmark) -> str:
 
 
 def benchmark_html(done: Benchmark) -> str:
-    """Return the same tables and sentences for notebooks; names are escaped."""
+    """Return the same tables and sentences as HTML, with escaped names."""
     parts = [f"<p>{escape(_title(done))}</p>"]
     for case in done.cases:
         parts.append(f"<p>{_case_title(case)}</p>")
@@ -46,7 +46,7 @@ def benchmark_html(done: Benchmark) -> str:
 
 def _title(done: Benchmark) -> str:
     shape = "x".join(map(str, done.input_shape))
-    return f"{done.network}, {shape}, {done.macs:,} MACs; medians of {done.rounds} rounds in turn"
+    return f"{done.network}, {shape}, {done.macs:,} MACs; medians of {done.rounds} alternating rounds"
 
 
 def _case_title(case: Case) -> str:
@@ -86,14 +86,14 @@ def _rows(case: Case) -> list[tuple[str, ...]]:
 
 
 def _sentences(done: Benchmark, case: Case) -> list[str]:
-    said = []
+    sentences = []
     for precision in get_args(Precision):
         ratio, peer = case.ratio(precision), case.fastest_peer(precision)
         if ratio is not None and peer is not None:
-            said.append(f"{precision}: {ratio:.2f}x the speed of the fastest peer, {peer.title}.")
-    kept = done.realized_speedup(case)
-    if kept is not None:
-        said.append(f"{100 * kept:.0f} % of the promise of fewer MACs is kept.")
+            sentences.append(f"{precision}: {ratio:.2f}x the speed of the fastest peer, {peer.title}.")
+    realized = done.realized_speedup(case)
+    if realized is not None:
+        sentences.append(f"The measured speedup is {100 * realized:.0f} % of the MAC reduction.")
     if case.peak is not None:
-        said.append(f"Peak measured here: {case.peak.gflops:.0f} GFLOP/s ({case.peak.instruction_set}).")
-    return said
+        sentences.append(f"Measured peak: {case.peak.gflops:.0f} GFLOP/s ({case.peak.instruction_set}).")
+    return sentences

@@ -1,7 +1,7 @@
 """A process that runs one engine: ``python -m torch_separable.bench.worker DESCRIPTOR``, started by `Worker`.
 
-Over the pipe comes a `Job` and goes the output, or an `Exception`; then comes a number of calls and go their
-milliseconds, again and again, until the pipe is closed.
+The process receives a `Job` over the pipe and sends the output or an `Exception`. Then it receives a number of calls
+and sends their times in milliseconds, repeatedly, until the pipe is closed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch_separable.errors import SeparableError
 
 
 class Worker:
-    """A process of its own for a job; it answers one round of calls at a time, and sleeps in between.
+    """The parent's end of a worker process; the process runs one round of calls at a time and sleeps in between.
 
     Raises:
         SeparableError: the network cannot be sent to another process, or the engine cannot run it.
@@ -40,16 +40,16 @@ class Worker:
             pass_fds=[theirs.fileno()],
             env={**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": paths},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # what a network's own code prints
+            stdout=subprocess.DEVNULL,  # the network's own code may print
             stderr=self._errors,
         )
         theirs.close()
         try:
-            # Not `send`: torch has it share the tensors' memory, which only processes of one family can.
+            # Not `send`: torch makes it share the memory of tensors, which only works between forked processes.
             self._pipe.send_bytes(pickle.dumps(job))
         except BrokenPipeError:
-            pass  # it has ended: `outputs` says why
-        except Exception as error:  # whatever a network holds that cannot be pickled
+            pass  # the process has ended; `outputs` reports why
+        except Exception as error:  # objects that cannot be pickled raise many types
             self.close()
             raise SeparableError(
                 f"{type(job.model).__name__} cannot be sent to another process ({error}): define its classes in a "
@@ -57,14 +57,14 @@ class Worker:
             ) from error
 
     def outputs(self) -> Tensor:
-        """Wait until the engine is prepared, and return what it computes."""
+        """Wait until the engine is prepared, and return its outputs."""
         answer = self._answer()
         if isinstance(answer, Exception):
             raise SeparableError(str(answer)) from answer
         return torch.from_numpy(answer)
 
     def round(self, calls: int) -> list[float]:
-        """Run the engine ``calls`` times, after once that does not count, and return the milliseconds of each."""
+        """Run the engine ``calls`` times after one untimed call, and return the milliseconds of each call."""
         self._pipe.send(calls)
         times: list[float] = self._answer()
         return times
@@ -97,8 +97,8 @@ class Worker:
 
 
 def serve(connection: Connection) -> None:
-    """Answer until the other end is closed."""
-    job: Job = pickle.loads(connection.recv_bytes())  # of the process that started this one
+    """Serve rounds of calls until the other end is closed."""
+    job: Job = pickle.loads(connection.recv_bytes())  # sent by the parent process
     torch.set_num_threads(job.threads)
     with torch.inference_mode():
         try:

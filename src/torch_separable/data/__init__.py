@@ -1,4 +1,4 @@
-"""Images with or without labels: in memory, read from files, randomly changed for training."""
+"""Image data: in-memory data sets, readers for files and the hub, and augmentation."""
 
 from torch_separable.data.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
 

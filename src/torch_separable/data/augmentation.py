@@ -1,10 +1,10 @@
-"""Random changes to a batch of images, drawn from (seed, step) for the whole batch at once.
+"""Random augmentation of image batches, reproducible from (seed, step, position in the batch).
 
-What happens to an image is decided by the seed, the step and the image's position in the batch, by nothing else. So a
-resumed run sees the images of an uninterrupted one, and two processes with half a batch each those of a single process.
+An image's augmentation depends on nothing else. A resumed run therefore sees the same images as an uninterrupted one,
+and two processes with half a batch each see the same images as one process.
 
-Cropping, flipping and erasing move or blank pixels and are plain indexing, on uint8 where the images are uint8: half
-the time of kornia's, which go through float. Colours are kornia's.
+Cropping, flipping and erasing are implemented here by indexing and keep uint8 images as uint8: they take half the time
+of kornia's, which convert to float. Colour changes are kornia's.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from torch import Tensor
 
 from torch_separable._system.extras import optional
 
-_CROP_SHARE = 8  # a 32-pixel image is padded by 4 and cropped back, as CIFAR's usually are (arXiv 1512.03385)
+_CROP_SHARE = 8  # padding is 1/8 of the size: 4 pixels for 32, the usual choice for CIFAR (arXiv 1512.03385)
 _ERASE_AREA = (0.02, 0.33)
 _ERASE_ASPECT = (0.3, 3.3)
 _COLOR_STRENGTH = 0.4
-_MIXUP_ALPHA = 1.0  # any mixture alike: as for CIFAR-10 (arXiv 1710.09412), and for distillation (arXiv 2106.05237)
+_MIXUP_ALPHA = 1.0  # uniform shares, used for CIFAR-10 (arXiv 1710.09412) and for distillation (arXiv 2106.05237)
 
 
 def derive_seed(*parts: int) -> int:
-    """One 64-bit seed from several non-negative numbers; different numbers give independent streams.
+    """Combine non-negative integers into one 64-bit seed; different inputs give independent streams.
 
     Example:
         >>> derive_seed(0, 1) != derive_seed(1, 0)
         True
     """
-    # The length keeps (1,) and (1, 0) apart, which SeedSequence does not.
+    # SeedSequence gives (1,) and (1, 0) the same state; the length distinguishes them.
     return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes to images, by name and in order.
+    """A sequence of random augmentations.
 
     Attributes:
-        names: of ``crop`` (pad by an eighth, crop back anywhere), ``flip`` (mirror left to right, half of the images),
-            ``color`` (brightness, contrast, saturation x 0.6..1.4), ``erase`` (a grey rectangle on half of the images,
-            arXiv 1708.04896), ``mixup`` (see ``mixing``).
-        seed: of everything drawn.
+        names: the augmentations in order: ``crop`` (pad by an eighth, crop at a random offset), ``flip`` (mirror half
+            of the images left to right), ``color`` (brightness, contrast and saturation times 0.6..1.4), ``erase`` (a
+            grey rectangle in half of the images, arXiv 1708.04896), ``mixup`` (see ``mixing``).
+        seed: random seed.
 
     Example:
         >>> import torch
@@ -61,13 +61,13 @@ class Augmentation:
     seed: int
 
     def __call__(self, images: Tensor, step: int, positions: Tensor, batch_size: int) -> Tensor:
-        """Change raw images (n, C, H, W), uint8 or float in 0..1.
+        """Augment raw images (n, C, H, W), uint8 or float in 0..1.
 
         Args:
             images: the images at ``positions`` of the batch.
-            step: number of the batch since the beginning of the run.
-            positions: place of each image in its batch (n,), int64.
-            batch_size: images in the whole batch.
+            step: index of the batch since the start of the run.
+            positions: index of each image in its batch, (n,), int64.
+            batch_size: number of images in the whole batch.
 
         Returns:
             Images of the same shape and range, uint8 or float32.
@@ -79,10 +79,10 @@ class Augmentation:
         return images
 
     def mixing(self, step: int, positions: Tensor, batch_size: int) -> tuple[Tensor, Tensor] | None:
-        """What ``mixup`` (arXiv 1710.09412) mixes: ``None`` if it is not asked for.
+        """Draw the pairs and shares of ``mixup`` (arXiv 1710.09412); ``None`` if it is not in ``names``.
 
         Returns:
-            The position in the batch of each image's partner, and each image's own share in the mixture, (n,) both.
+            The position of each image's partner in the batch, and the image's own share in the mixture, both (n,).
         """
         if "mixup" not in self.names:
             return None
@@ -94,7 +94,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class _Draw:
-    """Random numbers for the whole batch, of which the images at ``positions`` take theirs, shaped (n, 1)."""
+    """Draws random numbers for the whole batch and returns those of the images at ``positions``, (n, 1)."""
 
     generator: torch.Generator
     positions: Tensor
@@ -105,7 +105,7 @@ class _Draw:
         return least + (most - least) * drawn
 
     def whole(self, most: int) -> Tensor:
-        """A whole number in 0..most."""
+        """Draw an integer in 0..most."""
         return torch.randint(most + 1, (self.batch_size, 1), generator=self.generator)[self.positions]
 
 
@@ -124,13 +124,13 @@ def _flip(images: Tensor, draw: _Draw) -> Tensor:
 
 
 def _rows(images: Tensor, rows: Tensor) -> Tensor:
-    """The rows (n, H') of each image (n, C, H, W)."""
+    """Select rows (n, H') of each image (n, C, H, W)."""
     n, channels, _, width = images.shape
     return images.gather(2, rows.to(images.device).view(n, 1, -1, 1).expand(-1, channels, -1, width))
 
 
 def _columns(images: Tensor, columns: Tensor) -> Tensor:
-    """The columns (n, W') of each image (n, C, H, W)."""
+    """Select columns (n, W') of each image (n, C, H, W)."""
     n, channels, height, _ = images.shape
     return images.gather(3, columns.to(images.device).view(n, 1, 1, -1).expand(-1, channels, height, -1))
 

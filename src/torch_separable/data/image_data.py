@@ -1,4 +1,4 @@
-"""Images with or without labels, held in memory: the data of calibration and training."""
+"""In-memory image data with optional labels, for calibration, training and evaluation."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _SPECS = "digits, npz:PATH, folder:PATH, hf:NAME"
 class ImageData:
     """Images of one size in memory, with the normalisation that the network expects.
 
-    The pixels stay as they came (uint8 where they came as uint8) and are normalised when they are taken, so that
-    50,000 CIFAR images cost 150 MB.
+    Pixels keep their type (uint8 if they were read as uint8) and are normalised on access, so that 50,000 CIFAR images
+    take 150 MB.
 
     Attributes:
-        name: where the images come from, as ``load_data`` was told.
-        split: which part of them these are.
+        name: the source of the images, as given to ``load_data``.
+        split: name of the split.
         images: raw pixels (N, C, H, W), uint8, or float32 in 0..1.
-        labels: class of each image (N,), int64; ``None`` when unlabelled.
+        labels: class index of each image (N,), int64; ``None`` if unlabelled.
         classes: names of the classes.
-        mean: value taken off each channel, of images in 0..1; empty for none.
+        mean: value subtracted from each channel of images in 0..1; empty for none.
         std: value that each channel is then divided by; empty for none.
 
     Raises:
-        SeparableValueError: shapes, types or ranges are not the above; a pixel is NaN; there is no image; a label names
-            no class.
+        SeparableValueError: a shape, type or range differs from the above, a pixel is NaN, there is no image, or a
+            label is outside the classes.
 
     Example:
         >>> import torch
@@ -103,11 +103,11 @@ class ImageData:
 
     @property
     def dataset(self) -> Dataset[tuple[Tensor, int]]:
-        """The images as a PyTorch dataset of (normalised image float32 (C, H, W), label or -1)."""
+        """The images as a PyTorch dataset of (normalised float32 image (C, H, W), label or -1)."""
         return _ImageDataset(self)
 
     def describe(self) -> dict[str, object]:
-        """What tells these images from others, of types that JSON has."""
+        """Return what identifies these images, as JSON types."""
         return {
             "name": self.name,
             "split": self.split,
@@ -118,7 +118,7 @@ class ImageData:
         }
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn raw pixels (n, C, H, W), uint8 or float in 0..1, into what the network takes, float32."""
+        """Convert raw pixels (n, C, H, W), uint8 or float in 0..1, to the network's normalised float32 input."""
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         images = images.to(torch.float32)
         if not self.mean and not self.std:
@@ -129,30 +129,30 @@ class ImageData:
         return (images - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
 
     def take(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """The normalised images (n, C, H, W) and labels (n,) at ``indices``; labels are -1 where there are none."""
+        """Return the normalised images (n, C, H, W) and labels (n,) at ``indices``; labels are -1 if unlabelled."""
         images = self.normalise(self.images[indices])
         if self.labels is None:
             return images, torch.full((len(images),), UNLABELLED)
         return images, self.labels[indices]
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
-        """``count`` distinct normalised images (count, C, H, W), the same ones for the same ``seed``.
+        """Draw ``count`` distinct normalised images (count, C, H, W); equal seeds give equal images.
 
         Raises:
             SeparableValueError: ``count`` is below 1 or above the number of images.
         """
         if not 1 <= count <= len(self):
             raise SeparableValueError(
-                f"count={count}: {self.name} ({self.split}) has {len(self)} images to choose from"
+                f"count={count}: must be between 1 and the {len(self)} images of {self.name} ({self.split})"
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[:count])[0]
 
     def subset(self, indices: Sequence[int] | range | Tensor) -> ImageData:
-        """These images alone, in the order of ``indices``; a ``range`` of step 1 shares the memory.
+        """Return the images at ``indices``, in that order; a ``range`` of step 1 shares memory with this data.
 
         Raises:
-            SeparableValueError: there is no index, or one is outside 0..len-1.
+            SeparableValueError: ``indices`` is empty, or an index is outside 0..len-1.
         """
         if len(indices) == 0:
             raise SeparableValueError(f"indices is empty: a subset of {self.name} needs at least one image")
@@ -160,7 +160,7 @@ class ImageData:
         least, most = int(wanted.min()), int(wanted.max())
         if least < 0 or most >= len(self):
             raise SeparableValueError(
-                f"indices reach from {least} to {most}; {self.name} ({self.split}) has images 0..{len(self) - 1}"
+                f"indices {least}..{most} are out of range: {self.name} ({self.split}) has images 0..{len(self) - 1}"
             )
         if isinstance(indices, range) and indices.step == 1:
             chosen: Tensor | slice = slice(indices.start, indices.stop)
@@ -174,8 +174,8 @@ class ImageData:
 
         Args:
             batch_size: images in a batch.
-            shuffle: whether to go through the images in an order drawn from ``seed``.
-            seed: of the order.
+            shuffle: whether to shuffle the images.
+            seed: random seed of the order.
         """
         if batch_size < 1:
             raise SeparableValueError(f"batch_size={batch_size}: must be at least 1")
@@ -186,7 +186,7 @@ class ImageData:
 
 
 class _ImageDataset(Dataset[tuple[Tensor, int]]):
-    """``ImageData`` as ``torch.utils.data`` wants it; ``__getitems__`` lets a DataLoader take a batch at once."""
+    """``ImageData`` as a ``torch.utils.data.Dataset``; ``__getitems__`` lets a DataLoader fetch a batch at once."""
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
@@ -214,37 +214,37 @@ def load_data(
     broken: Literal["refuse", "skip"] = "refuse",
     progress: bool = True,
 ) -> ImageData:
-    """Load images by a short description of where they are.
+    """Load images from a source given as a short specification.
 
-    All of the split is decoded into memory: 3 KB an image at 32x32 pixels, 150 KB at 224x224.
+    The whole split is decoded into memory: 3 KB per image at 32x32 pixels, 150 KB at 224x224.
 
     Args:
         spec: one of
 
-            - ``digits``: scikit-learn's 1,797 scans of handwritten digits, enlarged to 32x32, one channel, 0..1; 450
-              of them, in equal shares of the classes, are the split ``test``, the others ``train``;
+            - ``digits``: scikit-learn's 1,797 scans of handwritten digits, enlarged to 32x32, one channel, 0..1. The
+              split ``test`` has 450 of them, stratified by class, ``train`` the others;
             - ``npz:PATH``: a NumPy archive with ``images`` (uint8, or float in 0..1; (N, H, W, C), (N, C, H, W) or
-              (N, H, W)) and optionally ``labels`` (N,) and ``classes``, taken for whatever split is asked for; or a
-              folder of such archives, one a split, named ``train.npz``, ``test.npz``, ...;
+              (N, H, W)) and optionally ``labels`` (N,) and ``classes``, used for every split; or a folder with one
+              archive per split, named ``train.npz``, ``test.npz``, ...;
             - ``folder:PATH``: an image folder, ``PATH/split/CLASS/image.png``, or ``PATH/split/image.png`` without
-              labels. Folders within a class's are of the class, links are followed, names that begin with a dot are
-              left out, and so is what Pillow does not know by its extension. Pixels are taken as they lie in the file:
-              an orientation that a camera noted (EXIF) is not applied, as in torchvision;
-            - ``hf:NAME``: a data set of the Hugging Face hub, or the path of one on disk, through ``datasets``. Labels
-              are its column ``label`` or ``labels``, or else the first of named classes. A single ``Dataset`` saved to
-              disk is taken for whatever split is asked for.
-        split: which part, such as ``train`` or ``test``.
-        image_size: height and width (one number for both) that the images are brought to: scaled until they cover it,
-            then cropped at the centre. Needed where images differ in size.
-        mean: value taken off each channel (of images in 0..1); none by default. ``IMAGENET_MEAN`` is at hand.
-        std: value that each channel is then divided by; none by default. ``IMAGENET_STD`` is at hand.
-        broken: what to do about an image file that cannot be decoded: name it and ``refuse``, or name it in a warning
-            and ``skip`` it.
-        progress: whether bars may appear on a terminal.
+              labels. Subfolders of a class belong to the class, and links are followed. Names that begin with a dot
+              and files whose extension Pillow does not know are skipped. As in torchvision, the EXIF orientation is
+              not applied;
+            - ``hf:NAME``: a data set of the Hugging Face hub, or the path of one on disk, read by ``datasets``. Labels
+              come from the column ``label`` or ``labels``, or else from the first ``ClassLabel`` column. A single
+              ``Dataset`` saved to disk is used for every split.
+        split: name of the split, such as ``train`` or ``test``.
+        image_size: (height, width), or one number for both: images are resized to cover it and then centre-cropped.
+            Required if the images differ in size.
+        mean: value subtracted from each channel of images in 0..1, such as ``IMAGENET_MEAN``; none by default.
+        std: value that each channel is then divided by, such as ``IMAGENET_STD``; none by default.
+        broken: what to do with an image that cannot be decoded: ``refuse`` raises an error that names it, ``skip``
+            skips it with a warning.
+        progress: whether to show progress bars on a terminal.
 
     Raises:
-        SeparableError: the description, a file or its contents cannot be used; the message says which and why.
-        MissingExtraError: reading this needs a package that is not installed.
+        SeparableError: the specification, a file or its contents cannot be used; the message says which and why.
+        MissingExtraError: the source needs a package that is not installed.
 
     Example:
         >>> train, test = load_data("digits"), load_data("digits", "test")
@@ -256,7 +256,7 @@ def load_data(
     if broken not in ("refuse", "skip"):
         raise SeparableValueError(f"broken={broken!r}: must be 'refuse' or 'skip'")
     if kind in ("npz", "folder", "hf") and not place:
-        raise SeparableValueError(f"data {spec!r} names no place: write {kind}:{'NAME' if kind == 'hf' else 'PATH'}")
+        raise SeparableValueError(f"data {spec!r} has no path: write {kind}:{'NAME' if kind == 'hf' else 'PATH'}")
     raw: Raw
     match kind:
         case "digits" if not place:
@@ -268,12 +268,12 @@ def load_data(
         case "hf":
             raw = readers.read_hub(place, split, size, skip_broken=broken == "skip", progress=progress)
         case _:
-            raise SeparableValueError(f"data {spec!r} is not one of {_SPECS}")
+            raise SeparableValueError(f"data {spec!r}: must be one of {_SPECS}")
     return ImageData(spec, split, raw.images, raw.labels, raw.classes, _numbers("mean", mean), _numbers("std", std))
 
 
 def _numbers(field: str, values: Sequence[float] | None) -> tuple[float, ...]:
-    """Plain numbers, whatever they came in: JSON has no others."""
+    """Convert to plain floats, so that the values can be written as JSON."""
     try:
         return () if values is None else tuple(float(value) for value in values)
     except (TypeError, ValueError) as error:
@@ -294,7 +294,7 @@ def _check_images(data: ImageData) -> None:
     if images.ndim != 4:
         raise SeparableValueError(f"images of {name} have shape {tuple(images.shape)}: must be (N, C, H, W)")
     if images.numel() == 0:
-        raise SeparableError(f"{name} ({data.split}) is empty: its images have shape {tuple(images.shape)}")
+        raise SeparableError(f"{name} ({data.split}) has no image: its images have shape {tuple(images.shape)}")
     if images.dtype == torch.uint8:
         return
     if images.dtype != torch.float32:
@@ -303,12 +303,12 @@ def _check_images(data: ImageData) -> None:
     if not torch.isfinite(torch.tensor([least, most])).all():
         first = int((~images.flatten(1).isfinite().all(1)).nonzero()[0])
         raise SeparableValueError(
-            f"image {first} of {name} ({data.split}) has NaN or infinite pixels: repair or drop it"
+            f"image {first} of {name} ({data.split}) has NaN or infinite pixels: repair or remove it"
         )
     if least < 0 or most > 1:
         raise SeparableValueError(
-            f"float images of {name} reach from {least:.4g} to {most:.4g}: must lie in 0..1; save them as uint8, "
-            "or divide by the largest value, and give the normalisation as mean and std"
+            f"float images of {name} range from {least:.4g} to {most:.4g}: must lie in 0..1. Give raw pixels, and the "
+            "normalisation as mean and std"
         )
 
 
@@ -319,12 +319,12 @@ def _check_labels(data: ImageData) -> None:
     if labels.shape != (len(data.images),) or labels.dtype != torch.int64:
         raise SeparableValueError(
             f"labels of {data.name} are {labels.dtype} of shape {tuple(labels.shape)}: must be torch.int64 of shape "
-            f"({len(data.images)},), one for each image"
+            f"({len(data.images)},), one per image"
         )
     wrong = ((labels < 0) | (labels >= len(data.classes))).nonzero()
     if len(wrong):
         first = int(wrong[0])
         raise SeparableValueError(
             f"label {int(labels[first])} of image {first} of {data.name} ({data.split}) is out of range: "
-            f"there are {len(data.classes)} classes, numbered from 0"
+            f"must be in 0..{len(data.classes) - 1}, the {len(data.classes)} classes"
         )

@@ -1,4 +1,4 @@
-"""Reading images from where people keep them: one function a source, each giving raw pixels and labels."""
+"""Readers of image data: one function per source, each returning raw pixels, labels and class names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_CLASSES = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """Pixels as they were read: images (N, C, H, W), uint8 or float32; labels (N,) int64 or ``None``; class names."""
+    """Raw image data: images (N, C, H, W), uint8 or float32; labels (N,), int64, or ``None``; class names."""
 
     images: Tensor
     labels: Tensor | None
@@ -38,7 +38,7 @@ class Raw:
 
 
 def read_digits(split: str, size: tuple[int, int] | None) -> Raw:
-    """scikit-learn's handwritten digits (UCI, 8x8, 17 grey levels), enlarged; see ``load_data``."""
+    """Read scikit-learn's handwritten digits (UCI, 8x8, 17 grey levels), enlarged; see ``load_data``."""
     datasets = optional("sklearn.datasets", "demo")
     selection = optional("sklearn.model_selection", "demo")
     if split not in ("train", "test"):
@@ -55,13 +55,13 @@ def read_digits(split: str, size: tuple[int, int] | None) -> Raw:
 
 
 def read_npz(place: str, split: str, size: tuple[int, int] | None) -> Raw:
-    """A NumPy archive, or a folder with one for each split; see ``load_data``."""
+    """Read a NumPy archive, or a folder with one per split; see ``load_data``."""
     path = Path(place).expanduser()
     if path.is_dir():
         folder, path = path, path / f"{split}.npz"
         if not path.is_file():
             found = sorted(p.name for p in folder.glob("*.npz"))
-            raise SeparableError(f"no {split}.npz in {folder}: it has {', '.join(found) or 'no .npz file'}")
+            raise SeparableError(f"{folder} has no {split}.npz: it has {', '.join(found) or 'no .npz file'}")
     if not path.is_file():
         raise SeparableError(f"no images at {path}: no such file or folder")
     arrays = _npz_arrays(path)
@@ -73,15 +73,19 @@ def read_npz(place: str, split: str, size: tuple[int, int] | None) -> Raw:
     if labels is not None:
         names = arrays.get("classes")
         if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
-            raise SeparableError(f"{path}: `classes` is {names.dtype} of shape {names.shape}: must be a list of names")
+            raise SeparableError(
+                f"{path}: `classes` is {names.dtype} of shape {names.shape}: must be a one-dimensional array of strings"
+            )
         classes = _numbered(labels, str(path)) if names is None else _npz_names(names, path)
     return Raw(_cover(images, size), labels, classes)
 
 
 def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays that are read of an archive; the others by name alone, for the message."""
+    """Read images, labels and classes of an archive; other arrays are listed as empty, for error messages."""
     if not zipfile.is_zipfile(path):
-        raise SeparableError(f"{path} is not a whole .npz archive: save one by np.savez(path, images=..., labels=...)")
+        raise SeparableError(
+            f"{path} is not a complete .npz archive: write one with np.savez(path, images=..., labels=...)"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             wanted = ("images", "labels", "classes")
@@ -89,18 +93,18 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise SeparableError(
-                f"{path} holds Python objects, which reading would execute: refused. Save plain arrays "
-                "(images of one size, labels as integers, classes as strings)"
+                f"{path} holds pickled Python objects, which could run code and are not loaded. Save plain arrays: "
+                "images of one size, labels as integers, classes as strings"
             ) from error
         raise SeparableError(f"{path} holds an array that NumPy cannot read: {error}") from error
     except MemoryError as error:
-        raise SeparableError(f"{path} says that it holds more than this machine's memory: {error}") from error
+        raise SeparableError(f"{path} declares arrays larger than this machine's memory: {error}") from error
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise SeparableError(f"{path} is not a whole .npz archive: {error}") from error
+        raise SeparableError(f"{path} is not a complete .npz archive: {error}") from error
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise SeparableError(
-                f"{path}: its `{name}` is no array of NumPy: save the archive by np.savez(path, images=..., labels=...)"
+                f"{path}: `{name}` is not a NumPy array: write the archive with np.savez(path, images=..., labels=...)"
             )
     return arrays
 
@@ -114,8 +118,8 @@ def _npz_images(images: NDArray[Any], path: Path) -> Tensor:
         )
     if images.shape[1] == images.shape[3]:
         raise SeparableError(
-            f"{path}: `images` of shape {images.shape} may be (N, H, W, C) or (N, C, H, W): the channels are "
-            "taken to be the smaller of the second and the last axis, and these are equal"
+            f"{path}: `images` of shape {images.shape} is ambiguous: it may be (N, H, W, C) or (N, C, H, W). The "
+            "channels are the smaller of the second and the last axis, and these are equal"
         )
     if images.shape[3] < images.shape[1]:
         images = images.transpose(0, 3, 1, 2)
@@ -130,7 +134,7 @@ def _npz_labels(labels: NDArray[Any] | None, path: Path) -> Tensor | None:
     if labels is None:
         return None
     if labels.dtype.kind not in "iu":
-        raise SeparableError(f"{path}: `labels` is {labels.dtype}: must be integers, the number of each image's class")
+        raise SeparableError(f"{path}: `labels` is {labels.dtype}: must be integers, the class index of each image")
     return torch.from_numpy(labels.astype(np.int64))
 
 
@@ -138,16 +142,16 @@ def _npz_names(names: NDArray[Any], path: Path) -> tuple[str, ...]:
     try:
         return tuple(map(str, names.astype(str)))
     except UnicodeDecodeError as error:
-        raise SeparableError(f"{path}: `classes` holds bytes that are not ASCII: save the names as text") from error
+        raise SeparableError(f"{path}: `classes` holds bytes that are not ASCII: save the names as strings") from error
 
 
 def read_folder(
     place: str, split: str, size: tuple[int, int] | None, *, skip_broken: bool, progress: bool = True
 ) -> Raw:
-    """An image folder, with a subfolder for each class or none; see ``load_data``."""
+    """Read an image folder, with one subfolder per class or none; see ``load_data``."""
     root = Path(place).expanduser()
     if not root.is_dir():
-        raise SeparableError(f"no image folder at {root}: no such folder")
+        raise SeparableError(f"{root} is not a folder: give an image folder, PATH/split/CLASS/image.png")
     folder = root / split
     try:
         paths, classes = _listed(root, split)
@@ -164,29 +168,29 @@ def read_folder(
 
 
 def _listed(root: Path, split: str) -> tuple[list[Path], tuple[str, ...]]:
-    """The images of a split in order, and the names of the classes; none where its folder has no subfolders."""
+    """Return the sorted images of a split and the class names, which are empty if there are no subfolders."""
     splits = _subfolders(root)
     if split not in splits:
-        raise SeparableError(f"no folder {split} in {root}: it has {', '.join(splits) or 'no folder'}")
+        raise SeparableError(f"{root} has no folder {split}: it has {', '.join(splits) or 'no folder'}")
     folder = root / split
     own = _subfolders(folder)
-    # The classes are numbered by the training split's folders, so that a split without some class agrees with it.
+    # Number the classes by the training split's folders, so that splits that lack a class use the same numbers.
     classes = _subfolders(root / "train") if own and "train" in splits else own
     unknown = sorted(set(own) - set(classes))
     if unknown:
-        raise SeparableError(f"{folder} has the class {unknown[0]}, which {root / 'train'} has not")
+        raise SeparableError(f"{folder} has the class {unknown[0]}, but {root / 'train'} does not")
     pillow = optional("PIL.Image", "train")
     pillow.init()
     suffixes = {suffix for suffix, form in pillow.registered_extensions().items() if _is_read(pillow, form)}
     paths = list(_files(folder, suffixes))
     stray = next((path for path in paths if path.parent == folder), None)
     if own and stray is not None:
-        raise SeparableError(f"{stray} lies beside the folders of the classes: move it into one, or elsewhere")
+        raise SeparableError(f"{stray} is not in a class folder: move it into one, or out of {folder}")
     return paths, tuple(classes)
 
 
 def _is_read(pillow: Any, form: str) -> bool:
-    """Whether Pillow reads a format: of films it knows the size alone, and for HDF5 it has a place and no more."""
+    """Whether Pillow decodes a format. For video it reads only the size, and for HDF5 it has only a stub."""
     reader, _ = pillow.OPEN.get(form, (None, None))
     stub = optional("PIL.ImageFile", "train").StubImageFile
     named = isinstance(reader, type) and issubclass(reader, stub)
@@ -194,7 +198,7 @@ def _is_read(pillow: Any, form: str) -> bool:
 
 
 def _files(folder: Path, suffixes: Collection[str], within: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files below ``folder`` in order, through links, too, but for those to a folder that they lie in."""
+    """Yield the files below ``folder`` in order; links are followed, except links to an enclosing folder."""
     here = folder.resolve()
     if here in within:
         return
@@ -208,14 +212,14 @@ def _files(folder: Path, suffixes: Collection[str], within: tuple[Path, ...] = (
 
 
 def read_hub(place: str, split: str, size: tuple[int, int] | None, *, skip_broken: bool, progress: bool = True) -> Raw:
-    """A data set by its name on the Hugging Face hub or by its path on disk; see ``load_data``."""
+    """Read a data set by its name on the Hugging Face hub or by its path on disk; see ``load_data``."""
     datasets = optional("datasets", "train")
     with _bars(shown=progress), _reading(datasets, f"hf:{place}"):
         table = _table(datasets, Path(place).expanduser(), place, split)
     place = f"hf:{place}"
     image_column = next((name for name, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
     if image_column is None:
-        raise SeparableError(f"{place} has no column of images: its columns are {', '.join(table.features) or 'none'}")
+        raise SeparableError(f"{place} has no image column: its columns are {', '.join(table.features) or 'none'}")
     label_column = _label_column(datasets, table, place)
     encoded = table.cast_column(image_column, datasets.Image(decode=False))
     pictures, kept = _decode(encoded[image_column], place, size, skip_broken=skip_broken, progress=progress)
@@ -223,30 +227,30 @@ def read_hub(place: str, split: str, size: tuple[int, int] | None, *, skip_broke
     if label_column is None:
         return Raw(images, None, ())
     labels = _hub_labels(table[label_column], kept, f"the column {label_column} of {place}")
-    if bool((labels == -1).all()):  # how the hub marks test splits whose labels are kept secret
+    if bool((labels == -1).all()):  # the hub's convention for test splits with secret labels
         return Raw(images, None, ())
     kind = table.features[label_column]
     return Raw(images, labels, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else _numbered(labels, place))
 
 
 def _table(datasets: Any, saved: Path, place: str, split: str) -> Any:
-    """The ``datasets.Dataset`` of a split."""
+    """Return the ``datasets.Dataset`` of a split."""
     if not (saved / "dataset_dict.json").is_file() and not (saved / "state.json").is_file():
         return datasets.load_dataset(str(saved) if saved.is_dir() else place, split=split)
     try:
         table = datasets.load_from_disk(str(saved))
     except IndexError as error:  # a table without rows has no file
-        raise SeparableError(f"{saved} is empty, or one of its splits is: there is no image to read") from error
+        raise SeparableError(f"{saved}, or one of its splits, has no rows") from error
     if not isinstance(table, datasets.DatasetDict):
         return table
     if split not in table:
-        raise SeparableError(f"no split {split} in {saved}: it has {', '.join(table)}")
+        raise SeparableError(f"{saved} has no split {split}: it has {', '.join(table)}")
     return table[split]
 
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    """Keep away the bars of ``datasets`` and of the hub, unless they are to be shown and there is a terminal."""
+    """Disable the progress bars of ``datasets`` and the hub unless ``shown`` and standard error is a terminal."""
     libraries = [optional(name, "train") for name in ("datasets", "huggingface_hub.utils")]
     silenced = [
         library
@@ -264,7 +268,7 @@ def _bars(*, shown: bool) -> Iterator[None]:
 
 @contextmanager
 def _reading(datasets: Any, place: str) -> Iterator[None]:
-    """Turn what ``datasets`` raises about ``place`` into one line."""
+    """Convert exceptions of ``datasets`` about ``place`` to one line."""
     try:
         yield
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
@@ -273,7 +277,7 @@ def _reading(datasets: Any, place: str) -> Iterator[None]:
 
 
 def _label_column(datasets: Any, table: Any, place: str) -> str | None:
-    """The column ``label``, ``labels``, or else the first of named classes; a warning where another could be meant."""
+    """Return the column ``label``, ``labels`` or else the first ``ClassLabel``; warn if the choice is ambiguous."""
     kinds = table.features
     named = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
     usual = [name for name in ("label", "labels") if name in kinds]
@@ -282,26 +286,26 @@ def _label_column(datasets: Any, table: Any, place: str) -> str | None:
             return name
     if len(named) > 1:
         warnings.warn(
-            f"the labels of {place} are taken from its column {named[0]}; {', '.join(named[1:])} could be meant as "
-            "well: rename the one that is to be learnt to label",
+            f"the labels of {place} are read from its column {named[0]}; it also has {', '.join(named[1:])}: rename "
+            "the column to use to label",
             stacklevel=4,
         )
     if not named and usual:
         kind = getattr(kinds[usual[0]], "dtype", type(kinds[usual[0]]).__name__)
         warnings.warn(
-            f"the column {usual[0]} of {place} is {kind}, not the number of each image's class: its images count as "
-            "unlabelled",
+            f"the column {usual[0]} of {place} is {kind}, not integer class indices: its images are loaded without "
+            "labels",
             stacklevel=4,
         )
     return named[0] if named else None
 
 
 def _hub_labels(column: Sequence[int | None], kept: list[int], name: str) -> Tensor:
-    """The labels of the images that were ``kept``, (N,)."""
+    """Return the labels of the images that were ``kept``, (N,)."""
     labels = list(column)
     missing = next((index for index in kept if labels[index] is None), None)
     if missing is not None:
-        raise SeparableError(f"row {missing} in {name} has no label: fill it in, or drop the row")
+        raise SeparableError(f"row {missing} in {name} has no label: add it, or remove the row")
     return torch.tensor([labels[index] for index in kept], dtype=torch.int64)
 
 
@@ -313,7 +317,7 @@ def _decode(
     skip_broken: bool,
     progress: bool = True,
 ) -> tuple[list[NDArray[np.uint8]], list[int]]:
-    """Pixels (H, W) or (H, W, 3) of each image that can be decoded, and the numbers of those."""
+    """Return the pixels (H, W) or (H, W, 3) of each image that can be decoded, and the indices of these images."""
     pictures: list[NDArray[np.uint8]] = []
     kept: list[int] = []
     broken: list[str] = []
@@ -325,12 +329,12 @@ def _decode(
             name = (entry and entry["path"]) or f"image {index}"
             try:
                 if entry is None:
-                    raise ValueError("its row holds no image")
+                    raise ValueError("the row has no image")
                 with pillow.open(BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]) as picture:
                     if picture.mode.startswith(("I", "F")):
-                        raise ValueError(f"its pixels are {picture.mode}, more than 8 bits")
+                        raise ValueError(f"its pixel mode {picture.mode} has more than 8 bits")
                     plain = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
-            except Exception as error:  # whatever a decoder stumbles over: OSError, NotImplementedError, ...
+            except Exception as error:  # decoders raise OSError, NotImplementedError, struct.error, ...
                 if not skip_broken:
                     raise SeparableError(
                         f"{name} in {place} cannot be decoded: {error}; repair or remove it, or load with broken='skip'"
@@ -347,13 +351,13 @@ def _decode(
 
 
 def _stack(pictures: list[NDArray[np.uint8]], place: str) -> Tensor:
-    """Pictures of one size as a tensor (N, C, H, W); grey ones among coloured ones become coloured."""
+    """Stack images of one size to (N, C, H, W); if any has colour, grey images are expanded to three channels."""
     if not pictures:
-        raise SeparableError(f"{place} is empty: there is no image to read")
+        raise SeparableError(f"{place} has no image")
     sizes = {picture.shape[:2] for picture in pictures}
     if len(sizes) > 1:
         shown = _some([f"{height}x{width}" for height, width in sorted(sizes)])
-        raise SeparableError(f"images of {place} differ in size ({shown}): give image_size to bring them to one")
+        raise SeparableError(f"images of {place} differ in size ({shown}): give image_size to resize them")
     height, width = next(iter(sizes))
     channels = 3 if any(picture.ndim == 3 for picture in pictures) else 1
     images = torch.empty(len(pictures), channels, height, width, dtype=torch.uint8)
@@ -364,7 +368,7 @@ def _stack(pictures: list[NDArray[np.uint8]], place: str) -> Tensor:
 
 
 def _cover(images: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Scale images (N, C, H, W) until they cover ``size``, then crop the centre; uint8 stays uint8."""
+    """Resize images (N, C, H, W) to cover ``size``, then crop the centre; uint8 stays uint8."""
     if size is None or images.shape[-2:] == size or images.numel() == 0:
         return images
     height, width = images.shape[-2:]
@@ -375,7 +379,7 @@ def _cover(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     for part in torch.split(images, 1024):
         resized = F.interpolate(part, scaled, mode="bilinear", antialias=True, align_corners=False)
         cropped = resized[..., top : top + size[0], left : left + size[1]]
-        # A mean of pixels lies between them; rounded, it may not.
+        # Interpolated values lie between the pixels; rounding may push them slightly outside.
         parts.append(cropped.clamp(part.amin((1, 2, 3), keepdim=True), part.amax((1, 2, 3), keepdim=True)))
     return torch.cat(parts)
 
@@ -385,12 +389,10 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _numbered(labels: Tensor, place: str) -> tuple[str, ...]:
-    """Names for classes that have numbers alone."""
+    """Return class names for labels that have no names: their numbers."""
     most = int(labels.max()) if labels.numel() else -1
     if most >= _MOST_CLASSES:
-        raise SeparableError(
-            f"a label of {place} is {most:,}: labels must be the number of each image's class, below {_MOST_CLASSES:,}"
-        )
+        raise SeparableError(f"a label of {place} is {most:,}: labels must be class indices below {_MOST_CLASSES:,}")
     return tuple(map(str, range(most + 1)))
 
 

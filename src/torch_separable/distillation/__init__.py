@@ -1,4 +1,4 @@
-"""Winning the accuracy back: data, evaluation, and distillation from the dense network."""
+"""Evaluation of networks and knowledge distillation from a dense teacher to a separable student."""
 
 from torch_separable.distillation.config import DistillConfig
 from torch_separable.distillation.distillation import distill

@@ -1,8 +1,8 @@
-"""The state of a distillation in one file, from which it goes on as if it had never stopped.
+"""Checkpoints of a distillation: one file from which training resumes exactly.
 
-The file is safetensors: tensors by name, and numbers as JSON in its header. Nothing in it is ever unpickled. It is
-written beside its place and renamed into it, so a kill at any moment leaves the previous one. There is no state of
-random generators in it, because everything random is drawn from (seed, step).
+The file is safetensors: named tensors, and numbers as JSON in the header. Loading it never unpickles anything. It is
+written to a temporary name and then renamed, so a process killed at any moment leaves the previous checkpoint intact.
+No random generator state is stored, because every random number is derived from (seed, step).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _HEADER = "torch_separable_distillation"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a distillation needs to go on.
+    """The state that a distillation needs to resume.
 
     Attributes:
-        identity: what the run is of (settings, data, networks); a checkpoint of another run is refused.
-        numbers: steps done, sums of the current epoch, best result so far, and the like.
+        identity: settings, data and networks of the run; a checkpoint with another identity is refused.
+        numbers: completed steps, sums of the current epoch, best result so far.
         tensors: by group (``student``, ``ema``, ``optimizer``) and name.
     """
 
@@ -40,10 +40,10 @@ class Checkpoint:
     tensors: Mapping[str, Mapping[str, Tensor]]
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Raises:
-            SeparableError: it cannot be written; what was there is untouched.
+            SeparableError: the file cannot be written; an existing file is unchanged.
         """
         header = {"schema": _SCHEMA, "identity": self.identity, "numbers": self.numbers}
         flat = {f"{group}/{name}": tensor for group, named in self.tensors.items() for name, tensor in named.items()}
@@ -51,10 +51,10 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read the file, onto the CPU.
+        """Read the file into CPU memory.
 
         Raises:
-            SeparableError: it is damaged, is no checkpoint of a distillation, or of a newer version of the package.
+            SeparableError: the file is damaged, is not a distillation checkpoint, or has another schema version.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -66,15 +66,15 @@ class Checkpoint:
                         tensors.setdefault(group, {})[name] = file.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise SeparableError(
-                f"{path} is not a whole checkpoint: {error}; remove it to begin anew, or give another output_dir"
+                f"{path} is not a complete checkpoint: {error}; remove it to start again, or give another output_dir"
             ) from error
         if _HEADER not in metadata:
-            raise SeparableError(f"{path} is not the checkpoint of a distillation: give another output_dir")
+            raise SeparableError(f"{path} is not a distillation checkpoint: give another output_dir")
         try:
             header = json.loads(metadata[_HEADER])
             schema, identity, numbers = header["schema"], header["identity"], header["numbers"]
         except (ValueError, KeyError, TypeError) as error:
-            raise SeparableError(f"{path} has a damaged header: remove it to begin anew") from error
+            raise SeparableError(f"{path} has a damaged header: remove it to start again") from error
         if schema != _SCHEMA:
             raise SeparableError(
                 f"{path} has schema {schema}; this version of torch-separable reads {_SCHEMA}: resume with the version "
@@ -83,23 +83,23 @@ class Checkpoint:
         return cls(identity, numbers, tensors)
 
     def check(self, identity: Mapping[str, Any], path: Path) -> None:
-        """Refuse the checkpoint if it is of another run, naming the first difference."""
+        """Raise if the checkpoint belongs to another run, naming the first difference."""
         ours, written = _flat(identity), _flat(self.identity)
         for key in {**ours, **written}:
             mine, theirs = ours.get(key), written.get(key)
             same = mine == theirs
             if key.endswith(".norm") and mine is not None and theirs is not None:
-                # The weights to begin with: the same conversion done again may differ in the last digits.
+                # The norm of the initial weights: repeating a conversion may change their last digits.
                 same = abs(mine - theirs) <= 1e-4 * abs(mine)
             if not same:
                 raise SeparableError(
                     f"{path} belongs to another run: {key} is {theirs!r} there and {mine!r} here; give another "
-                    "output_dir, or resume=False (--fresh) to begin anew"
+                    "output_dir, or resume=False (--fresh) to start again"
                 )
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors by ``parameter number/name``; its settings are not among them."""
+    """Return the optimizer's tensors by ``parameter index/name``, without its hyperparameters."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}/{name}": torch.as_tensor(value) for index, named in state.items() for name, value in named.items()
@@ -107,20 +107,20 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors of ``optimizer_state`` back, laid out in memory as each parameter is."""
+    """Restore the tensors of ``optimizer_state`` in the memory format of each parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition("/")
         parameter = parameters[int(index)]
-        # A step over tensors laid out alike takes the path, and so the rounding, of the uninterrupted run.
+        # With equal memory formats, PyTorch runs the same kernel, with the same rounding, as the uninterrupted run.
         like = torch.empty_like(parameter if tensor.ndim and tensor.shape == parameter.shape else tensor)
         state.setdefault(int(index), {})[name] = like.copy_(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def describe_network(model: nn.Module) -> dict[str, Any]:
-    """What tells a network from another: its type, number of tensors and of values, and the length of its weights."""
+    """Return what identifies a network: type, number of tensors, number of values, and norm of the weights."""
     state = model.state_dict()
     floating = [tensor.detach().cpu().double() for tensor in state.values() if tensor.is_floating_point()]
     norm = float(torch.stack([tensor.norm() for tensor in floating]).norm()) if floating else 0.0

@@ -1,4 +1,4 @@
-"""What decides the course of a distillation: every setting, checked, with a JSON form."""
+"""The settings of a distillation, with validation and a JSON form."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ from torch_separable.data.augmentation import AUGMENTATIONS
 from torch_separable.errors import SeparableValueError
 
 _LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
-# Norms that adapt to each batch keep large steps in bounds; without, 0.005 diverges on a converted ResNet-20.
+# Batch norms that use batch statistics tolerate large steps. With frozen statistics, 0.005 diverges on a converted
+# ResNet-20.
 _SGD_WITH_FROZEN_NORMS = 1e-3
 _WEIGHT_DECAY = {"adamw": 0.01, "sgd": 5e-4}
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """The settings of ``distill``; two runs with the same settings, data and networks take the same course.
+    """The settings of ``distill``. Runs with equal settings, data and networks give equal weights.
 
     Attributes:
-        epochs: passes through the images, each in an order of its own; images that fill no last batch are left out.
-        batch_size: images that one step of the optimizer sees, over all processes and parts together.
+        epochs: passes through the images, each in a new random order; an incomplete last batch is dropped.
+        batch_size: images in one optimizer step, summed over all processes and gradient accumulation steps.
         optimizer: ``adamw`` (arXiv 1711.05101), or ``sgd`` with Nesterov momentum 0.9.
-        learning_rate: its largest value; by default 0.001; for ``sgd`` without frozen norms 0.05.
-        weight_decay: by default 0.01 for ``adamw``, 0.0005 for ``sgd``; biases and norms are not decayed.
-        warmup: share of all steps in which the learning rate rises to its largest value, before it falls as a cosine.
-        temperature: by which both networks' logits are divided before they are compared (arXiv 1503.02531).
-        logits_weight: weight of the divergence of the student's logits from the teacher's.
-        label_weight: weight of the cross-entropy with the labels; above 0 needs labelled data.
-        feature_weight: weight of the difference of the two networks' inner features.
-        features: names of the modules whose outputs are compared; ``None`` for all that the student has converted.
-        augment: what is done to the images, in this order; ``crop``, ``flip``, ``color``, ``erase``, ``mixup``.
-        ema_decay: decay of the running mean of the weights that is evaluated and returned; 0 for no mean.
-        gradient_accumulation: parts that a batch is computed in, one after the other, to save memory; the steps are the
-            same, but for batch norms, which see each part alone.
-        mixed_precision: ``bf16`` computes under autocast, for GPUs (on CPUs, depthwise convolutions train far slower in
-            it); ``None`` in float32.
-        seed: of the order of the images, of the augmentation and of dropout.
-        max_steps: steps of the optimizer after which to stop, the learning rate having fallen by then.
-        frozen_norms: whether batch norms go on with the statistics that they have. A converted network is fitted to
-            them, and starts where conversion left it; statistics of each batch would first take it away from there.
-            Over some epochs, though, norms that adapt bear larger steps and lead further: try ``False`` with
-            ``learning_rate=0.003``. ``None`` for whenever a teacher is learnt from. Norms that never saw an image
-            learn their statistics anyway.
-        keep: which weights are returned, of those with validation images: ``best``, or ``last``. Images that the dense
-            network was trained on flatter whatever is still near to it, so by them the best is not the best.
-        checkpoint_every: steps after which a checkpoint is written, besides the ones after each minute and each epoch.
+        learning_rate: peak learning rate; 0.001 by default, 0.05 for ``sgd`` without frozen norms.
+        weight_decay: 0.01 by default for ``adamw``, 0.0005 for ``sgd``; not applied to biases and norms.
+        warmup: share of all steps with a linear warmup to the peak learning rate, before the cosine decay.
+        temperature: divisor of both networks' logits before they are compared (arXiv 1503.02531).
+        logits_weight: weight of the divergence between the student's logits and the teacher's.
+        label_weight: weight of the cross-entropy with the labels; a value above 0 needs labelled data.
+        feature_weight: weight of the distance between intermediate features of both networks.
+        features: names of the modules whose outputs are compared; ``None`` for all converted modules.
+        augment: augmentations in order: ``crop``, ``flip``, ``color``, ``erase``, ``mixup``.
+        ema_decay: decay of the exponential moving average of the weights, which is then evaluated and returned; 0
+            disables it.
+        gradient_accumulation: number of micro-batches that a batch is split into to save memory. The gradients are the
+            same, except through batch norms with batch statistics, which see one micro-batch at a time.
+        mixed_precision: ``bf16`` trains under autocast and is meant for GPUs (depthwise convolutions train far slower
+            in bfloat16 on CPUs); ``None`` trains in float32.
+        seed: random seed for the order of the images, augmentation and dropout.
+        max_steps: optimizer steps after which training stops; the learning rate schedule ends there, too.
+        frozen_norms: whether batch norms keep their running statistics. Conversion fits a network to these statistics,
+            so keeping them preserves its accuracy at the start. Over several epochs batch statistics allow larger
+            steps and can reach a higher accuracy: try ``False`` with ``learning_rate=0.003``. ``None`` freezes them if
+            there is a teacher. Norms that never saw an image always learn their statistics.
+        keep: which weights to return if there are validation images: ``best`` or ``last``. Images from the training
+            set favour the epoch closest to the teacher, so they cannot select the best one.
+        checkpoint_every: steps between checkpoints; one is also written every minute and after every epoch.
 
     Raises:
-        SeparableValueError: a setting breaks its rule, which the message names.
+        SeparableValueError: a setting is invalid; the message names it.
 
     Example:
         >>> config = DistillConfig(optimizer="sgd", epochs=3)
@@ -104,7 +105,7 @@ class DistillConfig:
         for name in self.augment:
             _one_of("augment", name, AUGMENTATIONS)
         if len(set(self.augment)) < len(self.augment):
-            raise SeparableValueError(f"augment={self.augment} names one twice")
+            raise SeparableValueError(f"augment={self.augment}: each augmentation may be named once")
         for name in ("epochs", "batch_size", "gradient_accumulation", "checkpoint_every"):
             _whole(name, getattr(self, name), 1)
         _whole("seed", self.seed, 0)
@@ -118,39 +119,39 @@ class DistillConfig:
             _number(name, getattr(self, name), least=0, below=1)
         if self.logits_weight == self.label_weight == self.feature_weight == 0:
             raise SeparableValueError(
-                "logits_weight, label_weight and feature_weight are all 0: nothing would be learnt"
+                "logits_weight, label_weight and feature_weight are all 0: the loss would be constant. Give one above 0"
             )
         if self.feature_weight and self.features == ():
             raise SeparableValueError(
-                f"features=() names no module, and feature_weight is {self.feature_weight:g}: name some, or give None "
-                "for all that the student has converted"
+                f"features=() names no module, and feature_weight is {self.feature_weight:g}: name modules, or give "
+                "None for all converted ones"
             )
         if self.gradient_accumulation > self.batch_size:
             raise SeparableValueError(
-                f"gradient_accumulation={self.gradient_accumulation} parts of batch_size={self.batch_size} images: "
-                "each part needs at least one image"
+                f"gradient_accumulation={self.gradient_accumulation} is above batch_size={self.batch_size}: each "
+                "micro-batch needs at least one image"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings by name, of types that JSON has."""
+        """Return the settings by name, as JSON types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether anything is learnt from the teacher; otherwise from the labels alone."""
+        """Whether the loss depends on a teacher; otherwise it depends on the labels only."""
         return self.logits_weight > 0 or self.feature_weight > 0
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> DistillConfig:
-        """The settings in a mapping such as ``to_dict`` gives; those left out take their defaults.
+        """Create settings from a mapping as returned by ``to_dict``; missing settings take their defaults.
 
         Raises:
-            SeparableValueError: a name is not a setting, or a setting breaks its rule.
+            SeparableValueError: a name is not a setting, or a setting is invalid.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise SeparableValueError(f"{unknown[0]!r} is not a setting of distill: it has {', '.join(sorted(known))}")
+            raise SeparableValueError(f"{unknown[0]!r} is not a setting of distill: use {', '.join(sorted(known))}")
         return cls(**settings)
 
 

@@ -1,4 +1,4 @@
-"""Distillation: the student learns from the dense network what conversion cost it."""
+"""Knowledge distillation: train a converted network to reproduce the outputs of the dense one."""
 
 from __future__ import annotations
 
@@ -32,37 +32,36 @@ def distill(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     **settings: Any,
 ) -> nn.Module:
-    """Train a converted network to give the dense network's outputs.
+    """Train a converted network to reproduce the dense network's outputs.
 
-    Neither network is changed: a copy of the student is trained and returned. Everything that the optimizer sees
-    follows from the settings, the data and the networks, so a run that was killed goes on from its last checkpoint as
-    if nothing had happened. With several processes (``accelerate launch``) each computes its share of every batch, and
-    the run takes the course of one process up to rounding; except that batch norms normalise by the statistics of
-    a process's share, as everywhere in data parallelism (the running ones are averaged over the processes).
+    Neither network is changed: the function trains and returns a copy of the student. Settings, data and networks
+    determine every optimizer step, so a killed run resumes from its last checkpoint and ends in the same weights. With
+    several processes (``accelerate launch``) each computes its share of every batch; up to rounding the result is that
+    of one process. Batch norms that use batch statistics are the exception: as in all data parallelism, they see the
+    share of one process (running statistics are averaged over the processes).
 
     Args:
-        student: the converted network; takes images (n, C, H, W), returns logits (n, classes), or an object with
+        student: the converted network; takes images (N, C, H, W), returns logits (N, classes) or an object with
             ``.logits``.
-        teacher: the dense network, with outputs of the same shape. It runs in evaluation mode. ``None`` where
-            ``logits_weight`` and ``feature_weight`` are 0: then this is ordinary training on labels.
-        data: images to train on; labels are used only where ``label_weight`` is above 0.
+        teacher: the dense network, with outputs of the same shape. It runs in evaluation mode. ``None`` if
+            ``logits_weight`` and ``feature_weight`` are 0: this is ordinary training on labels.
+        data: training images; labels are used only if ``label_weight`` is above 0.
         config: the settings.
-        validation: labelled images, tried before the first epoch and after each; the weights that did best are
-            returned. Without any, the last weights are (their running mean, where ``ema_decay`` is above 0).
-        output_dir: folder for ``best.safetensors`` (the weights that are returned), ``checkpoint.safetensors`` (the
-            state to go on from), ``log.jsonl`` (a line for each step and epoch) and ``settings.json``. With several
-            processes, each must see it.
-        resume: whether to go on from the checkpoint in ``output_dir``, if there is one; otherwise it is overwritten.
-        progress: whether a bar may appear on a terminal after two seconds.
-        on_epoch: called after each epoch, in the main process.
+        validation: labelled images to evaluate on before training and after each epoch; the best weights are returned.
+            Without validation images the last weights are returned (their moving average if ``ema_decay`` is above 0).
+        output_dir: folder for ``best.safetensors`` (the returned weights), ``checkpoint.safetensors`` (the state to
+            resume from), ``log.jsonl`` (one line per step and epoch) and ``settings.json``. All processes must see it.
+        resume: whether to resume from a checkpoint in ``output_dir``; otherwise an existing one is overwritten.
+        progress: whether to show a progress bar on a terminal after two seconds.
+        on_epoch: called after each epoch in the main process.
         **settings: fields of ``DistillConfig`` by name, instead of ``config``.
 
     Returns:
-        The trained copy, in evaluation mode, on the device where the student is.
+        The trained copy in evaluation mode, on the student's device.
 
     Raises:
-        SeparableError: networks and data do not fit each other, the loss is no longer finite, or a checkpoint in
-            ``output_dir`` is damaged or of another run, or another process is writing there.
+        SeparableError: the networks and the data do not match, the loss is no longer finite, a checkpoint in
+            ``output_dir`` is damaged or belongs to another run, or another process is writing to ``output_dir``.
         MissingExtraError: accelerate (extra ``train``) is not installed.
 
     Example:
@@ -77,7 +76,7 @@ def distill(
         True
     """
     if config is not None and settings:
-        raise SeparableValueError(f"{next(iter(settings))} is given beside config: give either settings, or config")
+        raise SeparableValueError(f"{next(iter(settings))} and config are both given: give settings or config")
     config = config or DistillConfig.from_dict(settings)
     check_data(data, validation, config)
     for network, name in ((student, "student"), (teacher, "teacher")):
@@ -91,5 +90,5 @@ def distill(
                 run.begin(resume=resume)
                 return run.train(progress=progress)
         except KeyboardInterrupt as interrupt:
-            interrupt.add_note(f"stopped at step {run.step} of {run.steps}; {run.how_to_go_on()}")
+            interrupt.add_note(f"stopped at step {run.step} of {run.steps}; {run.how_to_resume()}")
             raise

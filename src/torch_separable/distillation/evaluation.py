@@ -1,4 +1,4 @@
-"""How often a network is right."""
+"""Accuracy and loss of a network on labelled images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Evaluation:
     """The result of ``evaluate``.
 
     Attributes:
-        correct: images whose largest logit is that of their label.
-        count: images tried.
+        correct: images whose largest logit is the one of their label.
+        count: number of images.
         loss: mean cross-entropy, in nats.
 
     Example:
@@ -40,11 +40,11 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of images that are classified right, 0..1."""
+        """Share of correctly classified images, 0..1."""
         return self.correct / self.count
 
     def to_dict(self) -> dict[str, float | int]:
-        """The numbers by name, for JSON."""
+        """Return the numbers by name, as JSON types."""
         return {"correct": self.correct, "count": self.count, "accuracy": self.accuracy, "loss": self.loss}
 
     def __str__(self) -> str:
@@ -56,21 +56,21 @@ class Evaluation:
 
 
 def evaluate(model: Callable[..., Any], data: ImageData, batch_size: int = 256, *, progress: bool = True) -> Evaluation:
-    """Classify every image of ``data`` and compare with its label.
+    """Classify every image of ``data`` and compare the result with its label.
 
-    The network runs in evaluation mode, on the device and in the precision of its parameters; each module's mode is
-    restored.
+    The network runs in evaluation mode, on the device and in the precision of its parameters; the mode of each module
+    is restored afterwards.
 
     Args:
-        model: takes images (n, C, H, W) and returns logits (n, classes), or an object with ``.logits``; what `compile`
-            returned is tried like the network itself.
+        model: takes images (N, C, H, W) and returns logits (N, classes) or an object with ``.logits``; also a network
+            returned by `compile`.
         data: labelled images.
-        batch_size: images in one pass; it decides speed and memory, not the result.
-        progress: whether a bar may appear on a terminal after two seconds.
+        batch_size: images in one forward pass; affects speed and memory, not the result.
+        progress: whether to show a progress bar on a terminal after two seconds.
 
     Raises:
-        SeparableError: ``data`` has no labels, the network cannot take its images, the logits have another shape or
-            too few classes, or are not finite.
+        SeparableError: ``data`` has no labels, the network fails on its images, or the logits are not finite or have
+            the wrong shape.
 
     Example:
         >>> import torch
@@ -102,13 +102,13 @@ def evaluate(model: Callable[..., Any], data: ImageData, batch_size: int = 256, 
 
 
 def evaluation_of(total: Tensor, count: int) -> Evaluation:
-    """The result from the sums (correct, loss) over ``count`` images."""
+    """Return the evaluation for the sums (correct, loss) over ``count`` images."""
     correct, loss = total.tolist()
     return Evaluation(round(correct), count, loss / count)
 
 
 def logits_for(model: Callable[[Tensor], Any], images: Tensor, data: ImageData, name: str = "network") -> Tensor:
-    """Run ``model`` on images (n, C, H, W) of ``data``; if it cannot take them, say so with their shape."""
+    """Run ``model`` on images (N, C, H, W) of ``data``; if that fails, raise an error with their shape."""
     try:
         return logits_of(model(images))
     except SeparableError:
@@ -116,21 +116,21 @@ def logits_for(model: Callable[[Tensor], Any], images: Tensor, data: ImageData, 
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SeparableError(
-            f"the {name} cannot take images of shape {tuple(images.shape)} (N, C, H, W) of {data.name}: {first}"
+            f"the {name} fails on images of shape {tuple(images.shape)} (N, C, H, W) of {data.name}: {first}"
         ) from error
 
 
 def require_images(data: object, name: str) -> None:
-    """Refuse what is no `ImageData`."""
+    """Raise unless ``data`` is an `ImageData`."""
     if not isinstance(data, ImageData):
         raise SeparableValueError(
-            f"{name} is a {type(data).__name__}: expected an ImageData, as load_data(...) returns, or made of tensors: "
+            f"{name} is a {type(data).__name__}: must be an ImageData, from load_data(...) or from tensors by "
             "ImageData(name, split, images, labels)"
         )
 
 
 def require_labels(data: ImageData, purpose: str) -> None:
-    """Refuse unlabelled data for a ``purpose`` that needs labels."""
+    """Raise if ``data`` has no labels, naming the ``purpose`` that needs them."""
     if not data.labelled:
         raise SeparableError(f"{data.name} ({data.split}) has no labels: {purpose} needs them")
 
@@ -138,19 +138,17 @@ def require_labels(data: ImageData, purpose: str) -> None:
 def _count(logits: Tensor, labels: Tensor, data: ImageData) -> Tensor:
     if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < len(data.classes):
         raise SeparableError(
-            f"the network gives logits of shape {tuple(logits.shape)} for {len(labels)} images of {data.name}: "
-            f"must be ({len(labels)}, {len(data.classes)}), one number for each of its classes"
+            f"the network returns logits of shape {tuple(logits.shape)} for {len(labels)} images of {data.name}: "
+            f"must be ({len(labels)}, {len(data.classes)}), one per class"
         )
     if not logits.isfinite().all():
-        raise SeparableError(
-            f"the network gives NaN or infinite logits on {data.name}: its weights are of a failed training"
-        )
+        raise SeparableError(f"the network returns NaN or infinite logits on {data.name}: no accuracy can be measured")
     correct = (logits.argmax(1) == labels).sum()
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
     return torch.stack([correct.double(), loss.double()])
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the network's first parameter is; the CPU for a network without any."""
+    """Return the device of the first parameter, or the CPU if there is none."""
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device

@@ -1,4 +1,4 @@
-"""What the student is taught: the teacher's logits, its inner features, the labels. One number for each image."""
+"""The terms of the distillation loss, one value per image, and the hooks that collect intermediate features."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch_separable.errors import SeparableError, SeparableValueError
 
 
 def logits_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of the student's from the teacher's softened classes, times temperature².
+    """Return KL(teacher ‖ student) of the softened class probabilities, times temperature².
 
-    Hinton et al., "Distilling the knowledge in a neural network", arXiv 1503.02531: the factor keeps the gradient's
-    size when the temperature changes.
+    Hinton et al., "Distilling the knowledge in a neural network", arXiv 1503.02531. The factor temperature² keeps the
+    magnitude of the gradient independent of the temperature.
 
     Args:
-        student: logits (n, classes, ...); positions after the classes are averaged.
+        student: logits (N, classes, ...); dimensions after the classes are averaged.
         teacher: logits of the same shape.
-        temperature: by which both are divided.
+        temperature: divisor of both logits.
 
     Returns:
-        One number, in nats, for each image (n,).
+        The divergence of each image in nats, (N,).
 
     Example:
         >>> import torch
@@ -41,14 +41,14 @@ def logits_divergence(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Squared distance of features relative to the teacher's squared length, averaged over the layers.
+    """Return ‖student - teacher‖² / ‖teacher‖² of each image, averaged over the layers.
 
     Args:
-        student: one tensor (n, ...) for each layer.
-        teacher: the same of the teacher.
+        student: one tensor (N, ...) per layer.
+        teacher: tensors of the same shapes.
 
     Returns:
-        One number for each image (n,); 1 is the distance of a student whose features are 0.
+        The distance of each image, (N,); 1 if all features of the student are 0.
     """
     parts = []
     for ours, theirs in zip(student, teacher, strict=True):
@@ -58,10 +58,10 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
 
 
 class _SquaredLength(torch.autograd.Function):
-    """Sum of the squares of each image's values, (n, ...) to (n,): in one pass each way, whatever the memory format.
+    """Sum of squares of each image, (N, ...) to (N,), in one pass over memory forward and backward.
 
-    Features are large, and operators put together read and write them three times as often: flattening copies
-    channels-last tensors, the norm's own gradient looks for zeros.
+    Features are large. Composed from PyTorch operators, the same result takes three times the memory traffic:
+    flattening copies channels-last tensors, and the gradient of the norm searches for zeros.
     """
 
     @staticmethod
@@ -83,20 +83,20 @@ def _squared_length(values: Tensor) -> Tensor:
 
 
 def matched_features(student: nn.Module, teacher: nn.Module, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the modules whose outputs are compared: ``names``, or all that the student has converted.
+    """Return the names of the modules whose outputs are compared: ``names``, or all converted modules.
 
-    A converted module has the same name in both networks and another type in the student; of nested ones, the outermost
-    counts.
+    A module counts as converted if its name occurs in both networks and its type differs. Of nested converted modules
+    only the outermost is returned.
 
     Raises:
-        SeparableValueError: a name is no module of both, or nothing is converted.
+        SeparableValueError: a name is missing in one of the networks, or no module is converted.
     """
     ours, theirs = dict(student.named_modules()), dict(teacher.named_modules())
     if names is not None:
         for name in names:
             for whose, modules in (("student", ours), ("teacher", theirs)):
                 if name not in modules:
-                    raise SeparableValueError(f"features names {name!r}, which is no module of the {whose}")
+                    raise SeparableValueError(f"features names {name!r}, but the {whose} has no module of that name")
         return tuple(names)
     converted = [name for name in theirs if name and name in ours and type(ours[name]) is not type(theirs[name])]
     outermost = tuple(
@@ -104,8 +104,8 @@ def matched_features(student: nn.Module, teacher: nn.Module, names: Sequence[str
     )
     if not outermost:
         raise SeparableValueError(
-            "feature_weight is above 0, but no module of the student differs in type from the teacher's module of the "
-            "same name: name the modules to compare by features=(...)"
+            "feature_weight is above 0, but every module of the student has the same type as the teacher's module of "
+            "that name: name the modules to compare with features=(...)"
         )
     return outermost
 
@@ -120,7 +120,7 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             if not isinstance(output, Tensor):
                 raise SeparableError(
-                    f"module {name!r} returns {type(output).__name__}, not a tensor: leave it out of features"
+                    f"module {name!r} returns {type(output).__name__}, not a tensor: remove it from features"
                 )
             seen[name] = output
 

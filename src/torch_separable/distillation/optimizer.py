@@ -1,4 +1,4 @@
-"""The optimizer, its learning rate over the run, and the running mean of the weights."""
+"""The optimizer, the learning rate schedule, and the exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MOMENTUM = 0.9
 
 
 def learning_rate_share(step: int, steps: int, warmup: float) -> float:
-    """The learning rate at ``step`` of ``steps`` as a share of its largest value: a ramp, then half a cosine to 0.
+    """Return the learning rate at ``step`` relative to its peak: linear warmup, then cosine decay to 0.
 
     Args:
-        step: steps done before this one.
-        steps: steps of the whole run.
-        warmup: share of the steps in which it rises, 0..1.
+        step: number of completed steps.
+        steps: number of steps of the whole run.
+        warmup: share of the steps that warm up, 0..1.
 
     Example:
         >>> [round(learning_rate_share(step, 10, warmup=0.2), 3) for step in range(11)]
@@ -36,7 +36,7 @@ def learning_rate_share(step: int, steps: int, warmup: float) -> float:
 
 
 def make_optimizer(model: nn.Module, config: DistillConfig) -> Optimizer:
-    """The optimizer over the parameters that require gradients; biases and norms (one dimension) are not decayed.
+    """Return the optimizer over all parameters that require gradients; biases and norms (1-d) have no weight decay.
 
     Raises:
         SeparableError: no parameter requires a gradient.
@@ -58,15 +58,15 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> Optimizer:
 
 
 def make_scheduler(optimizer: Optimizer, config: DistillConfig, steps: int, done: int = 0) -> LambdaLR:
-    """The learning rate of a run of ``steps`` steps, ``done`` of which are behind it."""
+    """Return the schedule for a run of ``steps`` steps that resumes after ``done`` of them."""
     return LambdaLR(optimizer, lambda step: learning_rate_share(step, steps, config.warmup), last_epoch=done - 1)
 
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential running mean of weights and buffers.
+    """Return an exponential moving average of weights and buffers.
 
-    The decay begins low and reaches ``decay`` as updates are made, min(decay, (1 + t) / (10 + t)), so that the mean of
-    a short run is not one of the weights it began with.
+    After t updates the decay is min(decay, (1 + t) / (10 + t)): it starts low, so that the initial weights do not
+    dominate the average of a short run.
     """
 
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:

@@ -1,4 +1,4 @@
-"""What is tried before anything is trained, so that what does not fit is said at once."""
+"""Checks of data and networks before training starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch_separable.errors import SeparableError, SeparableValueError
 
 
 def check_data(data: ImageData, validation: ImageData | None, config: DistillConfig) -> None:
-    """Refuse images that lack labels where labels are needed, or that differ in shape from those to validate on."""
+    """Raise if required labels are missing, or if training and validation images differ in shape."""
     for name, given in (("data", data), ("validation", validation)):
         if given is not None or name == "data":
             require_images(given, name)
@@ -28,15 +28,16 @@ def check_data(data: ImageData, validation: ImageData | None, config: DistillCon
     require_labels(validation, "validation")
     if validation.image_shape != data.image_shape:
         raise SeparableValueError(
-            f"validation images have shape {validation.image_shape}, those to train on "
-            f"{data.image_shape}: they must agree"
+            f"validation images have shape {validation.image_shape}, training images "
+            f"{data.image_shape}: they must be equal"
         )
 
 
 def layout_for(networks: Sequence[nn.Module], data: ImageData) -> torch.memory_format:
-    """Channels-last, unless a network cannot take that, as where it flattens the maps of convolutions by ``view``.
+    """Return channels-last if every network supports it, otherwise the contiguous format.
 
-    Convolutions of both kinds, forward and backward, are faster in this layout on CPU and GPU.
+    Dense and depthwise convolutions, forward and backward, are faster in channels-last on CPU and GPU. A network that
+    flattens feature maps by ``view`` fails in it.
     """
     for network in networks:
         device = device_of(network)
@@ -44,7 +45,7 @@ def layout_for(networks: Sequence[nn.Module], data: ImageData) -> torch.memory_f
         with evaluating(network), torch.no_grad():
             try:
                 network(images)
-            except RuntimeError:  # what is wrong besides is told by `check_networks`
+            except RuntimeError:  # `check_networks` reports errors that have another cause
                 return torch.contiguous_format
     return torch.channels_last
 
@@ -57,10 +58,11 @@ def check_networks(
     features: tuple[str, ...],
     device: torch.device,
 ) -> None:
-    """Try the networks, in evaluation mode, on two images; ``features`` are the modules that are compared."""
+    """Run both networks in evaluation mode on two images and check their outputs and ``features``."""
     if teacher is None and config.needs_teacher:
         raise SeparableValueError(
-            "teacher is None: distillation needs one; for training on labels alone set logits_weight=0, label_weight=1"
+            "teacher is None, but the loss uses it: give a teacher, or logits_weight=0, feature_weight=0 and "
+            "label_weight=1 to train on labels only"
         )
     images = data.take(slice(0, 2))[0].to(device)
     shapes, outputs = [], {}
@@ -72,35 +74,34 @@ def check_networks(
         with torch.no_grad(), watching(network, features) as outputs[name]:
             logits = logits_for(network, images, data, name)
         if not logits.isfinite().all():
-            raise SeparableError(f"the {name} gives NaN or infinite logits on {data.name}: check its weights")
+            raise SeparableError(f"the {name} returns NaN or infinite logits on {data.name}: it cannot be trained")
         shapes.append(tuple(logits.shape))
     if shapes[0] != shapes[-1]:
         raise SeparableError(
-            f"the student gives logits of shape {shapes[0]}, the teacher {shapes[-1]}: they must agree; is this the "
-            "network that the student was converted from?"
+            f"the student returns logits of shape {shapes[0]}, the teacher {shapes[-1]}: they must be equal"
         )
     if config.logits_weight and (len(shapes[0]) < 2 or shapes[0][1] == 1):
         raise SeparableValueError(
-            f"the networks give one number for each image or position, logits of shape {shapes[0]}: classes would be "
-            "compared (softmax), and of one there is nothing to learn. Give logits_weight=0 and feature_weight=1"
+            f"the networks return one value per image or position, logits of shape {shapes[0]}: the softmax of one "
+            "value is constant. Give logits_weight=0 and feature_weight=1"
         )
     for feature in features:
         _check_feature(feature, outputs)
     if config.label_weight and (len(shapes[0]) != 2 or shapes[0][1] < len(data.classes)):
         raise SeparableError(
-            f"the network gives logits of shape {shapes[0]}; {data.name} has {len(data.classes)} classes: label_weight "
-            "needs logits (n, classes)"
+            f"the network returns logits of shape {shapes[0]}; {data.name} has {len(data.classes)} classes: "
+            "label_weight needs logits (N, classes)"
         )
 
 
 def _check_feature(feature: str, outputs: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Require that a module has run in both networks, and given outputs that can be compared."""
+    """Raise unless a module ran in both networks and its outputs have equal shapes."""
     for name, seen in outputs.items():
         if feature not in seen:
-            raise SeparableError(f"module {feature!r} is not called in the {name}: name others by features=(...)")
+            raise SeparableError(f"module {feature!r} is not called in the {name}: name others with features=(...)")
     ours, theirs = (tuple(seen[feature].shape) for seen in outputs.values())
     if ours != theirs:
         raise SeparableError(
-            f"module {feature!r} gives a tensor of shape {ours} in the student and of {theirs} in the teacher: name "
-            "others to compare by features=(...)"
+            f"module {feature!r} returns shape {ours} in the student and {theirs} in the teacher: name other modules "
+            "with features=(...)"
         )

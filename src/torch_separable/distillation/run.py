@@ -1,4 +1,4 @@
-"""The course of one distillation: epochs, steps, results, and what is written on the way."""
+"""One distillation run: the training loop, evaluation after each epoch, checkpoints and the log."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from torch_separable.distillation.training_log import append_record, keep_record
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 
-_MOST_LOST_S = 60.0  # of work, when a run is killed: steps may take seconds each
+_CHECKPOINT_SECONDS = 60.0  # a killed run loses at most this much work, even if a step takes seconds
 CHECKPOINT, BEST, LOG, SETTINGS = "checkpoint.safetensors", "best.safetensors", "log.jsonl", "settings.json"
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch came to.
+    """The result of one epoch.
 
     Attributes:
-        epoch: epochs done; 0 is the student before any training.
-        step: steps of the optimizer done.
+        epoch: completed epochs; 0 is the student before training.
+        step: completed optimizer steps.
         loss: mean over the epoch's images; ``None`` for epoch 0.
-        agreement: share of the epoch's images to which the student gives the teacher's class (without a teacher, the
-            label's); ``None`` for epoch 0.
-        learning_rate: of the next step.
-        seconds: time the epoch took in this process.
-        validation: result on the validation images; ``None`` without any.
+        agreement: share of the epoch's images for which the student predicts the teacher's class (without a teacher,
+            the label); ``None`` for epoch 0.
+        learning_rate: learning rate of the next step.
+        seconds: duration of the epoch in this process.
+        validation: result on the validation images; ``None`` without validation images.
     """
 
     epoch: int
@@ -70,13 +70,13 @@ class EpochRecord:
         return "  ".join([*parts, f"{self.seconds:.1f} s"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The record by name, for JSON."""
+        """Return the record by name, as JSON types."""
         validation = self.validation.to_dict() if self.validation else None
         return {"kind": "epoch", **vars(self), "validation": validation}
 
 
 class Run:
-    """One distillation in progress: the networks, the optimizer and where they stand."""
+    """The state of a distillation in progress: networks, optimizer, position, best result."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Run:
             self.identity["teacher"] = describe_network(teacher)
         self.layout = layout_for([network for network in (student, teacher) if network is not None], data)
         self.student = _moved(copied(student), self.device, self.layout)
-        # By the student as it was given: a checkpoint to go on from has statistics of the run's own images.
+        # Decide by the student as given: a checkpoint that is restored later holds statistics of this run's images.
         self.frozen = [m for m in self.student.modules() if config.frozen_norms and _has_statistics(m)]
         self.teacher: nn.Module | None = None
         self.features: tuple[str, ...] = ()
@@ -124,8 +124,8 @@ class Run:
         share = self.accelerator.num_processes * config.gradient_accumulation
         if self.batch_size < share:
             raise SeparableValueError(
-                f"a batch of {self.batch_size} images cannot be shared by {self.accelerator.num_processes} processes "
-                f"in gradient_accumulation={config.gradient_accumulation} parts each: at least {share} are needed"
+                f"a batch of {self.batch_size} images is too small for {self.accelerator.num_processes} processes with "
+                f"gradient_accumulation={config.gradient_accumulation}: at least {share} images are needed"
             )
         self.steps_per_epoch = len(data) // self.batch_size
         self.steps = config.epochs * self.steps_per_epoch
@@ -142,18 +142,16 @@ class Run:
 
     @property
     def candidate(self) -> nn.Module:
-        """The network that is evaluated and kept: the running mean of the weights, or the weights."""
+        """The network to evaluate and return: the moving average of the weights if there is one, else the student."""
         return self.student if self.average is None else self.average.module
 
     @property
-    def chooses(self) -> bool:
-        """Whether the weights that are returned are chosen by the validation images, or are the last."""
+    def selects_best(self) -> bool:
+        """Whether the validation images select the returned weights; otherwise these are the last."""
         return self.validation is not None and self.config.keep == "best"
 
-    # The beginning and the end
-
     def begin(self, *, resume: bool) -> None:
-        """Go on from the checkpoint, or try the student as it is and open the log."""
+        """Restore the checkpoint if there is one; otherwise evaluate the student and start the log."""
         if self.folder is not None:
             if self.out is not None:
                 _tidy(self.out, keep_checkpoint=resume)
@@ -170,10 +168,10 @@ class Run:
             self._finish_epoch(0, started=time.monotonic())
 
     def train(self, *, progress: bool) -> nn.Module:
-        """Run the remaining steps and return the network with its best weights."""
+        """Run the remaining steps and return the network with the selected weights."""
         shown = progress and bool(self.accelerator.is_main_process)
         with ExitStack() as stack:
-            advance = stack.enter_context(progress_bar("recovering", self.steps, shown=shown, done=self.step))
+            advance = stack.enter_context(progress_bar("distilling", self.steps, shown=shown, done=self.step))
             for network in {self.student, self.candidate}:
                 stack.enter_context(rank_by_rank(network))
             self.ours = stack.enter_context(watching(self.student, self.features))
@@ -184,15 +182,13 @@ class Run:
                 module.training = False
             while self.step < self.steps:
                 self._epoch(advance)
-        if not self.chooses:
+        if not self.selects_best:
             self._keep_best()
         assert self.best_state is not None
         self.accelerator.wait_for_everyone()
         self.student.zero_grad(set_to_none=True)
         self.student.load_state_dict(self.best_state)
         return _moved(self.student, self.home, torch.contiguous_format).eval()
-
-    # One epoch, one step
 
     def _epoch(self, advance: Advance) -> None:
         config, started = self.config, time.monotonic()
@@ -213,14 +209,14 @@ class Run:
             advance(note + (f"  best {100 * self.best.accuracy:.2f} %" if self.best else ""))
             if self.step == self.steps:
                 break
-            due = self.step % config.checkpoint_every == 0 or time.monotonic() - self.saved_at > _MOST_LOST_S
+            due = self.step % config.checkpoint_every == 0 or time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS
             if due and self.step % self.steps_per_epoch:
                 self._save()
         self._finish_epoch(epoch + 1, started)
         self._save()
 
     def _step(self, batch: Tensor) -> tuple[float, float]:
-        """One step of the optimizer on the images ``batch`` (indices); returns the mean loss and agreement over it."""
+        """Run one optimizer step on the images ``batch`` (indices); return the mean loss and agreement over it."""
         accelerator, size = self.accelerator, len(batch)
         torch.manual_seed(derive_seed(self.config.seed, self.step, accelerator.process_index, 0))  # for dropout
         self.optimizer.zero_grad(set_to_none=True)
@@ -230,15 +226,16 @@ class Run:
         for part in parts:
             with nullcontext() if part is parts[-1] else accelerator.no_sync(self.model):
                 losses, agreement = self._losses(batch, part)
-                # DDP averages over the processes what is to be summed. Not accelerator.backward: it would divide again
-                # by a number of parts given to `accelerate launch`.
+                # DDP averages gradients over the processes, and the loss is a sum over the batch: scale by the number
+                # of processes. accelerator.backward would also divide by the accumulation steps of its own launcher.
                 (losses.sum() * (accelerator.num_processes / size)).backward()
             sums += torch.stack([losses.detach().sum(), agreement.sum()])
         loss, agreed = (accelerator.reduce(sums, "sum") / size).tolist()
         if not math.isfinite(loss):
             raise SeparableError(
-                f"the loss became {loss} at step {self.step + 1} of {self.steps}: lower learning_rate="
-                f"{self.config.learning_rate:g}, or lengthen warmup={self.config.warmup:g}; {self.how_to_go_on()}"
+                f"the loss became {loss} at step {self.step + 1} of {self.steps} (learning_rate="
+                f"{self.config.learning_rate:g}, warmup={self.config.warmup:g}): a lower learning_rate or a longer "
+                f"warmup makes smaller steps; {self.how_to_resume()}"
             )
         self.optimizer.step()
         self.scheduler.step()
@@ -248,7 +245,7 @@ class Run:
         return loss, agreed
 
     def _losses(self, batch: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and agreement of each image at ``positions`` of ``batch``, (n,) both."""
+        """Return loss and agreement of each image at ``positions`` of ``batch``, both (N,)."""
         config = self.config
         images, labels = self._take(batch, positions), self._labels(batch, positions)
         mixing = self.augment.mixing(self.step, positions, len(batch))
@@ -260,7 +257,7 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             ours, theirs = logits_of(self.model(images)), None
             if self.teacher is not None:
-                with torch.no_grad():  # not inference_mode: the loss keeps these tensors for its backward pass
+                with torch.no_grad():  # not inference_mode: the loss saves these tensors for its backward pass
                     theirs = logits_of(self.teacher(images))
         losses = torch.zeros(len(images), device=self.device)
         if theirs is not None and config.logits_weight:
@@ -275,14 +272,14 @@ class Run:
                 wrong = share * wrong + (1 - share) * other
             losses = losses + config.label_weight * wrong
         if self.accelerator.num_processes > 1 and not (config.logits_weight or config.label_weight):
-            # Each process waits for the gradients of all parameters, those that features do not depend on, too.
+            # DDP waits for the gradient of every parameter, including those that the features do not depend on.
             losses = losses + 0 * ours.float().flatten(1).sum(1)
         named = labels if theirs is None else predictions(theirs)
         agreement = (predictions(ours) == named).float().reshape(len(images), -1).mean(1)
         return losses, agreement
 
     def _take(self, batch: Tensor, positions: Tensor) -> Tensor:
-        """The augmented, normalised images at ``positions`` of ``batch``."""
+        """Return the augmented and normalised images at ``positions`` of ``batch``."""
         raw = self.data.images[batch[positions]].to(self.device)
         return self.data.normalise(self.augment(raw, self.step, positions, len(batch)))
 
@@ -292,7 +289,7 @@ class Run:
         return self.data.labels[batch[positions]].to(self.device)
 
     def _average_buffers(self) -> None:
-        """Make the statistics of batch norms, which each process takes of its share, those of all processes."""
+        """Average the running statistics of batch norms over the processes, each of which saw its own share."""
         buffers = [buffer for buffer in self.student.buffers() if buffer.is_floating_point()]
         if self.accelerator.num_processes == 1 or not buffers:
             return
@@ -300,17 +297,15 @@ class Run:
         for buffer, mean in zip(buffers, torch.split(means, [buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(mean.view_as(buffer))
 
-    # Results, and what is kept of them
-
     def _finish_epoch(self, epoch: int, started: float) -> None:
-        """Validate, keep the weights if they are the best so far, tell the log and the caller, reset the sums."""
+        """Validate, store the weights if they are the best so far, log, call ``on_epoch``, and reset the sums."""
         self._check_weights()
         validation = None
         if self.validation is not None:
             validation = self._validate(self.validation)
             if self.best is None or (validation.accuracy, -validation.loss) > (self.best.accuracy, -self.best.loss):
                 self.best = validation
-                if self.chooses:
+                if self.selects_best:
                     self._keep_best()
         rate = float(self.scheduler.get_last_lr()[0])
         loss, agreement = self.sums.means()
@@ -322,7 +317,7 @@ class Run:
             self.on_epoch(record)
 
     def _validate(self, data: ImageData) -> Evaluation:
-        """Each process tries its share of the images."""
+        """Evaluate the candidate; each process takes its share of the images."""
         count, rank, processes = len(data), self.accelerator.process_index, self.accelerator.num_processes
         share = range(rank * count // processes, (rank + 1) * count // processes)
         total = torch.zeros(2, dtype=torch.float64)
@@ -339,16 +334,14 @@ class Run:
         if self.out is not None:
             save_weights(self.best_state, self.out / BEST)
 
-    # Checkpoints
-
     def _check_weights(self) -> None:
-        """Stop before weights that are not finite are tried or written: the last good checkpoint stays."""
+        """Raise if a weight is not finite, before the weights are evaluated or replace the last good checkpoint."""
         state = self.student.state_dict()
-        spoilt = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-        if spoilt:
+        infinite = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        if infinite:
             raise SeparableError(
-                f"{spoilt[0]} became NaN or infinite by step {self.step} of {self.steps}: lower learning_rate="
-                f"{self.config.learning_rate:g}; {self.how_to_go_on()}"
+                f"{infinite[0]} became NaN or infinite by step {self.step} of {self.steps} (learning_rate="
+                f"{self.config.learning_rate:g}): a lower learning_rate makes smaller steps; {self.how_to_resume()}"
             )
 
     def _save(self) -> None:
@@ -375,20 +368,20 @@ class Run:
             best = checkpoint.numbers["best"]
         except (KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SeparableError(f"{path} does not fit this run: {first}; resume=False begins anew") from error
-        if best is not None and self.chooses:
+            raise SeparableError(f"{path} does not match this run: {first}; resume=False starts again") from error
+        if best is not None and self.selects_best:
             kept = copy.deepcopy(self.candidate)
             load_weights(kept, path.parent / BEST)
             self.best = Evaluation(best["correct"], best["count"], best["loss"])
             self.best_state = {name: tensor.detach().cpu() for name, tensor in kept.state_dict().items()}
 
-    def how_to_go_on(self) -> str:
-        """What is left of the run, in words for a message."""
+    def how_to_resume(self) -> str:
+        """Return the part of a message that says which checkpoint there is."""
         if self.folder is None:
-            return "nothing was kept, as there is no output_dir"
+            return "there is no checkpoint, because output_dir was not given"
         if self.saved_step is None:
             return f"{self.folder} has no checkpoint yet"
-        return f"{self.folder} keeps the checkpoint of step {self.saved_step}, from which the same call goes on"
+        return f"{self.folder} has the checkpoint of step {self.saved_step}; repeat the call to resume from it"
 
 
 @dataclass
@@ -414,7 +407,7 @@ def _moved(model: nn.Module, device: torch.device, layout: torch.memory_format) 
 
 
 def _has_statistics(module: nn.Module) -> bool:
-    """Whether a module is a batch norm whose statistics are those of images, and not those that it is made with."""
+    """Whether a module is a batch norm whose running statistics differ from their initial values."""
     if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
         return False
     assert module.running_var is not None
@@ -422,7 +415,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _tidy(folder: Path, *, keep_checkpoint: bool) -> None:
-    """Make the folder, and forget the checkpoint where it is not wanted."""
+    """Create the folder, and remove its checkpoint unless ``keep_checkpoint``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not keep_checkpoint:

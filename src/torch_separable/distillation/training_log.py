@@ -1,4 +1,4 @@
-"""The log of a run: one JSON document a line, in which each record carries the step after which it was made."""
+"""The log of a run: one JSON object per line, each with the optimizer step after which it was written."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch_separable.errors import SeparableError
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line.
+    """Append one line.
 
     Raises:
-        SeparableError: it cannot be written, as on a full disk.
+        SeparableError: the file cannot be written, for example because the disk is full.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
     except OSError as error:
         raise SeparableError(
-            f"cannot write {path}: {error.strerror or error}; the last checkpoint is whole. Free space, and run again"
+            f"cannot write {path}: {error.strerror or error}. The last checkpoint is complete: run again to resume"
         ) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; what a kill left of a last one is passed over.
+    """Return all complete lines; an incomplete last line, left by a killed process, is skipped.
 
     Raises:
-        SeparableError: another line is not of a log.
+        SeparableError: another line is not a log record.
     """
     if not path.is_file():
         return []
@@ -43,12 +43,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, RecursionError):
             known = False
         if not known:
-            raise SeparableError(f"line {number} of {path} is damaged: remove the line, or begin in another folder")
+            raise SeparableError(f"line {number} of {path} is damaged: remove the line, or choose another folder")
         records.append(record)
     return records
 
 
 def keep_records(path: Path, last_step: int) -> None:
-    """Drop the records of steps after ``last_step``, which a resumed run will make again."""
+    """Drop the records after ``last_step``, because a resumed run writes them again."""
     kept = [record for record in read_records(path) if record["step"] <= last_step]
     write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
