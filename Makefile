@@ -92,7 +92,6 @@ bench: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/figures/make.py
-	$(BIN)/python docs/make_explorer.py
 	$(BIN)/python docs/make_benchmarks.py
 	$(BIN)/python docs/make_tutorial.py
 	$(BIN)/python docs/website/build.py

@@ -196,7 +196,7 @@ def accuracies(results: dict[str, Any]) -> list[str]:
             [divisor, *(f"{results[key]['accuracy']:.2f}" if key in results else "–" for key in of)]
             for divisor, of in sorted(keys.items(), key=lambda item: float(item[0]))
         ]
-        entries = [results[key] for of in keys.values() for key in of if key in results]
+        entries = [dense, *(results[key] for of in keys.values() for key in of if key in results)]
         parts += [f"### {title} converted without training (dense: {dense['accuracy']:.2f} %)", provenance(entries)]
         parts.append(table(["MACs ÷", *KINDS.values()], rows))
     note = (

@@ -1,8 +1,8 @@
 """Build the documentation site: ``python docs/website/build.py``, into ``site/``.
 
-The documents are written for readers of the repository, and nothing of them stands twice: those of its root and the
-notebook become pages too. So a copy of ``docs/`` is put together, with these pages in it and the links among documents
-led to pages, and Zensical builds the site from the copy. A link that leads nowhere fails the build.
+The documents are written for readers of the repository. Those of its root and the notebook become pages too, so that
+nothing is written twice. `stage` copies ``docs/`` with these pages and the explorer, and rewrites the links between
+documents; Zensical builds the site from the copy. A broken link fails the build.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 import nbformat
 
+from torch_separable.explanation.explorer.page import write_explorer
+
 ROOT = Path(__file__).resolve().parents[2]
 # Documents that are not Markdown in docs/, and the pages that they become.
 PAGES = {
@@ -31,12 +33,13 @@ PAGES = {
 
 
 def stage(folder: Path) -> None:
-    """Put together in ``folder`` what the site is built from."""
+    """Write into ``folder`` what the site is built from."""
     shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("*.py", "__pycache__", "website"))
     for path in (ROOT / "docs" / "website").iterdir():
         if path.is_file() and path.name != "build.py":
             shutil.copy(path, folder / "docs" if path.suffix in {".css", ".js"} else folder)
     (folder / "src").symlink_to(ROOT / "src")
+    write_explorer(folder / "docs" / "explorer.html")
     for source, page in {**{f"docs/{path.name}": path.name for path in (ROOT / "docs").glob("*.md")}, **PAGES}.items():
         path = ROOT / source
         text = notebook_page(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
@@ -44,13 +47,13 @@ def stage(folder: Path) -> None:
 
 
 def page_of(text: str, source: str) -> str:
-    """The document ``source`` as a page: links led to pages, and examples with prompts marked as sessions."""
+    """Turn the document ``source`` into a page: rewrite links, and mark examples with prompts as sessions."""
     text = re.sub(r"\]\(([^)#\s]+)", lambda match: f"]({led(match[1], source)}", text)
     return re.sub(r"^```python\n>>>", "```pycon\n>>>", text, flags=re.MULTILINE)
 
 
 def led(target: str, source: str) -> str:
-    """Where a link of the document ``source`` leads on the site; what is not on the site stays, and fails the build.
+    """Return the page that a link of the document ``source`` leads to. Other targets stay, and fail the build.
 
     Example:
         >>> led("docs/article.md", "README.md"), led("../CONTRIBUTING.md", "docs/architecture.md")
@@ -63,7 +66,7 @@ def led(target: str, source: str) -> str:
 
 
 def notebook_page(path: Path) -> str:
-    """The notebook as Markdown, with the outputs that it was saved with."""
+    """Render the notebook, with its saved outputs, as Markdown."""
     parts = []
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown":
@@ -74,7 +77,7 @@ def notebook_page(path: Path) -> str:
 
 
 def shown(output: Any) -> str:
-    """One output of a cell: as HTML where it has such a form, else as text."""
+    """Render one output of a cell: as HTML where it has that form, else as text."""
     if "text/html" in output.get("data", {}):
         return f'<div class="output" tabindex="0">{output.data["text/html"]}</div>'
     text = output.text if output.output_type == "stream" else output.data["text/plain"]
@@ -82,10 +85,10 @@ def shown(output: Any) -> str:
 
 
 def render(folder: Path) -> Path:
-    """Build the site from what `stage` put together, and return its folder.
+    """Build the site from what `stage` wrote, and return its folder.
 
     Raises:
-        SystemExit: a link leads nowhere, or something else is wrong with the documents; Zensical has said what.
+        SystemExit: Zensical refused the documents, for example because of a broken link; it has printed the reason.
     """
     done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, check=False)
     if done.returncode:
@@ -98,7 +101,7 @@ def render(folder: Path) -> Path:
 
 
 def build(site: Path) -> None:
-    """Build the site into the folder ``site``, in the place of an earlier one."""
+    """Build the site into the folder ``site``, and replace an earlier one."""
     with tempfile.TemporaryDirectory() as name:
         stage(Path(name))
         built = render(Path(name))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +19,6 @@ from torch_separable.explanation import explain
 from torch_separable.explanation.explorer import page as explorer_module
 from torch_separable.explanation.explorer.page import ExplorerState, Kind, explorer_page, vectors, write_explorer
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATES = Path(explorer_module.__file__).parent / "templates"
 WORDS: dict[str, dict[str, str]] = json.loads((TEMPLATES / "explorer" / "words.json").read_text(encoding="utf-8"))
 
@@ -29,11 +27,6 @@ def data_of(page: str) -> dict[str, Any]:
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
     document: dict[str, Any] = json.loads(text)
     return document
-
-
-def test_the_page_in_docs_is_the_one_that_is_made_today() -> None:
-    path = runpy.run_path(str(DOCS / "make_explorer.py"))["PAGE"]
-    assert path.read_text(encoding="utf-8") == explorer_page(), "out of date: run python docs/make_explorer.py"
 
 
 def test_the_page_needs_nothing_else() -> None:
