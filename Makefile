@@ -1,33 +1,33 @@
-# make demo and make test are all that is needed; each sets up .venv first, and again only after a change of what is installed.
+# Targets that run Python set up .venv first, and again only when the dependencies or the kernel sources change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests run in one process a core: set JOBS for another number.
+# Number of test processes; auto is one per core.
 JOBS ?= auto
 
-# The kernel library is built by the install, so a change of its sources makes a new one.
+# The install builds the kernel library, so a change of its sources triggers a new install.
 NATIVE := $(wildcard native/CMakeLists.txt native/*/*.cpp native/*/*.h)
 
 .PHONY: help demo test wheel-test lint sanitize tsan arm64 bench docs clean
 
 help:
-	@echo "make demo   train, convert, distill and measure on handwritten digits; ends with a table and a page"
+	@echo "make demo   train, convert, distill and measure a network on handwritten digits; prints a table, writes a page"
 	@echo "make test   run all tests"
-	@echo "make wheel-test   install the built wheel into an empty environment, and run the demo there (4 minutes)"
+	@echo "make wheel-test   install the wheel into an empty environment and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
-	@echo "make sanitize  run the kernels' tests under sanitizers, AVX-512 and AMX emulated where there is neither"
+	@echo "make sanitize  run the kernel tests under sanitizers, with AVX-512 and AMX emulated where the processor lacks them"
 	@echo "make tsan  run the tests of workers and callers in several threads under ThreadSanitizer"
-	@echo "make arm64  run the kernels' tests with the library that ARM64 gets, emulated by QEMU"
-	@echo "make bench  measure what benchmarks/results/ lacks, and print it (hours; CIFAR10=npz:FOLDER CHECKPOINTS=FOLDER)"
-	@echo "make docs   draw the figures of docs/ anew, run its code and notebook, build site/index.html"
+	@echo "make arm64  run the kernel tests with the ARM64 library, emulated by QEMU"
+	@echo "make bench  measure what benchmarks/results/ lacks and print all results (hours; CIFAR10=npz:FOLDER CHECKPOINTS=FOLDER)"
+	@echo "make docs   regenerate figures, benchmarks.md and the notebook, run the documents' code, build site/index.html"
 	@echo "make clean  remove .venv, caches, runs/ and site/"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Name another: make PYTHON=python3.12"; exit 2; }
+		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Choose another: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp for each set of extras in the same environment. The variables hold for the isolated build as well.
+# One stamp per set of extras in the same environment. PIP_BUILD_CONSTRAINT pins the versions of the isolated build.
 $(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
@@ -47,7 +47,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The sanitizers' libraries must be there before Python is; what Python itself never frees is no leak of ours.
+# The sanitizer libraries must be loaded before Python. Leaks are not checked: Python never frees some of its own memory.
 SANITIZED := build/sanitize
 sanitize: $(VENV)/.installed-test
 	cmake -S native -B $(SANITIZED) -DTS_SANITIZE=address,undefined -DTS_EMULATE=ON >/dev/null
@@ -70,7 +70,7 @@ tsan: $(VENV)/.installed-test
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
 		tests/runtime/test_threads.py tests/runtime/test_depth_first.py tests/runtime/test_kernels.py
 
-# The kernels' tests with the library that ARM64 gets, emulated. Threads take turns there.
+# Only the library runs under emulation: tests/runtime/runner.cpp calls it for the tests, which run natively.
 ARM64 := build/arm64
 ARM64_CXX ?= aarch64-linux-gnu-g++
 ARM64_EMULATOR ?= qemu-aarch64 -L /usr/aarch64-linux-gnu

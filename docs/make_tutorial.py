@@ -1,4 +1,4 @@
-"""Run docs/tutorial.ipynb and keep its outputs: ``python docs/make_tutorial.py``. It takes half a minute."""
+"""Run docs/tutorial.ipynb and save its outputs: ``python docs/make_tutorial.py``. It takes half a minute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTEBOOK = Path(__file__).resolve().parent / "tutorial.ipynb"
 
 
 def executed() -> NotebookNode:
-    """The notebook with what its cells give today, and nothing of the machine and the time of day."""
+    """Return the notebook with today's outputs, without metadata of the machine or the time."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -26,7 +26,7 @@ def executed() -> NotebookNode:
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
-        # tqdm, which accelerate imports, asks every notebook for ipywidgets; no bar of it is shown here.
+        # accelerate imports tqdm, which warns in notebooks without ipywidgets; no such bar is shown here.
         client.execute(env={**os.environ, "IPYTHONDIR": folder, "PYTHONWARNINGS": "ignore:IProgress not found"})
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -35,7 +35,7 @@ def executed() -> NotebookNode:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
-                del output.data["text/plain"]  # the same once more, as Python's repr
+                del output.data["text/plain"]  # repr of the same object
     return notebook
 
 

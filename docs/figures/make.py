@@ -1,6 +1,6 @@
 """Draw the figures of docs/: ``python docs/figures/make.py`` writes them beside this file.
 
-Those of docs/article.md come from `explain`; the roofline of docs/kernels.md from the benchmark's results.
+The figures of docs/article.md come from `explain`, the roofline of docs/kernels.md from benchmarks/results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEASURED = HERE.parents[1] / "benchmarks" / "results" / "operations.json"
 
 
 def figures() -> dict[str, str]:
-    """Each figure as SVG, by its file name."""
+    """Return each figure as SVG, by file name."""
     size = (4, 3, 3)
     separable = {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "padding": 1, "input_size": size}
     explained: dict[str, Explanation] = {
@@ -36,12 +36,12 @@ def figures() -> dict[str, str]:
 
 
 def roofline() -> str:
-    """MobileNetV1's operations under the machine's roof, as ``benchmarks/runtime.py operations`` measured them: SVG."""
+    """Return the roofline of MobileNetV1's operations, measured by ``benchmarks/runtime.py operations``, as SVG."""
     under = roof({"operations": read_json(MEASURED, "the operations of MobileNetV1")})
     assert under is not None
     chart = roofline_chart(under)
     assert chart is not None
-    # The page's colours are its style sheet's; here the light ones stand for themselves, on white.
+    # The report's style sheet defines the colours as light-dark pairs; the figure uses the light ones on white.
     style = (files("torch_separable.report") / "templates" / "page.css").read_text(encoding="utf-8")
     colours = dict(re.findall(r"(--[a-z0-9-]+): light-dark\((#[0-9a-f]{6}),", style))
     spec = json.loads(re.sub(r"var\((--[a-z0-9-]+)\)", lambda found: colours[found[1]], json.dumps(chart.spec)))

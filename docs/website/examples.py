@@ -1,4 +1,4 @@
-"""The sources say ``Example:``, of one; what parses docstrings for the site knows only ``Examples:``."""
+"""Render ``Example:`` sections: the docstring parser of the site knows only ``Examples:``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import griffe
 
 
 class ExamplesExtension(griffe.Extension):
-    """Reads the one as the other, so that examples stand in the reference as code."""
+    """Renames the section, so that the reference shows examples as code."""
 
     def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
-        """Griffe calls it with each object that it has read."""
+        """Rename the section in one docstring; griffe calls this for each object."""
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-// A page from disk may start no workers, and the site's search is one. There it runs in a hidden frame instead.
+// Pages opened from disk cannot start workers, which the search needs. Run it in a hidden frame instead.
 if (location.protocol === "file:") {
   window.Worker = class IFrameWorker {
     #scope = new Promise((resolve) => {
@@ -8,7 +8,7 @@ if (location.protocol === "file:") {
 
     constructor(url) {
       this.ready = this.#scope.then((scope) => {
-        // What the worker posts arrives here, what is posted here arrives at the worker.
+        // Forward messages in both directions.
         scope.postMessage = (data) => this.onmessage?.(new MessageEvent("message", { data }));
         const script = Object.assign(scope.document.createElement("script"), { src: new URL(url, location.href).href });
         scope.document.head.append(script);

@@ -1,4 +1,4 @@
-// Tables that are wider than the page scroll; the keyboard reaches them too. The theme wraps them when it starts.
+// The theme wraps wide tables in scrolling boxes on load. Make these reachable by keyboard.
 addEventListener("load", () => {
   for (const wide of document.querySelectorAll(".md-typeset__scrollwrap")) wide.tabIndex = 0;
 });

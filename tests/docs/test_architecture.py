@@ -1,4 +1,4 @@
-"""docs/architecture.md states the imports that tests/test_imports.py allows, and names files that exist."""
+"""The maps of the code state the imports that tests/test_imports.py allows, and name files and folders that exist."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def test_the_files_that_it_names_exist() -> None:
     assert len(named) > 10
     files = [path.as_posix() for path in (*package.rglob("*.py"), *(ROOT / "tests").glob("*.py"))]
     assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
+
+
+def test_the_places_that_the_map_of_the_code_names_exist() -> None:
+    table = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| you want to add |")[2].partition("\n\n")[0]
+    )
+    named = set(re.findall(r"`(\w+/[\w./]*|\w+/\w+)`", table))
+    assert len(named) > 30
+    homes = (ROOT, Path(torch_separable.__file__).parent)
+    assert [name for name in named if not any((home / name).exists() for home in homes)] == []
