@@ -25,7 +25,7 @@ MEASURED = HERE.parents[1] / "benchmarks" / "results" / "operations.json"
 def figures() -> dict[str, str]:
     """Return each figure as SVG, by file name."""
     size = (4, 3, 3)
-    separable = {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "padding": 1, "input_size": size}
+    separable = {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "padding": 1, "input_shape": size}
     explained: dict[str, Explanation] = {
         "standard.svg": explain(nn.Conv2d(4, 8, 3, padding=1), size),
         "grouped.svg": explain(nn.Conv2d(4, 8, 3, padding=1, groups=2), size),

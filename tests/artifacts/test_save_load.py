@@ -214,7 +214,7 @@ def test_code_in_the_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
         ("own_networks:", "expected package.module:function"),
         ("", "expected package.module:function"),
         ("x" * 10**6 + ".", "expected package.module:function"),
-        ("resnet21", "no network is called resnet21: did you mean resnet"),
+        ("resnet21", "there is no network resnet21: did you mean resnet"),
         (
             "own_networks:mkdir",
             r'is a function of posix: if you trust it, allow just it as allow=\("own_networks:mkdir"',
@@ -237,7 +237,7 @@ def test_only_functions_of_allowed_modules_are_called(tmp_path: Path, own: str, 
         ([], '"arguments" must be a JSON object'),
         ({"__class__": 1}, "expected a name without a leading _"),
         ({"num classes": 1}, "expected a name"),
-        ({"num_classes": 10**40}, "it is beyond"),
+        ({"num_classes": 10**40}, "its magnitude exceeds"),
         ({"num_classes": float("inf")}, "it is not finite"),
         ({"num_classes": float("nan")}, "it is not finite"),
         ({"num_classes": "/etc/passwd"}, "it could be the path of a file"),
@@ -252,8 +252,8 @@ def test_only_functions_of_allowed_modules_are_called(tmp_path: Path, own: str, 
         ({"num_classes": 0}, "num_classes=0"),
         ({"num_classes": "many"}, "num_classes='many'"),
         ({"classes": 3}, "cannot be built with classes=3"),
-        ({"num_classes": 2**31}, "far larger than its weights|cannot be built"),
-        ({"in_channels": 2**31 - 1}, "far larger than its weights|cannot be built"),
+        ({"num_classes": 2**31}, "much larger than its weights|cannot be built"),
+        ({"in_channels": 2**31 - 1}, "much larger than its weights|cannot be built"),
         ({"num_classes": 11}, "are not the weights of this network"),
     ],
 )
@@ -267,7 +267,7 @@ def test_endless_network_is_stopped_early(tmp_path: Path) -> None:
     network = Network("torch_separable.models:CifarResNet", {"blocks": 1})
     folder = edited(save(network.build(), tmp_path / "n"), arguments={"blocks": 2**31})
     start = time.monotonic()
-    with pytest.raises(SeparableError, match=r"far larger than its weights: .* another network's"):
+    with pytest.raises(SeparableError, match=r"much larger than its weights"):
         load(folder)
     assert time.monotonic() - start < 10
 
@@ -370,7 +370,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     folder = save(resnet20(), tmp_path / "n")
     save_file({"conv1.weight": torch.zeros(1)}, folder / "model.safetensors")
-    with pytest.raises(SeparableError, match=r"far larger than its weights|are not the weights"):
+    with pytest.raises(SeparableError, match=r"much larger than its weights|are not the weights"):
         load(folder)
 
 
@@ -378,12 +378,12 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({}, "network is missing: .* dense Sequential"),
-        ({"network": lambda: None}, "cannot be found again by its name"),
+        ({"network": lambda: None}, "cannot be imported by its name"),
         ({"network": "resnet20"}, r"resnet20\(\) and the plan do not build this network: 0.weight is of shape"),
         ({"network": "nowhere:f"}, "there is no module nowhere"),
         ({"network": "a b:f"}, "the network to save names the model 'a b:f'"),
         ({"network": "resnet20", "arguments": {"x": "/data/w.pth"}}, "could be the path .* function of your own"),
-        ({"network": "resnet20", "arguments": {"x": nn.ReLU}}, "a type is neither a number nor words"),
+        ({"network": "resnet20", "arguments": {"x": nn.ReLU}}, "a type is neither a number nor a string"),
         ({"network": "resnet20", "results": {"accuracy": torch.zeros(1)}}, "results cannot be written as JSON"),
         ({"network": "resnet20", "settings": {"rate": float("nan")}}, "settings cannot be written as JSON"),
     ],

@@ -20,7 +20,9 @@ from playwright.sync_api import Locator, Page, expect
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableValueError
 from torch_separable.explanation.arithmetic import count, share
-from torch_separable.explanation.explorer.page import ExplorerState, Kind, explorer_page, vectors, write_explorer
+from torch_separable.explanation.explorer.page import explorer_page, write_explorer
+from torch_separable.explanation.explorer.state import ExplorerState, Kind
+from torch_separable.explanation.explorer.vectors import vectors
 
 KINDS = get_args(Kind)
 WIDTHS = [360, 820, 1440]

@@ -28,10 +28,14 @@ def replaced(command: str, option: str, value: str) -> str:
 NAMES = [
     (
         "summary resnet21 --input 3,32,32",
-        "no network is called resnet21: did you mean resnet",
+        "there is no network resnet21: did you mean resnet",
         "package.module:function",
     ),
-    ("summary xyz --input 3,32,32", "no network is called xyz: known are mobilenet_v1, conv_mobilenet", "resnet56"),
+    (
+        "summary xyz --input 3,32,32",
+        "there is no network xyz: known networks are mobilenet_v1, conv_mobilenet",
+        "resnet56",
+    ),
     ("summary nowhere:small --input 1,8,8", "there is no module nowhere", "here or among the installed packages"),
     ("summary nowhere.inside:f --input 1,8,8", "there is no module nowhere ", ""),
     ("summary networks_for_cli.py:small --input 1,8,8", "there is no module networks_for_cli.py", ""),
@@ -85,12 +89,12 @@ SHAPES = [
 WEIGHTS = [
     (f"{SUMMARY} --weights gone.pth", "no weights at gone.pth: no such file", ""),
     (f"{SUMMARY} --weights .", "no weights at .: it is a folder", ""),
-    (f"{SUMMARY} --weights networks_for_cli.py", "networks_for_cli.py is not a whole file of weights", "give the file"),
+    (f"{SUMMARY} --weights networks_for_cli.py", "networks_for_cli.py is not a whole weight file", "give the file"),
     (f"{SUMMARY} --weights cut.safetensors", "cut.safetensors is not a whole safetensors file", "save it again"),
-    (f"{SUMMARY} --weights whole.pth", "whole.pth is not plain weights", "Save `model.state_dict()`"),
+    (f"{SUMMARY} --weights whole.pth", "whole.pth holds more than weights", "Save `model.state_dict()`"),
     (f"{SUMMARY} --weights code.pth", "could run code when it is read, which is refused", "Save `model.state_dict()`"),
-    (f"{SUMMARY} --weights narrow.safetensors", "(4, 1, 3, 3), should be (8, 1, 3, 3)", "Check the model function"),
-    (f"{SUMMARY} --weights spoilt.safetensors", "holds NaN or infinite weights (3.weight)", "failed training"),
+    (f"{SUMMARY} --weights narrow.safetensors", "(4, 1, 3, 3), should be (8, 1, 3, 3)", ""),
+    (f"{SUMMARY} --weights spoilt.safetensors", "holds NaN or infinite weights (3.weight)", ""),
     (replaced(DISTILL, "--teacher", "narrow.safetensors"), "are not the weights of this network", "Check the model"),
     (replaced(DISTILL, "--teacher", "gone.safetensors"), "no weights at gone.safetensors", ""),
 ]
@@ -179,7 +183,7 @@ CHOICES = [
     ),
     ("evaluate converted --data digits", "which would have to be imported: if you trust it", f"give --model {SMALL}"),
     (f"evaluate gone --model {SMALL} --data digits", "there is no folder gone: --model goes with", ""),
-    ("evaluate gone --data digits", "no network is called gone", ""),
+    ("evaluate gone --data digits", "there is no network gone", ""),
     ("explain --in 4 --out 8 --groups 3 --input 3,3", "groups=3 does not divide in_channels=4", "multiples of groups"),
     (f"{EXPLAIN} --kernel 0", "--kernel 0: expected whole numbers of at least 1", ""),
     (f"{EXPLAIN} --kernel 7 --padding 0", "smaller than the kernel", ""),

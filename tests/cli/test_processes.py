@@ -34,7 +34,7 @@ def test_bad_input_ends_the_process_with_2_and_one_line(place: Path) -> None:
     ended = run("summary", "networks_for_cli:small", "--input", "1,8,8", "--weights", "code.pth", folder=place)
     assert ended.returncode == 2
     assert ended.stdout == b""
-    assert ended.stderr.startswith(b"separable: error: code.pth is not plain weights")
+    assert ended.stderr.startswith(b"separable: error: code.pth holds more than weights")
     assert ended.stderr.count(b"\n") == 1
 
 

@@ -128,7 +128,7 @@ def test_an_evaluation_and_an_export_show_their_numbers() -> None:
         ["input", "Nx3x8x8"],
         ["size", "1,234 bytes"],
     ]
-    assert rows(EXPORTED)[-1] == ["ONNX", "differs by 1.0e-06 at most, of outputs up to 3.0 (2 images)"]
+    assert rows(EXPORTED)[-1] == ["ONNX", "differs by at most 1.0e-06 for outputs up to 3.0 (2 images)"]
 
 
 def test_a_benchmark_shows_each_engine_the_fastest_first_and_what_it_amounts_to() -> None:

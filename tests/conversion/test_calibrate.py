@@ -457,13 +457,13 @@ def test_networks_of_no_use_are_refused_in_words() -> None:
     model = small()
     with torch.no_grad():
         model[3].weight[1, 2, 0, 1] = torch.inf
-    with refused("weights 3.weight hold NaN or infinity: load the weights of a finished training"):
+    with refused("3.weight holds NaN or infinity"):
         calibrate(model, images())
     model = small()
     model[1].running_var[2] = torch.nan
-    with refused("weights 1.running_var hold NaN or infinity"):
+    with refused("1.running_var holds NaN or infinity"):
         calibrate(model, images())
-    with refused("weights 0.weight do not exist yet"):
+    with refused("0.weight is uninitialized"):
         calibrate(nn.Sequential(nn.LazyConv2d(4, 3)), images())
 
 

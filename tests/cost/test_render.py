@@ -77,7 +77,7 @@ def test_chosen_columns_come_in_the_order_in_which_they_are_given(monkeypatch: p
     network = nn.Sequential(OrderedDict(unit=ts.depthwise_separable_conv(4, 8)))
     table = summary(network, (4, 3, 3), columns=["macs", Column.FORMULA, "dense", "layer"], verbose=False)
     assert at_width(table, 20, monkeypatch)[:7] == [
-        " MACs   Weights                      Stands for (dense)        Layer",
+        " MACs   Weights                      Dense equivalent          Layer",
         "────────────────────────────────────────────────────────────────────────────",
         "    -                                3·3·4·8 = 288 (+8 bias)   unit",
         "  324   3·3·(4/4)·4 = 36 (+4 bias)   3·3·4·4 = 144 (+4 bias)     depth_conv",
@@ -111,7 +111,7 @@ def test_the_table_fits_the_terminal_and_a_wide_one_has_every_column(
         heads[width] = set(re.split(r"\s{2,}", lines[0].strip()))
     everything = {"Layer", "Type", "Output", "Params", "MACs", "Bytes moved", "FLOP/byte", "Weights"}
     convolutions = {"Kernel", "Stride", "Groups"} if any(row.kernel for row in table.layers) else set()
-    savings = {"Stands for (dense)", "Saving"} if any(row.saving for row in table.layers) else set()
+    savings = {"Dense equivalent", "Saving"} if any(row.saving for row in table.layers) else set()
     assert heads[240] == everything | convolutions | savings
     for shown in heads.values():
         assert {"Layer", "Output", "Params", "MACs"} <= shown <= heads[240]

@@ -384,8 +384,8 @@ def test_an_error_without_words_is_named_by_its_type() -> None:
     [
         (lambda: nn.LazyLinear(3), "parameter weight has no shape yet (a lazy module): run the model once, then count"),
         (lambda: nn.Sequential(nn.LazyBatchNorm1d()), "parameter 0.weight has no shape yet"),
-        (lambda: torch.jit.script(nn.Linear(3, 3)), "the model is scripted, which hides its layers: give the module"),
-        (lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 3))), "layer '0' is scripted, which hides its layers"),
+        (lambda: torch.jit.script(nn.Linear(3, 3)), "the model is scripted"),
+        (lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 3))), "layer '0' is scripted"),
         (lambda: torch.rand(3), "model is a Tensor: expected an nn.Module"),
         (lambda: nn.Linear, "model is a type: expected an nn.Module"),
     ],

@@ -47,9 +47,9 @@ def costs(explanation: Explanation) -> tuple[int, int, int]:
         (TutorialSeparable(4, 8), (68, 80, 68 * 9)),
     ],
 )
-@pytest.mark.parametrize("input_size", [(3, 3), (4, 3, 3), torch.Size((4, 3, 3)), [3, 3]])
-def test_the_tutorials_example(layer: nn.Module, expected: tuple[int, int, int], input_size: Any) -> None:
-    explanation = explain(layer, input_size)
+@pytest.mark.parametrize("input_shape", [(3, 3), (4, 3, 3), torch.Size((4, 3, 3)), [3, 3]])
+def test_the_tutorials_example(layer: nn.Module, expected: tuple[int, int, int], input_shape: Any) -> None:
+    explanation = explain(layer, input_shape)
     assert costs(explanation) == expected
     assert explanation.input_shape == (4, 3, 3)
     assert explanation.output_shape[1:] == (3, 3)
@@ -59,11 +59,11 @@ def test_every_form_of_the_same_layer_gives_the_same_explanation() -> None:
     module = explain(nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2, bias=False), (9, 7))
     spec = explain(ConvSpec(4, 8, (3, 3), (2, 2), (1, 1), groups=2, bias=False), (9, 7))
     arguments = explain(
-        in_channels=4, out_channels=8, kernel_size=3, stride=2, padding=1, groups=2, bias=False, input_size=(4, 9, 7)
+        in_channels=4, out_channels=8, kernel_size=3, stride=2, padding=1, groups=2, bias=False, input_shape=(4, 9, 7)
     )
     assert module == spec == arguments
     separable = explain(
-        in_channels=4, out_channels=8, kernel_size=3, padding=1, order="depthwise_first", input_size=(3, 3)
+        in_channels=4, out_channels=8, kernel_size=3, padding=1, order="depthwise_first", input_shape=(3, 3)
     )
     assert separable == explain(TutorialSeparable(4, 8), (3, 3))
 
@@ -98,7 +98,7 @@ def test_pointwise_first_runs_its_pointwise_stage_at_the_inputs_resolution() -> 
         padding=1,
         order="pointwise_first",
         depth_multiplier=2,
-        input_size=(8, 8),
+        input_shape=(8, 8),
     )
     assert [stage.macs for stage in first.stages] == [4 * 16 * 64, 9 * 2 * 8 * 16]
     assert first.chosen.name == "pointwise → depthwise, D=2"
@@ -206,7 +206,7 @@ def test_weights_and_macs_sum_over_groups_and_stages(
         bias=bias,
         order=order,
         depth_multiplier=D if order else 1,
-        input_size=size,
+        input_shape=size,
     )
     for alternative in explanation.alternatives:
         counted = macs = 0
@@ -242,7 +242,7 @@ def test_text_fits_80_columns(
         dilation=1,
         order=order,
         depth_multiplier=D if order else 1,
-        input_size=(size, size + 7, size + 13)[: len(kernel)],
+        input_shape=(size, size + 7, size + 13)[: len(kernel)],
     )
     lines = str(explanation).splitlines()
     assert max(map(len, lines)) <= 80
@@ -274,21 +274,21 @@ ARGUMENTS = {"in_channels": 4, "out_channels": 8, "kernel_size": 3}
 
 
 @pytest.mark.parametrize(
-    ("layer", "input_size", "arguments", "message"),
+    ("layer", "input_shape", "arguments", "message"),
     [
         (nn.Conv2d(4, 8, 3), (3, 3, 3), {}, "3 channels; the convolution has in_channels=4"),
         (nn.Conv2d(4, 8, 3), (1, 4, 3, 3), {}, "without a batch dimension"),
         (nn.Conv2d(4, 8, 3), (3,), {}, "2 spatial dimensions"),
-        (nn.Conv2d(4, 8, 3), None, {}, "input_size is missing"),
-        (nn.Conv2d(4, 8, 3), 3, {}, "input_size=3"),
-        (nn.Conv2d(4, 8, 3), "33", {}, "input_size='33'"),
+        (nn.Conv2d(4, 8, 3), None, {}, "input_shape is missing"),
+        (nn.Conv2d(4, 8, 3), 3, {}, "input_shape=3"),
+        (nn.Conv2d(4, 8, 3), "33", {}, "input_shape='33'"),
         (nn.Conv2d(4, 8, 3), (3, 0), {}, "at least 1"),
         (nn.Conv2d(4, 8, 3), (3.0, 3), {}, "integer"),
         (nn.Conv2d(4, 8, 3), (2, 2), {}, "smaller than the kernel"),
         (nn.Conv2d(4, 8, 3), (3, 3), {"groups": 2}, "give a layer, or the arguments of one"),
         (nn.Linear(4, 8), (3, 3), {}, "given Linear"),
         (nn.Sequential(nn.Conv2d(4, 8, 3)), (3, 3), {}, "For a network use summary"),
-        (nn.LazyConv2d(8, 3), (3, 3), {}, "has not seen an input"),
+        (nn.LazyConv2d(8, 3), (3, 3), {}, "LazyConv2d"),
         ("Conv2d", (3, 3), {}, "'Conv2d'"),
         (ConvSpec(4, 8, (3,) * 4), (3,) * 4, {}, "1 to 3 spatial dimensions"),
         (None, (3, 3), {}, "in_channels, out_channels, kernel_size missing"),
@@ -308,14 +308,14 @@ ARGUMENTS = {"in_channels": 4, "out_channels": 8, "kernel_size": 3}
         (None, (3, 3), ARGUMENTS | {"padding": "same", "stride": 2}, "stride 1 only"),
         (None, (3, 3), ARGUMENTS | {"padding": "same", "transposed": True}, "must be numbers"),
         (None, (3, 3), ARGUMENTS | {"order": "sideways"}, "order='sideways'"),
-        (None, (3, 3), ARGUMENTS | {"order": "depthwise_first", "groups": 2}, "leave groups out"),
+        (None, (3, 3), ARGUMENTS | {"order": "depthwise_first", "groups": 2}, "groups=2"),
         (None, (3, 3), ARGUMENTS | {"depth_multiplier": 2}, "without order"),
-        (None, None, ARGUMENTS, "input_size is missing"),
+        (None, None, ARGUMENTS, "input_shape is missing"),
     ],
 )
-def test_wrong_input_is_refused_with_its_name(layer: Any, input_size: Any, arguments: Any, message: str) -> None:
+def test_wrong_input_is_refused_with_its_name(layer: Any, input_shape: Any, arguments: Any, message: str) -> None:
     with pytest.raises(SeparableValueError) as refused:
-        explain(layer, input_size, **arguments)
+        explain(layer, input_shape, **arguments)
     assert message in str(refused.value)
 
 
@@ -326,8 +326,8 @@ def test_wrong_input_is_refused_with_its_name(layer: Any, input_size: Any, argum
         (nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 3), "depthwise_first", "must be a 1x1 convolution"),
         (nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1, groups=4), "depthwise_first", "must be a 1x1 convolution"),
         (nn.Conv2d(4, 4, 3, groups=4), nn.Conv1d(4, 8, 1), "depthwise_first", "as many dimensions"),
-        (nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(6, 8, 1), "depthwise_first", "makes 4 channels"),
-        (nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), "pointwise_first", "makes 8 channels"),
+        (nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(6, 8, 1), "depthwise_first", "4 channels"),
+        (nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), "pointwise_first", "8 channels"),
         (nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), "both", "order='both'"),
     ],
 )

@@ -17,7 +17,9 @@ from torch_separable.cli.main import app
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.explanation import explain
 from torch_separable.explanation.explorer import page as explorer_module
-from torch_separable.explanation.explorer.page import ExplorerState, Kind, explorer_page, vectors, write_explorer
+from torch_separable.explanation.explorer.page import explorer_page, write_explorer
+from torch_separable.explanation.explorer.state import ExplorerState, Kind
+from torch_separable.explanation.explorer.vectors import vectors
 
 TEMPLATES = Path(explorer_module.__file__).parent / "templates"
 WORDS: dict[str, dict[str, str]] = json.loads((TEMPLATES / "explorer" / "words.json").read_text(encoding="utf-8"))
@@ -98,7 +100,7 @@ def test_a_layer_that_the_page_cannot_show_is_refused(layer: nn.Module, size: tu
 
 
 def test_a_separable_layer_of_kernel_1x1_is_refused() -> None:
-    explanation = explain(in_channels=4, out_channels=8, kernel_size=1, order="depthwise_first", input_size=(3, 3))
+    explanation = explain(in_channels=4, out_channels=8, kernel_size=1, order="depthwise_first", input_shape=(3, 3))
     with pytest.raises(SeparableValueError, match="nothing to separate"):
         ExplorerState.of(explanation)
 

@@ -21,19 +21,19 @@ LAYERS: dict[str, Any] = {
     "dense": {"groups": 1},
     "grouped": {"groups": 2},
     "depthwise": {"groups": 4},
-    "elided": {"in_channels": 64, "out_channels": 128, "groups": 4, "input_size": (56, 56)},
+    "elided": {"in_channels": 64, "out_channels": 128, "groups": 4, "input_shape": (56, 56)},
     "separable": {"order": "depthwise_first"},
     "pointwise first": {"order": "pointwise_first", "depth_multiplier": 2},
-    "one dimension": {"input_size": (9,)},
-    "three dimensions": {"input_size": (4, 5, 6, 7), "transposed": True, "stride": 2},
+    "one dimension": {"input_shape": (9,)},
+    "three dimensions": {"input_shape": (4, 5, 6, 7), "transposed": True, "stride": 2},
     "one channel": {"in_channels": 1, "out_channels": 1},
-    "wide": {"in_channels": 4096, "out_channels": 4096, "order": "depthwise_first", "input_size": (512, 512)},
+    "wide": {"in_channels": 4096, "out_channels": 4096, "order": "depthwise_first", "input_shape": (512, 512)},
 }
 
 
 def drawn(name: str) -> Any:
     return explain(
-        **{"in_channels": 4, "out_channels": 8, "kernel_size": 3, "padding": 1, "input_size": (3, 3)} | LAYERS[name]
+        **{"in_channels": 4, "out_channels": 8, "kernel_size": 3, "padding": 1, "input_shape": (3, 3)} | LAYERS[name]
     )
 
 

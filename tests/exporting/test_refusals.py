@@ -56,18 +56,18 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("a.tflite", {}, r"ends in none of \.onnx, \.pt2, \.pte"),
+        ("a.tflite", {}, r"a\.tflite .*\.onnx, \.pt2, \.pte"),
         ("a.onnx", {"to": "tflite"}, "to='tflite': must be one of onnx, pt2, executorch"),
-        ("a.onnx", {"to": "pt2"}, r"a\.onnx is the name of a file of onnx, and to='pt2': name it"),
+        ("a.onnx", {"to": "pt2"}, r"a\.onnx .*onnx.* to='pt2'"),
         ("a.onnx", {"images": [torch.zeros(3, 9, 9)]}, r"images are a list: expected a tensor \(N, C, H, W\)"),
-        ("a.onnx", {"input_shape": None}, "the shape of one image is not known: give input_shape"),
+        ("a.onnx", {"input_shape": None}, "give input_shape"),
         ("a.onnx", {"input_shape": (3, 0, 8)}, r"input_shape=\(3, 0, 8\): must be positive whole numbers"),
         ("a.onnx", {"input_shape": (1, 8, 8)}, r"does not take images of shape \(2, 1, 8, 8\)"),
-        ("a.onnx", {"images": torch.zeros(2, 1, 8, 8)}, r"images are of shape \(2, 1, 8, 8\): expected \(N, 3, 8, 8\)"),
+        ("a.onnx", {"images": torch.zeros(2, 1, 8, 8)}, r"images have shape \(2, 1, 8, 8\): expected \(N, 3, 8, 8\)"),
         ("a.onnx", {"images": torch.zeros(0, 3, 8, 8)}, "N at least 1"),
         ("a.onnx", {"batch": 0}, "batch=0: must be a whole number"),
-        ("a.onnx", {"opset": 9}, "opset=9: goes with ONNX, and must be one of 18 to"),
-        ("a.pt2", {"opset": 18}, "opset=18: goes with ONNX"),
+        ("a.onnx", {"opset": 9}, "opset=9: .*must be one of 18 to"),
+        ("a.pt2", {"opset": 18}, "opset=18: .*ONNX"),
     ],
 )
 def test_wrong_arguments_are_named(tmp_path: Path, name: str, arguments: dict[str, Any], message: str) -> None:
@@ -77,7 +77,7 @@ def test_wrong_arguments_are_named(tmp_path: Path, name: str, arguments: dict[st
 
 
 def test_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(SeparableError, match=r"is a folder: name the file, as .*model\.onnx"):
+    with pytest.raises(SeparableError, match=r"is a folder.*model\.onnx"):
         export(small(), tmp_path, to="onnx", input_shape=(3, 8, 8))
 
 
@@ -115,7 +115,7 @@ def test_outputs_that_are_left_out_are_named(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"logits": self.net(x), "features": x}
 
-    with pytest.warns(UserWarning, match="Both returns features besides its logits: the logits alone are exported"):
+    with pytest.warns(UserWarning, match="Both returns features besides its logits"):
         export(Both().eval(), tmp_path / "a.pt2", input_shape=(3, 9, 9))
 
 
@@ -149,7 +149,7 @@ def test_file_that_computes_something_else_is_not_kept(
         return {key: lambda images, run=run: run(images) + 2e-4 for key, run in runtimes(content).items()}
 
     monkeypatch.setattr(module, "runtimes", slightly_off)
-    with pytest.raises(SeparableError, match=r"is not written: in .* its outputs differ by 2.0e-04"):
+    with pytest.raises(SeparableError, match=r"a\..* is not written: .* 2\.0e-04"):
         export(small(), tmp_path / name, input_shape=(3, 8, 8))
     assert not list(tmp_path.iterdir())
 
@@ -157,7 +157,7 @@ def test_file_that_computes_something_else_is_not_kept(
 def test_outputs_that_are_not_numbers_are_no_agreement(tmp_path: Path) -> None:
     model = small()
     nn.init.constant_(model[0].weight, torch.nan)  # type: ignore[index, arg-type]
-    with pytest.raises(SeparableError, match="differ by nan"):
+    with pytest.raises(SeparableError, match="by nan"):
         export(model, tmp_path / "a.pt2", input_shape=(3, 8, 8))
     assert not list(tmp_path.iterdir())
 

@@ -168,19 +168,19 @@ def test_weights_of_keras_may_go_through_a_file(networks: tuple[str, Any, nn.Mod
 
 def test_network_of_pytorchs_convention_is_refused() -> None:
     theirs = NETWORKS["Keras MobileNet"][0]()
-    with pytest.raises(ts.SeparableError, match=r"Keras MobileNet, are of a network with .*padding='same'"):
+    with pytest.raises(ts.SeparableError, match=r"Keras MobileNet.*padding='same'"):
         import_weights(mobilenet_v1(0.25, num_classes=9, activation="relu6"), theirs)
 
 
 def test_layers_without_counterpart_are_named() -> None:
-    with pytest.raises(ts.SeparableError, match="Conv2D is none of SeparableConv1D, SeparableConv2D"):
+    with pytest.raises(ts.SeparableError, match=r"Conv2D: .*SeparableConv1D, SeparableConv2D"):
         from_keras(keras.layers.Conv2D(3, 3))
-    with pytest.raises(ts.SeparableError, match="Keras' layer unbuilt has no weights yet: call or build it first"):
+    with pytest.raises(ts.SeparableError, match="layer unbuilt is not built"):
         from_keras(keras.layers.SeparableConv2D(3, 3, name="unbuilt"))
     odd = keras.layers.SeparableConv2D(3, 3, name="odd", activation="exponential")
     odd.build((None, 6, 6, 4))
-    with pytest.raises(ts.SeparableError, match="layer odd has the activation 'exponential': known are linear, celu"):
+    with pytest.raises(ts.SeparableError, match=r"layer odd .*'exponential'"):
         from_keras(odd)
     model = keras.Sequential([keras.Input((4, 6)), keras.layers.GRU(3, name="recurrent")])
-    with pytest.raises(ts.SeparableError, match="layer recurrent is a GRU, whose weights have no counterpart here"):
+    with pytest.raises(ts.SeparableError, match="layer recurrent is a GRU"):
         import_weights(nn.Linear(2, 2), model)

@@ -74,7 +74,7 @@ def test_width_multiplier_is_a_positive_number(name: str, value: object) -> None
             for network in (MobileNetV1, MobileNetV2, EfficientNetLite)
         ],
         *[
-            (network, {"batch_norm_eps": value}, f"batch_norm_eps={value!r}: must be a number between 0 and 1, as ")
+            (network, {"batch_norm_eps": value}, f"batch_norm_eps={value!r}: must be a number between 0 and 1")
             for network in (MobileNetV1, MobileNetV2, EfficientNetLite)
             for value in (0, 1, True, float("nan"), "1e-3")
         ],

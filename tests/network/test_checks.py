@@ -50,7 +50,7 @@ def test_what_is_no_network_is_named(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TAKERS)
 @pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, IMAGES[:1])])
 def test_scripted_networks_are_refused(name: str, make: Callable[[nn.Module], Any], tmp_path: Path) -> None:
-    with pytest.raises(SeparableValueError, match="is scripted or traced, which hides its layers: give the module bef"):
+    with pytest.raises(SeparableValueError, match="is scripted or traced"):
         TAKERS[name](make(network().eval()), tmp_path)
 
 
@@ -58,12 +58,10 @@ def test_scripted_networks_are_refused(name: str, make: Callable[[nn.Module], An
 def test_networks_of_another_precision_are_told_what_to_do(dtype: torch.dtype) -> None:
     model = network().to(dtype)
     precision = str(dtype).removeprefix("torch.")
-    with pytest.raises(SeparableError, match=rf"the student is in {precision}: training needs float32, student.float"):
+    with pytest.raises(SeparableError, match=rf"the student is in {precision}.*student\.float\(\)"):
         ts.distill(model, network(), DATA, epochs=1)
     if available():
-        with pytest.raises(
-            SeparableError, match=rf"the model is in {precision}: compile needs float32, model.float\(\)"
-        ):
+        with pytest.raises(SeparableError, match=rf"the model is in {precision}.*model\.float\(\)"):
             ts.compile(model, IMAGES[:1])
     wide = ts.evaluate(network(), DATA)
     assert ts.evaluate(model, DATA).count == wide.count
@@ -82,20 +80,16 @@ def test_compiled_networks_are_evaluated_and_say_what_they_are() -> None:
 
 def test_what_is_no_image_data_is_named() -> None:
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES))
-    with pytest.raises(
-        SeparableValueError, match=r"data is a DataLoader: expected an ImageData, as load_data\(...\) ret"
-    ):
+    with pytest.raises(SeparableValueError, match=r"data is a DataLoader"):
         ts.evaluate(network(), loader)  # type: ignore[arg-type]
-    with pytest.raises(SeparableValueError, match="data is a Tensor: expected an ImageData"):
+    with pytest.raises(SeparableValueError, match="data is a Tensor"):
         ts.distill(network(), network(), IMAGES)  # type: ignore[arg-type]
-    with pytest.raises(SeparableValueError, match="validation is a tuple: expected an ImageData"):
+    with pytest.raises(SeparableValueError, match="validation is a tuple"):
         ts.distill(network(), network(), DATA, validation=(IMAGES, DATA.labels))  # type: ignore[arg-type]
 
 
 def test_one_number_for_each_image_has_no_classes_to_distil() -> None:
-    with pytest.raises(
-        SeparableValueError, match=r"one number for each .* shape \(2, 1\): .* logits_weight=0 and feature"
-    ):
+    with pytest.raises(SeparableValueError, match=r"shape \(2, 1\).* logits_weight=0"):
         ts.distill(network(1), network(1), DATA, epochs=1)
     student = ts.convert(network(1), IMAGES, rank=1).model
     trained = ts.distill(student, network(1), DATA, epochs=1, logits_weight=0, feature_weight=1, progress=False)

@@ -127,7 +127,7 @@ def test_what_builds_a_layer_is_callable_and_gives_a_module(block: Callable[...,
     assert refusal(block, **{name: "relu"}) == f"{name}='relu': must be None, or a callable that returns a module"
     ready = nn.Sequential(nn.ReLU(), nn.ReLU())
     assert refusal(block, **{name: ready}) == (
-        f"{name}=Sequential(…): is a layer already; must be what builds one, such as nn.Sequential"
+        f"{name}=Sequential(…): must be a callable that builds a layer, such as nn.Sequential"
     )
     given = "the number of channels" if name == "norm_layer" else "no arguments"
     for value, complaint in (

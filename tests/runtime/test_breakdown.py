@@ -46,7 +46,7 @@ def test_text_fits_a_terminal_and_says_what_runs_each_node(breakdown: Breakdown)
     assert max(map(len, text.splitlines())) <= 80
     assert f"{SCRIPT[-8:]} " in text  # names are cut at the front, where they are alike
     assert "no kernel for" in " ".join(text.split())
-    assert "25 % of the 10 that avx2 was measured to reach here in float32 on 1 thread." in " ".join(text.split())
+    assert "25 % of the measured peak of 10 (avx2, float32, 1 thread)." in " ".join(text.split())
 
 
 def test_document_and_notebook(breakdown: Breakdown) -> None:

@@ -452,7 +452,7 @@ def test_weights_that_are_not_finite_and_wrong_threads_are_refused() -> None:
     broken = nn.Conv2d(3, 8, 3)
     with torch.no_grad():
         broken.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(SeparableError, match="weights weight hold NaN"):
+    with pytest.raises(SeparableError, match="weight holds NaN"):
         compile(broken, torch.randn(1, 3, 8, 8))
     with pytest.raises(SeparableValueError, match="threads=0"):
         compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8), threads=0)

@@ -169,7 +169,7 @@ def test_what_the_kernel_cannot_do_is_kept_and_named(options: dict[str, object],
     model = nn.Sequential(DepthwiseSeparableConv2d(4, 6, 3, **options))  # type: ignore[arg-type]
     done = fuse_modules(model)
     assert (done.fused, done.kept) == ((), {"0": reason})
-    assert f"0 is kept: {reason}." in str(done)
+    assert f"0 was not replaced: {reason}." in str(done)
     assert type(model[0]) is DepthwiseSeparableConv2d
 
 
@@ -239,7 +239,7 @@ def test_the_operator_passes_pytorchs_own_check(pointwise_first: bool, rank: int
 
 def test_the_operator_refuses_what_does_not_fit() -> None:
     x, first, *rest = separable_inputs(False)
-    with pytest.raises(SeparableValueError, match=r"do not fit the input \(2, 9, 9, 8\)"):
+    with pytest.raises(SeparableValueError, match=r"\(2, 9, 9, 8\)"):
         separable_conv2d(x[:, :9], first, *rest)  # type: ignore[index, arg-type]
     with pytest.raises(SeparableValueError, match="expected"):
         separable_conv2d(x.double(), first, *rest)  # type: ignore[attr-defined, arg-type]

@@ -93,7 +93,7 @@ def test_a_state_that_is_no_tensor_is_named(tmp_path: Path) -> None:
         def get_extra_state(self) -> dict[str, int]:
             return {"steps": 3}
 
-    with pytest.raises(SeparableError, match=r"0\._extra_state of the network's state is a dict, and files of weights"):
+    with pytest.raises(SeparableError, match=r"0\._extra_state .* is a dict"):
         save_weights(nn.Sequential(Noting(2, 2)), tmp_path / "w.safetensors")
     assert names_in(tmp_path) == []
 
@@ -404,7 +404,6 @@ def test_weights_of_another_network_are_refused_with_names_and_shapes(tmp_path: 
     message = refused(small_network(), path)
     assert "are not the weights of this network (Sequential): 1 of another shape" in message
     assert "2.weight is (2, 5), should be (2, 4)" in message
-    assert "Check the model function and its arguments" in message
 
     state = small_network().state_dict()
     del state["0.bias"]

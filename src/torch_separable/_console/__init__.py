@@ -1,1 +1,1 @@
-"""What a person sees while a call runs or a notebook shows: progress bars, styled text, HTML tables."""
+"""Console and notebook output: progress bars, styled text and HTML tables."""

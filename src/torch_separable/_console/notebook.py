@@ -1,4 +1,4 @@
-"""What notebooks show of a result: plain HTML tables, which take the notebook's own colours, light or dark."""
+"""HTML tables for notebooks. They set no colours, so that they follow the notebook's light or dark theme."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def table(
     marked: Sequence[bool] = (),
     foot: Sequence[str] = (),
 ) -> str:
-    """Return rows of text as an HTML table; every cell is escaped.
+    """Render rows of text as an HTML table; every cell is escaped.
 
     Args:
-        header: a head for each column; empty for a table without.
-        rows: cells from left to right.
-        right: for each column whether its cells stand on the right, as numbers do; by default none does.
-        marked: for each row whether it stands out; by default none does.
+        header: column headings; empty for a table without headings.
+        rows: the cells of each row, from left to right.
+        right: whether each column is aligned right, as numbers are; by default all are aligned left.
+        marked: whether each row is set in bold; by default none is.
         foot: a last row of totals; empty for none.
 
     Example:

@@ -1,4 +1,4 @@
-"""A progress bar that shows itself only to a person who has been waiting for two seconds."""
+"""A progress bar that appears after two seconds, and only on a terminal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PATIENCE_S = 2.0
 
 
 class Advance(Protocol):
-    """Count one more step done; ``note`` is shown behind the bar."""
+    """A callback that reports finished steps; ``note`` is shown after the bar."""
 
     def __call__(self, note: str = "", steps: int = 1) -> None:
-        """Move the bar by ``steps``."""
+        """Advance the bar by ``steps``."""
 
 
 class _Rate(ProgressColumn):
-    """Steps a second, or seconds a step where it takes them."""
+    """Steps per second; seconds per step when a step takes longer than a second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -34,9 +34,15 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(title: str, total: int, *, shown: bool, done: int = 0) -> Iterator[Advance]:
-    """Yield a function to call after each of ``total`` steps, ``done`` of which are behind us.
+    """Yield a function to call after each step.
 
-    The bar goes to standard error, appears after two seconds, and never where standard error is not a terminal.
+    The bar is written to standard error. It appears after two seconds, and only if standard error is a terminal.
+
+    Args:
+        title: text before the bar.
+        total: number of steps.
+        shown: whether the caller wants a bar at all.
+        done: steps that were finished before, as in a resumed run.
     """
     console = Console(stderr=True)
     bar = Progress(
@@ -47,7 +53,7 @@ def progress_bar(title: str, total: int, *, shown: bool, done: int = 0) -> Itera
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        redirect_stdout=sys.stdout.isatty(),  # a file's lines are no matter of the terminal's
+        redirect_stdout=sys.stdout.isatty(),  # rich would print lines that belong into a file on the terminal
     )
     task = bar.add_task(title, total=total, completed=done, note="")
     wanted = shown and console.is_terminal

@@ -1,4 +1,4 @@
-"""Printing styled text: with its colours on a terminal, without them into a file or a pipe."""
+"""Print styled text: with colours on a terminal, without them into a file or a pipe."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from rich.text import Text
 
 
 def show(text: Text) -> None:
-    """Print ``text`` on standard output, its lines as they are; ``NO_COLOR`` and ``FORCE_COLOR`` are minded."""
+    """Print ``text`` to standard output without wrapping it; ``NO_COLOR`` and ``FORCE_COLOR`` are respected."""
     console = Console(highlight=False)
-    with console.capture() as captured:  # printed below, where a reader that has gone is an error for the caller
+    # rich swallows a broken pipe; `print` below raises it, so that the caller can end the command.
+    with console.capture() as captured:
         console.print(text, soft_wrap=True)
     print(captured.get(), end="")

@@ -1,1 +1,1 @@
-"""What may be done with any nn.Module: check it, copy it, run it, refresh its computed weights."""
+"""Helpers for any nn.Module: check it, copy it, run it in evaluation mode, load and refresh its weights."""

@@ -1,4 +1,4 @@
-"""What functions that take a network accept, and what they say of anything else."""
+"""Checks of the networks that callers pass in."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from torch_separable.errors import SeparableError, SeparableValueError
 
 
 def as_network(model: object, name: str = "model") -> nn.Module:
-    """Return ``model`` if it is a network whose layers can be seen.
+    """Return ``model`` if it is an ``nn.Module`` that is not scripted.
+
+    Args:
+        model: what the caller was given.
+        name: the argument's name, for the message.
 
     Raises:
-        SeparableValueError: it is something else, or scripted; ``name`` is what the message calls it.
+        SeparableValueError: ``model`` is no ``nn.Module``, or a module in it is scripted or traced.
 
     Example:
         >>> as_network([nn.ReLU()])
@@ -28,25 +32,30 @@ def as_network(model: object, name: str = "model") -> nn.Module:
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise SeparableValueError(
-                f"{f'layer {path!r} of the {name}' if path else f'the {name}'} is scripted or traced, which hides its "
-                "layers: give the module before torch.jit.script"
+                f"{f'layer {path!r} of the {name}' if path else f'the {name}'} is scripted or traced, so its layers "
+                "cannot be read: pass the module from before torch.jit"
             )
     return model
 
 
 def precision_of(model: nn.Module) -> torch.dtype | None:
-    """The type of all floating-point weights of a network; ``None`` where they have several, or there are none."""
+    """Return the dtype that all floating-point parameters share; ``None`` if they differ or if there are none."""
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return types.pop() if len(types) == 1 else None
 
 
 def require_float32(model: nn.Module, name: str, purpose: str) -> None:
-    """Refuse a network all of whose weights have another precision.
+    """Refuse a network whose parameters all have one dtype other than float32.
+
+    Args:
+        model: the network.
+        name: the argument's name, for the message.
+        purpose: the operation that needs float32, for the message.
 
     Raises:
-        SeparableError: naming the precision, and ``purpose``, which needs float32.
+        SeparableError: naming the dtype and ``purpose``.
     """
     precision = precision_of(model)
     if precision not in (None, torch.float32):
         of = str(precision).removeprefix("torch.")
-        raise SeparableError(f"the {name} is in {of}: {purpose} needs float32, {name}.float()")
+        raise SeparableError(f"the {name} is in {of}: {purpose} needs float32. Convert it with {name}.float()")

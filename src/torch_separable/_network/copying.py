@@ -1,4 +1,4 @@
-"""Copies of networks, which nothing that is done to them leads back from."""
+"""Deep copies of networks, with an error that names what cannot be copied."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def copied(model: Network) -> Network:
-    """Return a deep copy of a network: weights, buffers, hooks and whatever else it holds.
+    """Return a deep copy of a network: parameters, buffers, hooks and all other attributes.
 
     Raises:
-        SeparableError: it holds something that cannot be copied, as a lock, an open file, or a tensor that a pass with
-            gradients left; the message names it.
+        SeparableError: an attribute cannot be copied, such as a lock, an open file, or a tensor that is part of an
+            autograd graph; the message names it.
 
     Example:
         >>> layer = nn.Linear(2, 3)
@@ -34,7 +34,7 @@ def copied(model: Network) -> Network:
 
 
 def _culprit(model: nn.Module) -> str | None:
-    """The first thing in a network that cannot be copied, and what to do about it."""
+    """Describe the first attribute that cannot be copied, and what to do about it."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name in ("_parameters", "_modules"):
@@ -42,13 +42,13 @@ def _culprit(model: nn.Module) -> str | None:
             where = ".".join(part for part in (path, name) if part)
             if any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(value)):
                 return (
-                    f"{where} holds what a pass with gradients left there. Run the network once under torch.no_grad(), "
-                    f"or set {where} to None"
+                    f"{where} holds a tensor with a gradient history. Run the network once under torch.no_grad(), or "
+                    f"set {where} to None"
                 )
             try:
                 with torch.no_grad():
                     copy.deepcopy(value)
             except Exception as error:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
-                return f"{where}, of type {type(value).__name__} ({first}): take it out of the network first"
+                return f"{where}, of type {type(value).__name__} ({first}): remove it from the network first"
     return None

@@ -1,4 +1,4 @@
-"""Running a network to see what it gives: its evaluation mode, and its output as one tensor of logits."""
+"""Run a network in evaluation mode, and read its output as one tensor of logits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch_separable.errors import SeparableError
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits in a network's output: the tensor itself, or what ``.logits`` or ``["logits"]`` holds.
+    """Return the logits in a network's output: the tensor itself, or what ``.logits`` or ``["logits"]`` holds.
 
-    Models of ``transformers`` return an object with ``.logits``; torchvision's segmentation networks a mapping whose
-    entry is called ``out``.
+    Models of ``transformers`` return an object with ``.logits``; torchvision's segmentation networks return a mapping
+    with the entry ``out``.
 
     Raises:
         SeparableError: the output holds no such tensor.
@@ -40,13 +40,13 @@ def logits_of(output: object) -> Tensor:
 
 
 def predictions(logits: Tensor) -> Tensor:
-    """The class of each image, or of each of its positions; where there is one number alone, whether it is above 0.
+    """Return the class of each image, or of each position. A single logit means class True where it is above 0.
 
     Args:
         logits: (n, classes, ...), or (n,).
 
     Returns:
-        (n, ...), without the classes.
+        (n, ...), without the class dimension.
 
     Example:
         >>> predictions(torch.tensor([[0.0, 2.0], [1.0, -1.0]])), predictions(torch.tensor([[3.0], [-3.0]]))
@@ -59,10 +59,11 @@ def predictions(logits: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode for the block; modes and buffers are as before afterwards.
+    """Put every module into evaluation mode for the block, and restore modes and buffers afterwards.
 
-    By its flag alone: a network's own ``train`` and ``eval`` may do more, as merging adapters into weights. Buffers may
-    be written in evaluation, too: counters, what was seen last.
+    Only the ``training`` flag is set: a network's own ``train`` and ``eval`` may do more, such as merging adapters into
+    weights. Buffers are restored because a forward pass may write them in evaluation mode as well, for example to count
+    calls.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

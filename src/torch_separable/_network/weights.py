@@ -1,4 +1,4 @@
-"""The weights of any network: whether they are finite, and those that hooks compute before each call."""
+"""Check that a network's weights are finite, and refresh the weights that hooks compute before each call."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ COMPUTES_WEIGHT = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise a SeparableError that names the first parameter or buffer holding NaN, or infinity where it has no use."""
+    """Check that all parameters and buffers are finite; buffers that may hold a mask may be infinite.
+
+    Raises:
+        SeparableError: naming the first parameter or buffer that is not finite, or that is uninitialized.
+    """
     free = buffers_that_may_be_infinite(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
-            raise SeparableError(f"weights {name} do not exist yet: load them, or run the network on an image first")
+            raise SeparableError(f"{name} is uninitialized: load the weights, or run the network on an image first")
         if tensor.is_floating_point() and (tensor.isnan() if name in free else ~tensor.isfinite()).any():
-            raise SeparableError(f"weights {name} hold NaN or infinity: load the weights of a finished training")
+            raise SeparableError(f"{name} holds NaN or infinity: load weights that are finite")
 
 
 def buffers_that_may_be_infinite(model: nn.Module) -> set[str]:
-    """Names of the buffers in which infinities have their uses, as in masks: all but the statistics of batch norms."""
+    """Return the names of buffers that may hold infinities, as masks do: all but the statistics of batch norms."""
     return {
         f"{name}.{buffer}" if name else buffer
         for name, module in model.named_modules()
@@ -36,10 +40,10 @@ def buffers_that_may_be_infinite(model: nn.Module) -> set[str]:
 
 
 def refresh_weights(model: nn.Module) -> None:
-    """Compute anew the weights that hooks compute before each call: ``weight_norm``, ``spectral_norm`` and pruning.
+    """Recompute the weights that hooks compute before each call: ``weight_norm``, ``spectral_norm`` and pruning.
 
-    Between calls they are plain attributes, which may be older than what they are computed from, and which hang on a
-    graph, so that the network cannot be copied.
+    Between calls such a weight is a plain attribute. It may be out of date, and it may be part of an autograd graph,
+    in which case the network cannot be copied.
     """
     with torch.no_grad():
         for module in model.modules():

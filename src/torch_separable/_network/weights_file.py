@@ -1,4 +1,4 @@
-"""Files of weights: plain tensors, read without unpickling, checked against the network that takes them."""
+"""Weight files: tensors by name, read without executing pickled code and checked against the network."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 def save_weights(
     source: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a module's (or a mapping's) tensors as safetensors, whole or not at all.
+    """Write the tensors of a module or a mapping as safetensors, atomically.
 
     Tensors that share memory (tied weights) are written once for each name.
+
+    Raises:
+        SeparableError: the module's state holds something other than tensors, or the file cannot be written.
     """
     state = source.state_dict() if isinstance(source, nn.Module) else source
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise SeparableError(
-                f"{name} of the network's state is a {type(value).__name__}, and files of weights hold tensors alone: "
-                "have the module's get_extra_state return a tensor, or nothing"
+                f"{name} in the network's state is a {type(value).__name__}; a weight file holds only tensors: let the "
+                "module's get_extra_state return a tensor, or remove it"
             )
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as aside:
@@ -42,13 +45,13 @@ def save_weights(
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read tensors by name from a file of safetensors, or of ``torch.save`` with ``weights_only=True``.
+    """Read tensors by name from a safetensors file, or from a ``torch.save`` file with ``weights_only=True``.
 
-    Checkpoints that wrap their weights in ``state_dict``, ``model`` or ``model_state_dict`` are unwrapped, and the
+    Checkpoints that nest their weights under ``state_dict``, ``model`` or ``model_state_dict`` are unwrapped, and the
     ``module.`` prefix that ``nn.DataParallel`` adds to every name is removed.
 
     Raises:
-        SeparableError: the file is absent, is not weights, or is a pickle that asks to run code.
+        SeparableError: the file is absent, holds no weights, or is a pickle that would run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,31 +67,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     special = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
     if special:
         raise SeparableError(
-            f"{path} holds tensors that are sparse, quantised, nested or without values ({_some(special)}): save them "
-            "as plain ones, by `tensor.to_dense()` or `tensor.dequantize()`"
+            f"{path} holds sparse, quantized, nested or meta tensors ({_some(special)}): save dense tensors, with "
+            "`tensor.to_dense()` or `tensor.dequantize()`"
         )
     return without_prefix(tensors)
 
 
 def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by name, without the ``module.`` that `nn.DataParallel` puts before every name."""
+    """Remove the ``module.`` prefix that ``nn.DataParallel`` adds, if every name has it."""
     every = all(name.startswith("module.") for name in tensors)
     return {name.removeprefix("module.") if every else name: tensor for name, tensor in tensors.items()}
 
 
 def _read_tensors(path: Path) -> object:
-    """Read the file as what its first bytes say that it is; names mislead (``.bin`` and ``.pt`` hold either)."""
+    """Read the file in the format that its first bytes show; ``.bin`` and ``.pt`` may be of either."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
     except OSError as error:
         raise SeparableError(f"cannot read weights from {path}: {error.strerror or error}") from error
-    if head[8:] == b"{":  # after eight bytes of its length, the header of safetensors
+    if head[8:] == b"{":  # safetensors: 8 bytes of header length, then the header as JSON
         return _read_safetensors(path)
-    if head.startswith((b"PK", b"\x80")):  # a zip archive of torch.save, or the bare pickle that it wrote until 1.6
+    if head.startswith((b"PK", b"\x80")):  # torch.save: a zip archive, or the bare pickle that it wrote before 1.6
         return _read_torch(path)
     raise SeparableError(
-        f"{path} is not a whole file of weights, neither of safetensors nor of torch.save: give the file that "
+        f"{path} is not a whole weight file, neither safetensors nor torch.save: give the file that "
         "`model.state_dict()` was saved to"
     )
 
@@ -97,33 +100,34 @@ def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise SeparableError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
+        raise SeparableError(f"{path} is not a whole safetensors file ({error}): download or save it again") from error
 
 
 def _read_torch(path: Path) -> object:
     try:
-        # Given the name, torch would judge by the suffix. What its warnings are about is refused below.
+        # Pass a file object: given a path, torch.load chooses the format by the suffix. Its warnings concern contents
+        # that are refused below.
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SeparableError(
-            f"{path} is not plain weights: it is a pickle that could run code when it is read, which is refused. "
-            "Save `model.state_dict()` with safetensors, or with torch.save, and give that file"
+            f"{path} holds more than weights: it is a pickle that could run code when it is read, so it is refused. "
+            "Save `model.state_dict()` with safetensors or torch.save, and give that file"
         ) from error
-    except Exception as error:  # whatever the reader of a damaged file stumbles over: struct.error, AssertionError, ...
+    except Exception as error:  # a damaged file raises many types: struct.error, AssertionError, ...
         first = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise SeparableError(
-            f"{path} is damaged, or is no file of weights ({first}): fetch or save `model.state_dict()` again"
+            f"{path} is damaged, or is not a weight file ({first}): download or save `model.state_dict()` again"
         ) from error
 
 
 def load_weights(model: nn.Module, path: str | Path, *, keep_types: bool = False) -> None:
-    """Load the weights in ``path`` into ``model``, all of them or none.
+    """Load the weights in ``path`` into ``model``: all of them, or none if any does not fit.
 
     Args:
         model: the network.
-        path: the file.
-        keep_types: whether the network takes the types of the file's numbers, as float16, or keeps its own.
+        path: the weight file.
+        keep_types: whether the network's parameters take the dtypes of the file, such as float16.
 
     Raises:
         SeparableError: names or shapes differ (the message lists the first of each kind), or a weight is not finite.
@@ -141,15 +145,21 @@ def load_weights(model: nn.Module, path: str | Path, *, keep_types: bool = False
 
 
 def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path, *, keep_types: bool = False) -> None:
-    """Load tensors by name into ``model``, all of them or none; ``where`` is what a message calls them.
+    """Load tensors by name into ``model``: all of them, or none if any does not fit.
+
+    Args:
+        model: the network.
+        given: tensors by name.
+        where: where they come from, for messages.
+        keep_types: whether the network's parameters take the dtypes of the tensors.
 
     Raises:
-        SeparableError: as `load_weights` does.
+        SeparableError: as `load_weights`.
     """
     given = dict(given)
     expected = model.state_dict()
     for name, counter in expected.items():
-        if name.endswith("num_batches_tracked"):  # a counter for training alone, which older checkpoints lack
+        if name.endswith("num_batches_tracked"):  # used only in training, and absent from older checkpoints
             given.setdefault(name, counter)
     complaints = []
     missing = [name for name in expected if name not in given]
@@ -164,19 +174,16 @@ def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path,
         complaints.append(f"{len(reshaped)} of another shape ({_some(shapes, '; ')})")
     if complaints:
         raise SeparableError(
-            f"{where} are not the weights of this network ({type(model).__name__}): {', '.join(complaints)}. "
-            "Check the model function and its arguments"
+            f"{where} are not the weights of this network ({type(model).__name__}): {', '.join(complaints)}"
         )
     types = {name: given[name].dtype if keep_types else tensor.dtype for name, tensor in expected.items()}
     complex_ones = [name for name, tensor in expected.items() if given[name].is_complex() and not tensor.is_complex()]
     if complex_ones:
-        raise SeparableError(f"{where} holds complex weights ({_some(complex_ones)}), and the network has real ones")
+        raise SeparableError(f"{where} holds complex weights ({_some(complex_ones)}); the network's are real")
     free = buffers_that_may_be_infinite(model)
     broken = [name for name, dtype in types.items() if not _is_sound(given[name].to(dtype), infinite=name in free)]
     if broken:
-        raise SeparableError(
-            f"{where} holds NaN or infinite weights ({_some(broken)}): the file is of a failed training"
-        )
+        raise SeparableError(f"{where} holds NaN or infinite weights ({_some(broken)}): give weights that are finite")
     if keep_types:
         for name, tensor in model.state_dict(keep_vars=True).items():
             if tensor.is_floating_point() and given[name].is_floating_point():
@@ -189,10 +196,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _is_sound(tensor: Tensor, *, infinite: bool) -> bool:
-    """Whether no value is NaN, nor (unless that is allowed) infinite."""
+    """Whether no value is NaN, nor infinite unless ``infinite`` allows it."""
     if not tensor.is_floating_point():
         return True
-    wide = tensor.float() if tensor.itemsize == 1 else tensor  # not every 8-bit type can be asked
+    wide = tensor.float() if tensor.itemsize == 1 else tensor  # isnan is not implemented for every 8-bit dtype
     return not bool((wide.isnan() if infinite else ~wide.isfinite()).any())
 
 

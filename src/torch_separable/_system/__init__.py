@@ -1,1 +1,1 @@
-"""The operating system and the machine: files, locks, hardware, clocks, optional packages."""
+"""Operating system and hardware: files, locks, processor, timers and optional packages."""

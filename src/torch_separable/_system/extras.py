@@ -1,4 +1,4 @@
-"""Optional dependencies, imported where they are used."""
+"""Optional dependencies, imported on first use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch_separable.errors import MissingExtraError
 
 
 def optional(module: str, extra: str) -> Any:
-    """Import ``module``, which the package's extra ``extra`` brings.
+    """Import ``module``, which belongs to the package's optional extra ``extra``.
 
     Raises:
-        MissingExtraError: it is not installed; the message says how to install it.
+        MissingExtraError: it is not installed; the message gives the command that installs it.
 
     Example:
         >>> optional("no_such_package.part", "train")

@@ -1,7 +1,7 @@
-"""Reading and writing files so that nothing is lost and nothing in a file is executed.
+"""Write files atomically, and read JSON.
 
-Everything is written beside its place and renamed into it, so a reader finds the old file or the new one, never half
-of one. Weights are safetensors, or ``.pth`` files read with ``weights_only=True``.
+Every file is written to a temporary file in the same directory and then renamed, so a reader sees the old file or the
+new one, never part of one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 
 from torch_separable.errors import SeparableError
 
-_ASIDE: dict[Path, Path] = {}  # the files that are being written aside, and whose places they will take
+_ASIDE: dict[Path, Path] = {}  # temporary files that are being written now, and the files that they will replace
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary file beside ``path`` that takes its place when the block ends without an exception.
+    """Yield a temporary file beside ``path`` that replaces it when the block ends without an exception.
 
-    Whatever interrupts the block, ``path`` keeps what it had and the temporary file is removed. In an inner block, that
-    temporary file is written as it is. Of a link, the file that it leads to is replaced; permissions stay.
+    If the block raises, ``path`` is unchanged and the temporary file is removed. Given a temporary file of an outer
+    block, an inner block yields it unchanged. A symbolic link stays, and its target is replaced; permissions stay.
 
     Raises:
-        SeparableError: the folder cannot be made or written, or the disk is full.
+        SeparableError: the directory cannot be created or written, or the disk is full.
 
     Example:
         >>> import tempfile
@@ -69,7 +69,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _mode_of(path: Path) -> int:
-    """The permissions of a file, or those that a new one gets."""
+    """Return the permissions of a file, or those that a new file gets."""
     with contextlib.suppress(FileNotFoundError):
         return stat.S_IMODE(path.stat().st_mode)
     umask = os.umask(0)
@@ -78,12 +78,16 @@ def _mode_of(path: Path) -> int:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what writers of the file ``name``, or of any, that were killed left aside in ``folder``.
+    """Remove the temporary files that killed writers left in ``folder``.
 
-    Nobody else may be writing there.
+    Call it only while no other process writes there.
+
+    Args:
+        folder: the directory.
+        name: the file whose temporary files are removed; ``None`` for those of all files.
 
     Raises:
-        SeparableError: one cannot be removed.
+        SeparableError: a file cannot be removed.
     """
     for leftover in folder.glob(f".{'*' if name is None else glob.escape(name)}.????????.part"):
         try:
@@ -93,32 +97,36 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold what was written to the file ``path``."""
+    """Flush the file ``path`` to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def _cannot_write(path: Path, error: OSError) -> SeparableError:
     return SeparableError(
-        f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
-        "Free space, or choose another folder"
+        f"cannot write {path}: {error.strerror or error}; an existing file is unchanged. "
+        "Free disk space, or choose another folder"
     )
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
+    """Write ``text`` as UTF-8, atomically."""
     with replacing(path) as aside:
-        # A file's name that is not UTF-8 may stand in the text; in JSON, its escape reads back as the same name.
+        # The text may contain a file name that is not UTF-8; in JSON, the escape reads back as the same name.
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, document: object) -> None:
-    """Write ``document`` as indented JSON, whole or not at all; NaN and infinity are refused."""
+    """Write ``document`` as indented JSON, atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Read the JSON file that is said to hold ``what`` (a few words for the message).
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message.
 
     Raises:
         SeparableError: the file is absent, unreadable or not JSON.

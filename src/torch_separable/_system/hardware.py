@@ -1,4 +1,4 @@
-"""The processor that figures and tuned settings depend on."""
+"""The processor's name and cache sizes, on which measurements and tuned settings depend."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import platform
 from functools import cache
 from pathlib import Path
 
-_USUAL = {2: 512 * 1024, 3: 16 * 2**20}
+_DEFAULT_CACHE_BYTES = {2: 512 * 1024, 3: 16 * 2**20}
 
 
 @cache
 def processor() -> str:
-    """Return the processor's name, as the system says it, with its family and model: some generations share a name."""
+    """Return the processor's name with family and model, because some generations share a name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
@@ -23,7 +23,7 @@ def processor() -> str:
 
 @cache
 def cache_bytes(level: int) -> int:
-    """Return the bytes of the processor's cache of a level (2 or 3), as the system says; else what is usual."""
+    """Return the size of the level-2 or level-3 cache in bytes; a common size where the system does not report it."""
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             kind, at = ((index / name).read_text().strip() for name in ("type", "level"))
@@ -32,4 +32,4 @@ def cache_bytes(level: int) -> int:
             continue
         if at == str(level) and kind != "Instruction" and size[:-1].isdecimal() and size[-1] in "KM":
             return int(size[:-1]) * (1024 if size[-1] == "K" else 2**20)
-    return _USUAL[level]
+    return _DEFAULT_CACHE_BYTES[level]

@@ -1,4 +1,4 @@
-"""One writer a folder: two runs into the same place would mix their files."""
+"""One writer per directory: two runs into the same directory would mix their files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ LOCK = ".torch-separable.lock"
 
 
 def is_first_process() -> bool:
-    """Whether this is the first, or the only, process of its launch, as ``torchrun`` and ``accelerate`` number them."""
+    """Whether this process has rank 0, as ``torchrun`` and ``accelerate`` number the processes of a launch."""
     return int(os.environ.get("RANK") or 0) == 0
 
 
 @contextmanager
 def sole_writer(folder: str | Path, *, wait: float = 0.2, leftovers_of: str | None = None) -> Iterator[None]:
-    """Hold a folder for writing, and remove what a killed writer left half written in it.
+    """Lock a directory for writing, and remove the temporary files of killed writers.
 
-    The operating system releases the lock of a process that dies, whatever it dies of. A thread that holds the folder
-    may hold it once more. Of several processes of one launch, the first holds it for all.
+    The operating system releases the lock of a process that dies. The lock is reentrant within a thread. In a launch of
+    several processes, only rank 0 takes the lock.
 
     Args:
-        folder: it is made where it does not exist, and removed again if nothing was put into it.
+        folder: created if it does not exist, and removed again if nothing was written into it.
         wait: seconds to wait for another writer.
-        leftovers_of: the file whose leftovers are removed, where others in the folder may be anybody's.
+        leftovers_of: remove only this file's temporary files, because others in the directory may belong to other
+            programs; ``None`` removes all.
 
     Raises:
-        SeparableError: another process is writing there, or the folder cannot be written.
+        SeparableError: another process is writing there, or the directory cannot be written.
 
     Example:
         >>> import tempfile
@@ -64,7 +65,7 @@ def sole_writer(folder: str | Path, *, wait: float = 0.2, leftovers_of: str | No
             remove_leftovers(place, leftovers_of)
         yield
     finally:
-        if outermost:  # while it is held: who finds it gone makes a new one, and nobody holds the old
+        if outermost:  # unlink before the release: afterwards another process could already hold this file
             (place / LOCK).unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):  # not empty

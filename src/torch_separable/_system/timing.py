@@ -1,4 +1,4 @@
-"""Timing callables against each other in one process."""
+"""Time functions against each other in one process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ WARM_UP = 2
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 30) -> dict[str, float]:
-    """Return the median milliseconds of each call, all of them run in turn in each round.
+    """Return the median milliseconds of each function; every round runs all of them once.
 
-    What slows the machine for a while slows every call alike, so the ratios of the medians hold where the times do not.
+    A disturbance of the machine then affects all functions alike, so the ratios of the medians are more reliable than
+    the times.
 
     Args:
-        calls: what to time, by name; each runs twice (`WARM_UP`) before it counts.
-        rounds: how often each is timed.
+        calls: the functions by name; each runs `WARM_UP` times untimed.
+        rounds: number of timed runs of each.
 
     Example:
         >>> times = interleaved({"short": lambda: sum(range(10)), "long": lambda: sum(range(100_000))}, rounds=5)
@@ -44,14 +45,14 @@ Name = TypeVar("Name")
 
 
 def quietest(timers: Mapping[Name, Callable[[], float]], *, rounds: int) -> dict[Name, float]:
-    """Return the least that each timer reads, all of them read in turn in each round.
+    """Return the minimum of each timer; every round runs all of them once.
 
-    For times to add up and to compare that cannot all be taken at once: what disturbs the machine for a while spoils
-    one round of many timers, and not all rounds of one.
+    Use it for many times that are added or compared: a disturbance then spoils one round of several timers instead of
+    all rounds of one.
 
     Args:
         timers: each measures something once and returns the time.
-        rounds: how often each is read.
+        rounds: number of runs of each.
 
     Example:
         >>> readings = {"a": iter([1.0, 9.0, 1.1]), "b": iter([40.0, 2.0, 2.2])}
@@ -66,7 +67,7 @@ def quietest(timers: Mapping[Name, Callable[[], float]], *, rounds: int) -> dict
 
 
 def rounds_within(seconds: float, *calls: Callable[[], object], fewest: int, most: int) -> int:
-    """Return how many rounds of all ``calls`` take about ``seconds``, judged by one round after one that warms up.
+    """Return how many rounds of all ``calls`` take about ``seconds``, from one timed round after a warm-up.
 
     Example:
         >>> rounds_within(1, lambda: sum(range(10)), fewest=5, most=60)
@@ -81,12 +82,12 @@ def rounds_within(seconds: float, *calls: Callable[[], object], fewest: int, mos
 
 
 class LayerClock:
-    """A call that notes, each time it is made, the milliseconds that it spends within each of its layers.
+    """A function wrapped so that each call records the milliseconds spent in each layer.
 
     Args:
-        call: what to run.
-        layers: the modules to watch, by name, none of them within another; one that runs several times in a call counts
-            with the sum, one that does not run with 0.
+        call: the function to run.
+        layers: the modules to time, by name; none may contain another. The runs of a layer within one call are added;
+            a layer that does not run counts 0.
 
     Example:
         >>> import torch
@@ -103,7 +104,7 @@ class LayerClock:
         self.rounds: list[dict[str, float]] = []
 
     def __call__(self) -> None:
-        """Make the call."""
+        """Call the function and record one round."""
         spent = dict.fromkeys(self.layers, 0.0)
         started: dict[str, float] = {}
 
@@ -129,6 +130,6 @@ class LayerClock:
         self.rounds.append({"": whole - sum(spent.values()), **spent})
 
     def medians(self, skip: int = 0) -> dict[str, float]:
-        """Return each layer's median over calls, without the first ``skip``; ``""`` is what is outside of them."""
+        """Return each layer's median over all calls but the first ``skip``; ``""`` is the time outside the layers."""
         rounds = self.rounds[skip:]
         return {name: statistics.median(spent[name] for spent in rounds) for name in rounds[0]}

@@ -31,12 +31,13 @@ def explain(
     Example: **separable explain --in 4 --out 8 --kernel 3 --groups 2 --input 3,3 --figure groups.svg**
     """
     from torch_separable.explanation import explain as work_out
-    from torch_separable.explanation.explorer.page import ExplorerState, write_explorer
+    from torch_separable.explanation.explorer.page import write_explorer
+    from torch_separable.explanation.explorer.state import ExplorerState
 
-    input_size = whole_numbers("--input", size)
+    input_shape = whole_numbers("--input", size)
     kernel_size = whole_numbers("--kernel", kernel)
     if len(kernel_size) == 1:
-        kernel_size *= len(input_size)
+        kernel_size *= len(input_shape)
     explanation = work_out(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -48,7 +49,7 @@ def explain(
         bias=bias,
         order=order,  # type: ignore[arg-type]
         depth_multiplier=depth_multiplier,
-        input_size=input_size,
+        input_shape=input_shape,
     )
     if figure is not None:
         explanation.save(figure)

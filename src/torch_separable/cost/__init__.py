@@ -1,4 +1,4 @@
-"""Counting: what a convolution, a layer, a network costs in parameters, multiply-accumulates and bytes."""
+"""Cost of convolutions, layers and networks: parameters, multiply-accumulates (MACs) and bytes."""
 
 from torch_separable.cost.formulas import ConvSpec, separable_cost_ratio
 from torch_separable.cost.network_summary import LayerCost, Summary, analyze, summary

@@ -1,8 +1,8 @@
-"""The arithmetic of one convolution: pure functions of shapes, no tensors.
+"""Cost of one convolution as a function of its shape; no tensors are involved.
 
-The symbols are those of Howard et al., "MobileNets" (arXiv 1704.04861, section 3.1), written for any number of
-spatial dimensions: a convolution with ``C`` input channels, ``M`` output channels, a kernel of ``k`` entries and ``g``
-groups has ``k · (C/g) · M`` weights, and applies each of them once per output pixel.
+The formulas are those of Howard et al., "MobileNets" (arXiv 1704.04861, section 3.1), for any number of spatial
+dimensions: a convolution with ``C`` input channels, ``M`` output channels, a kernel of ``k`` entries and ``g`` groups
+has ``k · (C/g) · M`` weights, and applies each of them once per output pixel.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch_separable.errors import SeparableValueError
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """What decides the cost of a convolution, apart from the size of its input.
+    """The shape of a convolution: everything that determines its cost, except the size of its input.
 
     Attributes:
         in_channels: channels of the input, ``C``.
         out_channels: channels of the output, ``M``.
-        kernel_size: extent of the kernel in each spatial dimension.
-        stride: step of the output grid on the input (on the output, where ``transposed``).
+        kernel_size: size of the kernel in each spatial dimension.
+        stride: stride in each dimension.
         padding: zeros added on both sides of each dimension.
-        dilation: distance between the kernel's taps.
+        dilation: distance between kernel taps.
         groups: number of groups; both channel counts must be multiples of it.
-        bias: whether each output channel adds a bias.
+        bias: whether each output channel has a bias.
         transposed: whether this is a transposed convolution.
-        output_padding: extra output size of a transposed convolution.
+        output_padding: additional output size of a transposed convolution.
 
     Raises:
         SeparableValueError: a size is not positive, or ``groups`` does not divide both channel counts.
@@ -80,12 +80,12 @@ class ConvSpec:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether every group holds one input channel (and there is more than one group)."""
+        """Whether every group has one input channel (and there is more than one group)."""
         return self.groups == self.in_channels > 1
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether the kernel has a single entry, so that pixels do not mix."""
+        """Whether the kernel has a single entry, so that each output pixel depends on one input pixel."""
         return math.prod(self.kernel_size) == 1
 
     @property
@@ -99,10 +99,13 @@ class ConvSpec:
         return self.weights + (self.out_channels if self.bias else 0)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the output for a spatial ``input_size``, as the formulas in ``torch.nn.Conv2d`` give it.
+        """Return the spatial size of the output, by the formulas of ``torch.nn.Conv2d`` and ``ConvTranspose2d``.
+
+        Args:
+            input_size: spatial size of the input, such as (H, W).
 
         Raises:
-            SeparableValueError: the number of dimensions differs from the kernel's, or no output is left.
+            SeparableValueError: the number of dimensions differs from the kernel's, or the output would be empty.
         """
         if len(input_size) != len(self.kernel_size):
             raise SeparableValueError(
@@ -120,7 +123,7 @@ class ConvSpec:
             output = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in per_dimension)
         if min(output) < 1 and self.transposed:
             raise SeparableValueError(
-                f"padding {self.padding} cuts all of the output that input_size={tuple(input_size)} has: "
+                f"padding {self.padding} removes the whole output of input_size={tuple(input_size)}: "
                 "nothing is left to compute"
             )
         if min(output) < 1:
@@ -131,28 +134,28 @@ class ConvSpec:
         return output
 
     def macs(self, input_size: Sequence[int]) -> int:
-        """Multiply-accumulates for one input of spatial ``input_size``; biases are additions and not counted.
+        """Return the multiply-accumulates for one input of spatial size ``input_size``.
 
-        Taps that fall on padding are counted, as every counter of the field does.
+        Biases are additions and are not counted. Taps that fall on padding are counted, as in other FLOP counters.
         """
         output = self.output_size(input_size)
         return self.weights * math.prod(input_size if self.transposed else output)
 
     def dense(self) -> ConvSpec:
-        """The convolution with ``groups=1`` of the same shape: what this one is a saving of."""
+        """Return the convolution of the same shape with ``groups=1``."""
         return replace(self, groups=1)
 
     def formula(self) -> str:
-        """The count of weights with its numbers, as ``3·3·(4/2)·8 = 144 (+8 bias)``."""
+        """Return the number of weights as a formula, such as ``3·3·(4/2)·8 = 144 (+8 bias)``."""
         inputs = f"({self.in_channels}/{self.groups})" if self.groups > 1 else str(self.in_channels)
         factors = "·".join([*map(str, self.kernel_size), inputs, str(self.out_channels)])
         return f"{factors} = {self.weights}" + (f" (+{self.out_channels} bias)" if self.bias else "")
 
 
 def separable_cost_ratio(out_channels: int, kernel_size: Sequence[int], depth_multiplier: int = 1) -> float:
-    """MACs of depthwise + pointwise over those of the dense convolution (stride 1), ``D/M + D/k``.
+    """Return the MACs of depthwise + pointwise divided by those of the dense convolution (stride 1), ``D/M + D/k``.
 
-    arXiv 1704.04861, section 3.1: for one multiplier this is ``1/N + 1/D_K²``. It is the same for weights.
+    The ratio of weights is the same. For ``D = 1`` it is the ``1/N + 1/D_K²`` of arXiv 1704.04861, section 3.1.
 
     Example:
         >>> round(separable_cost_ratio(8, (3, 3)), 4)  # 68 weights instead of 288
@@ -162,7 +165,7 @@ def separable_cost_ratio(out_channels: int, kernel_size: Sequence[int], depth_mu
 
 
 def matmul_macs(rows: int, inner: int, columns: int, batch: int = 1) -> int:
-    """MACs of ``batch`` products of (rows × inner) and (inner × columns) matrices.
+    """Return the MACs of ``batch`` products of (rows × inner) and (inner × columns) matrices.
 
     Example:
         >>> matmul_macs(1, 64, 10)  # a linear layer from 64 to 10, one image
@@ -172,10 +175,10 @@ def matmul_macs(rows: int, inner: int, columns: int, batch: int = 1) -> int:
 
 
 def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
-    """MACs of scaled dot-product attention: ``Q Kᵀ`` and the product with ``V``, in full even where a mask is causal.
+    """Return the MACs of scaled dot-product attention: ``Q Kᵀ`` and the product with ``V``.
 
-    Vaswani et al., "Attention Is All You Need" (arXiv 1706.03762), equation 1. With fewer heads in key and value
-    (grouped queries) each is used by several queries; dimensions of 1 are repeated.
+    Vaswani et al., "Attention Is All You Need" (arXiv 1706.03762), equation 1. A causal mask does not reduce the count.
+    Key and value may have fewer heads than the query (grouped-query attention), and dimensions of 1 are broadcast.
 
     Args:
         query: shape (..., heads, queries, width).
@@ -183,5 +186,5 @@ def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int
         value: shape (..., heads, keys, value width).
     """
     *batch, queries, width = query
-    together = zip_longest(reversed(batch), reversed(key[:-2]), fillvalue=1)
-    return math.prod(min(pair) and max(pair) for pair in together) * queries * key[-2] * (width + value[-1])
+    broadcast = zip_longest(reversed(batch), reversed(key[:-2]), fillvalue=1)
+    return math.prod(min(pair) and max(pair) for pair in broadcast) * queries * key[-2] * (width + value[-1])

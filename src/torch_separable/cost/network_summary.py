@@ -1,4 +1,4 @@
-"""The summary of a network: what each layer and the whole cost."""
+"""Count the cost of a network, layer by layer."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from torch_separable.errors import SeparableError, SeparableValueError
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One row: a module, with what it executes itself (below ``depth``: with all that is in it).
+    """One row of a summary: a module and the operators that its own forward calls.
+
+    At the depth limit, a row includes the module's descendants.
 
     Attributes:
         name: the module's name; empty for the network itself.
         type: its class.
-        depth: how many modules it stands in.
-        calls: how often it ran.
-        kernel: kernel size of its convolution, where it executes one.
-        stride: the convolution's.
-        groups: the convolution's.
-        output_shape: of what it returned, with the batch; the first, where there are several.
-        parameters: its own, each counted where it stands first.
-        trainable: those of them that gradients are computed for.
+        depth: number of modules that contain it.
+        calls: number of times it ran.
+        kernel: kernel size of its convolution, if it executes one.
+        stride: the convolution's stride.
+        groups: the convolution's groups.
+        output_shape: shape of its first output, with the batch dimension.
+        parameters: number of its own parameters; a shared parameter counts in the first module that has it.
+        trainable: number of its own parameters with ``requires_grad``.
         macs: multiply-accumulates of its own operators, over all calls.
         bytes: operands and results of its own operators, each moved once.
-        dense: the dense convolution that it stands for, in words; empty where it is none.
+        dense: formula of the dense convolution that it replaces; empty if there is none.
         dense_macs: that convolution's multiply-accumulates.
-        saving: ``dense_macs`` over the module's (with everything in it); ``None`` without ``dense``.
-        formula: the count of its weights with its numbers.
+        saving: ``dense_macs`` divided by the MACs of the module and its descendants; ``None`` without ``dense``.
+        formula: number of its weights as a formula.
     """
 
     name: str
@@ -66,7 +68,7 @@ class LayerCost:
 
     @property
     def intensity(self) -> float:
-        """Arithmetic intensity: FLOPs for each byte moved."""
+        """Arithmetic intensity, in FLOPs per byte moved."""
         return self.flops / self.bytes if self.bytes else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,19 +79,20 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a network costs: a row for each module, and totals, which are the sums of the rows.
+    """The cost of a network: one row per module, and totals, which are the sums of the rows.
 
-    ``str`` is the table; ``to_dict``, ``to_json`` and ``to_csv`` give the numbers, and notebooks show it as HTML.
+    ``str`` renders the table, a notebook shows it as HTML, and ``to_dict``, ``to_json`` and ``to_csv`` return the
+    numbers.
 
     Attributes:
         network: the network's class.
-        input_shapes: of the tensors that it was given, with the batch.
-        layers: in the order of ``model.named_modules()``.
-        weight_bytes: of parameters and buffers.
-        input_bytes: of the tensors that it was given.
-        uncounted: operators that nothing is known of, and how often each ran: the counts lack them.
-        uncalled: modules with parameters that never ran, and whose parameters no operator was given either.
-        columns: what ``str`` shows; ``None`` for as much as fits.
+        input_shapes: shapes of the input tensors, with the batch dimension.
+        layers: rows in the order of ``model.named_modules()``.
+        weight_bytes: bytes of parameters and buffers.
+        input_bytes: bytes of the input tensors.
+        uncounted: operators without a counting rule, with the number of their calls; the totals do not include them.
+        uncalled: modules with parameters that never ran, and whose parameters no operator read.
+        columns: columns that ``str`` shows; ``None`` for as many as fit.
     """
 
     network: str
@@ -108,12 +111,12 @@ class Summary:
 
     @property
     def trainable(self) -> int:
-        """Parameters that gradients are computed for."""
+        """Parameters with ``requires_grad``."""
         return sum(layer.trainable for layer in self.layers)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for the input that was given."""
+        """Multiply-accumulates for the given input."""
         return sum(layer.macs for layer in self.layers)
 
     @property
@@ -128,7 +131,7 @@ class Summary:
 
     @property
     def intensity(self) -> float:
-        """Arithmetic intensity of the whole: FLOPs for each byte moved."""
+        """Arithmetic intensity of the network, in FLOPs per byte moved."""
         return self.flops / self.bytes if self.bytes else 0.0
 
     def __str__(self) -> str:
@@ -160,7 +163,7 @@ class Summary:
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
 
     def to_csv(self) -> str:
-        """Return the rows as comma-separated values with a head line."""
+        """Return the rows as comma-separated values with a header line."""
         return render_csv(self)
 
 
@@ -170,7 +173,7 @@ Inputs = Tensor | Size | Sequence[Tensor] | Sequence[Size] | Mapping[str, Tensor
 
 def summary(
     model: nn.Module,
-    input_size: Inputs,
+    input_shape: Inputs,
     batch_size: int = 1,
     *,
     device: torch.device | str | None = None,
@@ -179,22 +182,22 @@ def summary(
     columns: Sequence[Column | str] | None = None,
     verbose: bool = True,
 ) -> Summary:
-    """Print and return what a network costs, layer by layer.
+    """Print and return the cost of a network, layer by layer.
 
     Args:
         model: the network; it runs once, in evaluation mode, and is not changed.
-        input_size: shape of one input *without* the batch, as ``(4, 3, 3)``; a list of shapes for several inputs; a
-            mapping for inputs by name; or real tensors (with the batch) in place of shapes.
-        batch_size: how many inputs to count for, where shapes are given.
-        device: where to create inputs; ``None`` for where the model is.
-        dtypes: of the created inputs: one, or one for each; ``None`` for the model's own.
-        depth: show modules down to this depth, each with all that is in it; ``None`` for all.
-        columns: which to show, of `Column`; ``None`` for as many as fit.
+        input_shape: shape of one input *without* the batch dimension, such as ``(4, 3, 3)``; a list of shapes for
+            several inputs; a mapping for inputs by name; or tensors (with the batch dimension) in place of shapes.
+        batch_size: number of inputs to count for, if shapes are given.
+        device: device of the created inputs; ``None`` for the model's.
+        dtypes: dtype of the created inputs, or one for each; ``None`` for the model's.
+        depth: show modules down to this depth, each including its descendants; ``None`` for all.
+        columns: which of `Column` to show; ``None`` for as many as fit.
         verbose: whether to print the table.
 
     Raises:
         SeparableError: the network cannot run on the input; the message names the layer and the shapes.
-        SeparableValueError: an argument is of no use; the message says what is expected.
+        SeparableValueError: an argument is invalid; the message says what is expected.
 
     Example:
         >>> net = nn.Conv2d(4, 8, kernel_size=3, padding=1, groups=2)
@@ -216,7 +219,7 @@ def summary(
     if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 0):
         raise SeparableValueError(f"depth={depth!r}: must be a whole number, at least 0, or None for all")
     model = _checked(model)
-    args, kwargs = _inputs(model, input_size, batch_size, device, dtypes)
+    args, kwargs = _inputs(model, input_shape, batch_size, device, dtypes)
     counted = _analyze(model, args, kwargs, depth)
     counted = replace(counted, columns=chosen)
     if verbose:
@@ -225,12 +228,12 @@ def summary(
 
 
 def analyze(model: nn.Module, *inputs: Any, **named: Any) -> Summary:
-    """Count what ``model(*inputs, **named)`` costs, and print nothing.
+    """Count the cost of ``model(*inputs, **named)`` without printing it.
 
     Args:
         model: the network; it runs once, in evaluation mode, and is not changed.
-        *inputs: as the network takes them; one mapping alone is taken for inputs by name.
-        **named: inputs by name.
+        *inputs: the network's positional arguments; a single mapping stands for arguments by name.
+        **named: the network's arguments by name.
 
     Raises:
         SeparableError: the network cannot run on the inputs.
@@ -255,7 +258,7 @@ def _analyze(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         for name, module in model.named_modules()
         if name not in called
         and (own := list(module.parameters(recurse=False)))
-        # An attention lends its projection, and a list its parameters, to the module around it.
+        # nn.MultiheadAttention reads its projection's weight, and a ParameterList is read by its parent.
         and not any(id(parameter) in traces.read for parameter in own)
     )
     return Summary(
@@ -270,7 +273,7 @@ def _analyze(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
 
 
 def _rows(model: nn.Module, traces: Mapping[str, Trace], whole: bool) -> list[LayerCost]:
-    """Make a row for each module; one for the network itself where it has something to say, or ``whole`` asks it."""
+    """Make a row for each module; the network itself gets one if it has a cost of its own, or with ``whole``."""
     rows = []
     counted: set[int] = set()
     totals = _totals(model, traces)
@@ -308,7 +311,7 @@ def _rows(model: nn.Module, traces: Mapping[str, Trace], whole: bool) -> list[La
 
 
 def _totals(model: nn.Module, traces: Mapping[str, Trace]) -> dict[str, int]:
-    """Multiply-accumulates of each module with everything in it."""
+    """Return the multiply-accumulates of each module including its descendants."""
     totals = {name: 0 for name, _ in model.named_modules()}
     for name, trace in traces.items():
         parts = name.split(".") if name else []
@@ -317,12 +320,12 @@ def _totals(model: nn.Module, traces: Mapping[str, Trace]) -> dict[str, int]:
     return totals
 
 
-# Children of the units that stand for one dense convolution: ours (and timm's), and the introductory article's.
+# Child names of depthwise separable units: this package's (and timm's), and the introductory article's.
 _SEPARABLE = (("conv_dw", "conv_pw"), ("depth_conv", "point_conv"))
 
 
 def _dense(module: nn.Module, trace: Trace, traces: Mapping[str, Trace], name: str) -> tuple[ConvSpec | None, int]:
-    """Return the dense convolution that a module stands for, and its cost at the module's output size."""
+    """Return the dense convolution that a module replaces, and its MACs at the module's output size."""
     if len(set(trace.convs)) == 1 and trace.convs[0].groups > 1:
         conv = trace.convs[0]
         return conv.dense(), trace.macs * conv.groups
@@ -333,7 +336,7 @@ def _dense(module: nn.Module, trace: Trace, traces: Mapping[str, Trace], name: s
             ran = {key: trace for key, trace in traces.items() if key in (prefix + depthwise, prefix + pointwise)}
             if len(ran) != 2 or any(len(set(trace.convs)) != 1 for trace in ran.values()):
                 return None, 0
-            first, last = (trace.convs[0] for trace in ran.values())  # in the order in which they ran
+            first, last = (trace.convs[0] for trace in ran.values())  # in execution order
             window, mix = ran[prefix + depthwise].convs[0], ran[prefix + pointwise].convs[0]
             if first.out_channels != last.in_channels or mix.groups > 1:
                 return None, 0
@@ -357,7 +360,7 @@ def _formula(module: nn.Module, trace: Trace) -> str:
 
 
 def _folded(rows: list[LayerCost], depth: int | None) -> list[LayerCost]:
-    """Add rows below ``depth`` to the one that they stand in."""
+    """Add the rows below ``depth`` to their ancestor at that depth."""
     if depth is None:
         return rows
     folded: list[LayerCost] = []
@@ -379,13 +382,13 @@ def _folded(rows: list[LayerCost], depth: int | None) -> list[LayerCost]:
 def _checked(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise SeparableValueError(f"model is a {type(model).__name__}: expected an nn.Module")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # the module that torch.compile wraps
     assert isinstance(model, nn.Module)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise SeparableValueError(
-                f"{f'layer {name!r}' if name else 'the model'} is scripted, which hides its layers: "
-                "give the module before torch.jit.script"
+                f"{f'layer {name!r}' if name else 'the model'} is scripted, so its layers cannot be read: "
+                "pass the module from before torch.jit.script"
             )
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(parameter):
@@ -396,7 +399,7 @@ def _checked(model: object) -> nn.Module:
 def _inputs(
     model: nn.Module, given: Inputs, batch_size: int, device: torch.device | str | None, dtypes: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Make the arguments of the forward pass of shapes or tensors."""
+    """Make the arguments of the forward pass from shapes or tensors."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise SeparableValueError(f"batch_size={batch_size!r}: must be a whole number, at least 1")
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -414,23 +417,23 @@ def _inputs(
         dtype = dtype or default
         shape = (batch_size, *value)
         if dtype.is_floating_point:
-            # A ramp: no two pixels alike, and no random number taken from the caller's.
+            # A ramp gives distinct pixels without drawing from the caller's random generator.
             return torch.linspace(0, 1, math.prod(shape), device=place).view(shape).to(dtype)
         return torch.zeros(shape, device=place, dtype=dtype)
 
     if isinstance(given, Mapping):
         wanted = _dtypes(dtypes, len(given))
-        named = {name: make(v, d, f"input_size[{name!r}]") for (name, v), d in zip(given.items(), wanted, strict=True)}
+        named = {name: make(v, d, f"input_shape[{name!r}]") for (name, v), d in zip(given.items(), wanted, strict=True)}
         return (), named
     if isinstance(given, Tensor) or _is_size(given):
-        return (make(given, _dtypes(dtypes, 1)[0], "input_size"),), {}
+        return (make(given, _dtypes(dtypes, 1)[0], "input_shape"),), {}
     if not isinstance(given, list | tuple) or all(isinstance(entry, int | float) for entry in given):
         raise SeparableValueError(
-            f"input_size={given!r}: expected the shape of one input without the batch, such as (3, 224, 224), "
+            f"input_shape={given!r}: expected the shape of one input without the batch, such as (3, 224, 224), "
             "a tensor, a list of these, or a mapping"
         )
     wanted = _dtypes(dtypes, len(given))
-    return tuple(make(v, d, f"input_size[{i}]") for i, (v, d) in enumerate(zip(given, wanted, strict=True))), {}
+    return tuple(make(v, d, f"input_shape[{i}]") for i, (v, d) in enumerate(zip(given, wanted, strict=True))), {}
 
 
 def _device(device: torch.device | str) -> torch.device:
@@ -451,5 +454,5 @@ def _dtypes(dtypes: Any, count: int) -> list[torch.dtype | None]:
     if not isinstance(dtypes, list | tuple) or not all(isinstance(dtype, torch.dtype) for dtype in dtypes):
         raise SeparableValueError(f"dtypes={dtypes!r}: expected a torch.dtype, or a list of these")
     if len(dtypes) != count:
-        raise SeparableValueError(f"dtypes has {len(dtypes)} entries for {count} inputs: give one, or one for each")
+        raise SeparableValueError(f"dtypes has {len(dtypes)} entries for {count} inputs: give one, or one per input")
     return list(dtypes)

@@ -1,4 +1,4 @@
-"""A summary as text, HTML and comma-separated values."""
+"""Render a summary as text, HTML and comma-separated values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Column(StrEnum):
-    """What a table can show."""
+    """A column of the table."""
 
     LAYER = "layer"
     TYPE = "type"
@@ -38,8 +38,8 @@ class Column(StrEnum):
 
 
 @dataclass(frozen=True)
-class _Look:
-    head: str
+class _ColumnFormat:
+    heading: str
     cell: Callable[[LayerCost], str]
     right: bool = False
     total: Callable[[Summary], str] | None = None
@@ -57,38 +57,38 @@ def _name(row: LayerCost) -> str:
     return "  " * max(row.depth - 1, 0) + (row.name.rpartition(".")[2] or row.type)
 
 
-_LOOKS: dict[Column, _Look] = {
-    Column.LAYER: _Look("Layer", _name),
-    Column.TYPE: _Look("Type", lambda row: row.type),
-    Column.KERNEL: _Look("Kernel", lambda row: _times(row.kernel)),
-    Column.STRIDE: _Look("Stride", lambda row: _times(row.stride)),
-    Column.GROUPS: _Look("Groups", lambda row: str(row.groups or ""), right=True),
-    Column.OUTPUT: _Look("Output", lambda row: str(row.output_shape) if row.output_shape else ""),
-    Column.PARAMETERS: _Look("Params", lambda row: _count(row.parameters), True, lambda s: f"{s.parameters:,}"),
-    Column.MACS: _Look("MACs", lambda row: _count(row.macs), True, lambda s: f"{s.macs:,}"),
-    Column.BYTES: _Look("Bytes moved", lambda row: _count(row.bytes), True, lambda s: f"{s.bytes:,}"),
-    Column.INTENSITY: _Look(
+_FORMATS: dict[Column, _ColumnFormat] = {
+    Column.LAYER: _ColumnFormat("Layer", _name),
+    Column.TYPE: _ColumnFormat("Type", lambda row: row.type),
+    Column.KERNEL: _ColumnFormat("Kernel", lambda row: _times(row.kernel)),
+    Column.STRIDE: _ColumnFormat("Stride", lambda row: _times(row.stride)),
+    Column.GROUPS: _ColumnFormat("Groups", lambda row: str(row.groups or ""), right=True),
+    Column.OUTPUT: _ColumnFormat("Output", lambda row: str(row.output_shape) if row.output_shape else ""),
+    Column.PARAMETERS: _ColumnFormat("Params", lambda row: _count(row.parameters), True, lambda s: f"{s.parameters:,}"),
+    Column.MACS: _ColumnFormat("MACs", lambda row: _count(row.macs), True, lambda s: f"{s.macs:,}"),
+    Column.BYTES: _ColumnFormat("Bytes moved", lambda row: _count(row.bytes), True, lambda s: f"{s.bytes:,}"),
+    Column.INTENSITY: _ColumnFormat(
         "FLOP/byte", lambda row: f"{row.intensity:.2f}" if row.macs else "", True, lambda s: f"{s.intensity:.2f}"
     ),
-    Column.DENSE: _Look("Stands for (dense)", lambda row: row.dense),
-    Column.SAVING: _Look("Saving", lambda row: f"{row.saving:.2f}x" if row.saving else "", True),
-    Column.FORMULA: _Look("Weights", lambda row: row.formula),
+    Column.DENSE: _ColumnFormat("Dense equivalent", lambda row: row.dense),
+    Column.SAVING: _ColumnFormat("Saving", lambda row: f"{row.saving:.2f}x" if row.saving else "", True),
+    Column.FORMULA: _ColumnFormat("Weights", lambda row: row.formula),
 }
 
-_NARROWEST_NAME = 12
-# What a table shows in any width, and what it adds where there is room, the most wanted first.
+_SHORTEST_NAME = 12
+# The columns of every table, and those that are added while they fit, in this order.
 _ALWAYS = (Column.LAYER, Column.OUTPUT, Column.PARAMETERS, Column.MACS)
-_ROOM = (
+_IF_THEY_FIT = (
     Column.SAVING, Column.TYPE, Column.FORMULA, Column.KERNEL, Column.GROUPS, Column.BYTES, Column.INTENSITY,
     Column.STRIDE, Column.DENSE,
 )  # fmt: skip
 
 
 def as_columns(columns: Sequence[Column | str] | None) -> tuple[Column, ...] | None:
-    """Check names of columns.
+    """Convert names to columns.
 
     Raises:
-        SeparableValueError: a name is not of `Column`.
+        SeparableValueError: a name is not that of a `Column`.
     """
     if columns is None:
         return None
@@ -96,14 +96,15 @@ def as_columns(columns: Sequence[Column | str] | None) -> tuple[Column, ...] | N
         raise SeparableValueError(f"columns={columns!r}: expected a list of names: {', '.join(Column)}")
     for name in columns:
         if name not in set(Column):
-            raise SeparableValueError(f"columns has {name!r}: expected names of {', '.join(Column)}")
+            raise SeparableValueError(f"columns has {name!r}: must be one of {', '.join(Column)}")
     return tuple(Column(name) for name in columns)
 
 
 def render_text(summary: Summary, width: int | None = None) -> str:
-    """Return the table, with as many columns as fit ``width`` (the terminal's; 80 where there is none), and totals.
+    """Return the table and the totals.
 
-    Names that are too long even for the fewest columns lose their beginning.
+    Columns are added while they fit into ``width``, by default the terminal's, or 80. Layer names that do not fit even
+    the narrowest table are cut at their beginning.
     """
     width = width or shutil.get_terminal_size((80, 24)).columns
     if summary.columns is not None:
@@ -111,42 +112,42 @@ def render_text(summary: Summary, width: int | None = None) -> str:
     else:
         columns: tuple[Column, ...] = _ALWAYS
         table = _table(summary, columns)
-        for more in _ROOM:
+        for more in _IF_THEY_FIT:
             wider = tuple(column for column in Column if column in (*columns, more))
             attempt = _table(summary, wider)
-            if any(_LOOKS[more].cell(row) for row in summary.layers) and len(attempt[1]) <= width:
+            if any(_FORMATS[more].cell(row) for row in summary.layers) and len(attempt[1]) <= width:
                 columns, table = wider, attempt
         if len(table[1]) > width:
-            room = max(width - len(table[1]) + max(len(_name(row)) for row in summary.layers), _NARROWEST_NAME)
-            table = _table(summary, columns, room)
+            longest = max(width - len(table[1]) + max(len(_name(row)) for row in summary.layers), _SHORTEST_NAME)
+            table = _table(summary, columns, longest)
     totals = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in _totals(summary)]
     return "\n".join([*table, *totals])
 
 
 def _table(summary: Summary, columns: Sequence[Column], longest_name: int | None = None) -> list[str]:
-    looks = [_LOOKS[column] for column in columns]
-    totals = [look.total(summary) if look.total else "" for look in looks]
-    cells = [[look.cell(row) for look in looks] for row in summary.layers]
+    formats = [_FORMATS[column] for column in columns]
+    totals = [form.total(summary) if form.total else "" for form in formats]
+    cells = [[form.cell(row) for form in formats] for row in summary.layers]
     if longest_name is not None:
         place = columns.index(Column.LAYER)
         for row in cells:
             if len(row[place]) > longest_name:
                 row[place] = f"…{row[place][1 - longest_name :]}"
     widths = [
-        max(len(look.head), len(total), *(len(row[i]) for row in cells))
-        for i, (look, total) in enumerate(zip(looks, totals, strict=True))
+        max(len(form.heading), len(total), *(len(row[i]) for row in cells))
+        for i, (form, total) in enumerate(zip(formats, totals, strict=True))
     ]
 
     def line(values: Sequence[str]) -> str:
         parts = [
-            value.rjust(n) if look.right else value.ljust(n)
-            for value, n, look in zip(values, widths, looks, strict=True)
+            value.rjust(n) if form.right else value.ljust(n)
+            for value, n, form in zip(values, widths, formats, strict=True)
         ]
         return (" " + "   ".join(parts)).rstrip()
 
     rule = "─" * (sum(widths) + 3 * (len(widths) - 1) + 2)
-    head = [look.head for look in looks]
-    return [line(head), rule, *map(line, cells), rule, *([line(totals)] if any(totals) else [])]
+    headings = [form.heading for form in formats]
+    return [line(headings), rule, *map(line, cells), rule, *([line(totals)] if any(totals) else [])]
 
 
 def _totals(summary: Summary) -> list[str]:
@@ -159,7 +160,7 @@ def _totals(summary: Summary) -> list[str]:
     ]
     if summary.uncounted:
         listed = ", ".join(f"{name} ({calls}x)" for name, calls in summary.uncounted.items())
-        lines.append(f"Not counted, no rule is known: {listed}")
+        lines.append(f"Not counted, for lack of a rule: {listed}")
     if summary.uncalled:
         more = f" and {len(summary.uncalled) - 5} more" if len(summary.uncalled) > 5 else ""
         lines.append(f"Never ran: {', '.join(summary.uncalled[:5])}{more}")
@@ -169,16 +170,16 @@ def _totals(summary: Summary) -> list[str]:
 def render_html(summary: Summary) -> str:
     """Return a table for notebooks; names from the model are escaped."""
     columns = summary.columns or tuple(column for column in Column if column is not Column.DENSE)
-    looks = [_LOOKS[column] for column in columns]
-    cells = [[look.cell(layer) for look in looks] for layer in summary.layers]
-    foot = [look.total(summary) if look.total else "" for look in looks]
+    formats = [_FORMATS[column] for column in columns]
+    cells = [[form.cell(layer) for form in formats] for layer in summary.layers]
+    foot = [form.total(summary) if form.total else "" for form in formats]
     totals = "<br>".join(escape(line) for line in _totals(summary))
-    shown = table([look.head for look in looks], cells, right=[look.right for look in looks], foot=foot)
+    shown = table([form.heading for form in formats], cells, right=[form.right for form in formats], foot=foot)
     return f"{shown}<p>{totals}</p>"
 
 
 def render_csv(summary: Summary) -> str:
-    """Return rows of plain numbers."""
+    """Return the rows as comma-separated values, with plain numbers."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(

@@ -1,9 +1,8 @@
-"""What one call of an operator costs: a rule for each operator that multiplies and accumulates.
+"""Counting rules: the multiply-accumulates of one call of an operator.
 
 `RULES` maps an operator (an ``OpOverloadPacket`` such as ``torch.ops.aten.mm``) to a function of its arguments and its
-result that returns the multiply-accumulates. It is open: an operator of one's own is counted after
-``RULES[torch.ops.mine.op] = rule``. Operators that have no rule are either free by convention (`is_free`), or listed in
-the summary as not counted.
+result that returns the multiply-accumulates. Callers may add their own: ``RULES[torch.ops.mine.op] = rule``. An
+operator without a rule is either free by convention (`is_free`) or listed in the summary as not counted.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def _bilinear(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int
 
 
 def _recurrent(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    # One layer in one direction over a whole sequence (steps, batch, features): both weights once a step.
+    # One layer in one direction over a sequence (steps, batch, features): each step applies both weights once.
     return int(math.prod(args[0].shape[:2]) * (args[1].numel() + args[2].numel()))
 
 
@@ -130,8 +129,8 @@ RULES: dict[Any, Rule] = {
     torch.ops.higher_order.flex_attention: _attention,
 }
 
-# Free by convention, as in every count of this field: they add, compare, move, pool or normalise, and their time is
-# that of their bytes. Elementwise operators and views are recognised by PyTorch's own tags.
+# Free by convention, as in other FLOP counters: they add, compare, move, pool or normalize, and are bound by memory
+# bandwidth. Elementwise operators and views are recognized by PyTorch's own tags instead.
 _FREE = set(
     """
     adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d
@@ -166,7 +165,7 @@ _FREE = set(
 
 
 def is_free(func: Any) -> bool:
-    """Whether an operator counts as no multiply-accumulate by convention."""
+    """Whether an operator counts as zero multiply-accumulates by convention."""
     if isinstance(func, HigherOrderOperator):
         return False
     if func.namespace != "aten":

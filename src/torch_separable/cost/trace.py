@@ -1,7 +1,7 @@
-"""What a network really executes: every operator that reaches the dispatcher, under the module that called it.
+"""Count every operator that a network dispatches, and attribute it to the module that called it.
 
-Counting below the modules makes functional calls, shared weights and tensor products right without knowing any class,
-as ``torch.utils.flop_counter`` does; module hooks say whose call it was.
+Counting at the dispatcher, as ``torch.utils.flop_counter`` does, covers functional calls, shared weights and tensor
+products without knowledge of module classes. Module hooks tell which module's forward is running.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from torch_separable.errors import SeparableError
 
 @dataclass
 class Trace:
-    """What was executed directly under one module, over all its calls.
+    """The operators that one module's own forward called, over all its calls.
 
     Attributes:
-        calls: how often the module ran.
+        calls: number of times the module ran.
         macs: multiply-accumulates.
-        bytes: of all operands and results, each moved once for each operator.
+        bytes: operands and results, each moved once per operator.
         convs: the convolutions among the operators.
         products: (inner, columns) of the two-dimensional matrix products.
-        output_shapes: of the tensors that its last call returned.
+        output_shapes: shapes of the tensors that its last call returned.
     """
 
     calls: int = 0
@@ -50,9 +50,9 @@ class Execution:
     """One forward pass.
 
     Attributes:
-        modules: what each module executed, by the name under which it stands first.
-        uncounted: operators without a rule that are not free by convention, and how often they ran.
-        read: the ``id`` of every tensor that an operator was given, for as long as the model holds them.
+        modules: a trace per module; a module with several names has its first one.
+        uncounted: operators without a rule that are not free by convention, with the number of their calls.
+        read: the ``id`` of every tensor that an operator read; valid while the model holds the tensor.
     """
 
     modules: Mapping[str, Trace]
@@ -61,12 +61,12 @@ class Execution:
 
 
 def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Execution:
-    """Run ``model`` once in evaluation mode, without gradients, and count.
+    """Run ``model`` once in evaluation mode, without gradients, and count its operators.
 
-    Modes, buffers, random state and hooks are as before afterwards, also after an exception.
+    Modes, buffers, random state and hooks are restored, also after an exception.
 
     Raises:
-        SeparableError: the forward pass fails; the message names the layer and the shapes that it was given.
+        SeparableError: the forward pass fails; the message names the layer and the shapes of its inputs.
     """
     names = {id(module): name for name, module in model.named_modules()}
     counter = _Counter(names)
@@ -93,20 +93,20 @@ def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode, and put attributes, modes, buffers and random states back as they were.
+    """Run the block in evaluation mode; restore attributes, modes, buffers and random states afterwards.
 
-    Modes are set as flags: an ``eval()`` of a model's own may merge weights, which setting it back would not undo.
-    Attributes go back together with buffers: a network that builds a table on its first pass notes that it has.
+    Only the ``training`` flag is set: a model's own ``eval()`` may merge weights, which could not be undone. Attributes
+    are restored together with buffers: a network that builds a table on its first pass also sets a flag that it has.
     """
     modules = list(model.modules())
-    # Attention's fused inference path would hide its products in one operator; without it they are the same ones.
+    # Attention's fused inference path is one operator that hides its matrix products, which are the same without it.
     fast_path = torch.backends.mha.get_fastpath_enabled()
     states = [
         (state, dict(state))
         for module in modules
         for state in (vars(module), module._parameters, module._buffers, module._modules)
     ]
-    # Embeddings that keep to a norm scale their weights in every pass.
+    # An embedding with max_norm rescales its weight in every forward pass.
     scaled = [m.weight for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None]
     values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in (*model.buffers(), *scaled)]
     devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
@@ -130,23 +130,23 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place; ``None`` where PyTorch does not count."""
+    """Return the tensor's in-place modification counter; ``None`` for inference tensors, which have none."""
     return None if tensor.is_inference() else tensor._version
 
 
 def _is_still(tensor: Tensor, value: Tensor, version: int | None) -> bool:
-    """Whether a tensor holds what it held; of sparse ones, by the number of their changes."""
+    """Whether a tensor is unchanged; sparse tensors are compared by their version counter."""
     if tensor.is_meta or tensor.layout is not torch.strided:
         return tensor.is_meta or version == _version(tensor)
     if tensor.shape != value.shape:
         return False
-    # Not by that number: batch norms change their statistics uncounted.
+    # By value, because a batch norm updates its statistics without incrementing the version counter.
     return torch.equal(tensor, value) or bool(((tensor == value) | tensor.isnan() & value.isnan()).all())
 
 
 def _eager() -> AbstractContextManager[object]:
-    """Let compiled parts, and flexible attention which compiles itself, run operator by operator."""
-    # Where neither is loaded nothing gets compiled; loading the compiler takes seconds.
+    """Run compiled parts, and flex attention, which compiles itself, operator by operator."""
+    # If neither module is loaded, nothing is compiled; importing the compiler would take seconds.
     compiling = {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys()
     return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
@@ -165,7 +165,7 @@ class _Counter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # PyTorch would load its compiler, seconds of imports, to keep it away from this class: `_eager` does without.
+        # True would make PyTorch import its compiler, which takes seconds; `_eager` keeps compiled code out instead.
         return False
 
     @contextmanager
@@ -189,7 +189,7 @@ class _Counter(TorchDispatchMode):
         name, given = self.stack.pop()
         error = sys.exception()
         if error is not None and error is not self.failure[0]:
-            self.failure = (error, name, given)  # the innermost module that it leaves comes first
+            self.failure = (error, name, given)  # hooks run from the innermost module outwards: keep the first
         shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(_plain(output)) if isinstance(leaf, Tensor))
         self.traces[name].output_shapes = shapes
 
@@ -200,7 +200,7 @@ class _Counter(TorchDispatchMode):
         packet = func if isinstance(func, HigherOrderOperator) else func.overloadpacket
         rule = RULES.get(packet)
         if rule is None and packet is not func and func.namespace != "prim":
-            # In inference mode composite operators arrive whole; what they are made of has rules.
+            # In inference mode composite operators are not decomposed before dispatch; their parts have rules.
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -223,7 +223,7 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-# Views that PyTorch does not mark as such.
+# Views without PyTorch's `is_view`.
 _MOVE_NOTHING = {
     torch.ops.aten._unsafe_view,
     torch.ops.aten.unsafe_split,
@@ -239,5 +239,5 @@ _TWO_DIMENSIONAL: dict[Any, Any] = {
 
 
 def _plain(output: Any) -> Any:
-    """Open outputs that are mappings of their own class, as those of ``transformers``."""
+    """Convert mappings of other classes, such as the outputs of ``transformers``, to dicts for `tree_leaves`."""
     return dict(output) if isinstance(output, Mapping) else output

@@ -1,4 +1,4 @@
-"""The worked arithmetic and the figure of one convolution."""
+"""Explain one convolution: worked arithmetic, alternatives and a figure."""
 
 from torch_separable.explanation.explanation import Explanation, explain
 

@@ -1,4 +1,4 @@
-"""From what a caller has in hand (a layer, its arguments, a specification) to the stages that it consists of."""
+"""Read the layer to explain, given as a module, a `ConvSpec` or arguments, into its stages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
-# Names of the depthwise and the pointwise child: timm's and ours, and the one that tutorials teach.
+# Names of the depthwise and the pointwise child: timm's and this package's, and those of tutorials.
 _SEPARABLE_CHILDREN = (("conv_dw", "conv_pw"), ("depth_conv", "point_conv"))
 
 
 class ConvArguments(TypedDict, total=False):
-    """Arguments of a convolution, as ``torch.nn.Conv2d`` names them; the last four go further.
+    """Arguments of a convolution: those of ``torch.nn.Conv2d``, and four more.
 
-    ``order`` makes it a depthwise separable convolution, and ``depth_multiplier`` is that one's; ``transposed`` and
-    ``output_padding`` make it a transposed one.
+    ``transposed`` and ``output_padding`` describe a transposed convolution; ``order`` and ``depth_multiplier`` a
+    depthwise separable one.
     """
 
     in_channels: int
@@ -44,12 +44,12 @@ class ConvArguments(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be explained.
+    """The layer to explain.
 
     Attributes:
-        stages: the convolutions in the order in which they run: one, or two for a depthwise separable layer.
-        order: the order of a depthwise separable layer; None for a single convolution.
-        notes: what of the layer is left out of the count.
+        stages: its convolutions in execution order: one, or two for a depthwise separable layer.
+        order: order of a depthwise separable layer; ``None`` for a single convolution.
+        notes: parts of the layer that are not counted.
     """
 
     stages: tuple[Stage, ...]
@@ -57,12 +57,12 @@ class Subject:
     notes: tuple[str, ...] = ()
 
 
-def read(layer: nn.Module | ConvSpec | None, input_size: Sequence[int] | None, arguments: ConvArguments) -> Subject:
-    """Read any of the forms that :func:`torch_separable.explanation` takes.
+def read(layer: nn.Module | ConvSpec | None, input_shape: Sequence[int] | None, arguments: ConvArguments) -> Subject:
+    """Read any of the forms that `torch_separable.explain` accepts.
 
     Raises:
-        SeparableValueError: both a layer and arguments are given, or neither; the layer is not one that is known; a
-            value breaks a rule of convolutions; ``input_size`` does not fit.
+        SeparableValueError: both a layer and arguments are given, or neither; the layer is of an unknown class; a value
+            breaks a rule of convolutions; or ``input_shape`` does not fit.
     """
     if layer is not None and arguments:
         raise SeparableValueError(
@@ -72,45 +72,45 @@ def read(layer: nn.Module | ConvSpec | None, input_size: Sequence[int] | None, a
     if isinstance(layer, ConvSpec):
         if len(layer.kernel_size) > 3:
             raise SeparableValueError(f"kernel_size={layer.kernel_size}: 1 to 3 spatial dimensions are explained")
-        return Subject((single_stage(layer, _spatial(input_size, len(layer.kernel_size), layer.in_channels)),))
+        return Subject((single_stage(layer, _spatial(input_shape, len(layer.kernel_size), layer.in_channels)),))
     if isinstance(layer, nn.Module):
-        return _from_module(layer, input_size)
+        return _from_module(layer, input_shape)
     if layer is not None:
         raise SeparableValueError(
             f"explain() was given {layer!r} ({type(layer).__name__}): it takes a torch.nn convolution, a depthwise "
             "separable one, a ConvSpec, or in_channels=, out_channels=, kernel_size=, … by name"
         )
-    return _from_arguments(input_size, arguments)
+    return _from_arguments(input_shape, arguments)
 
 
-def _spatial(input_size: Sequence[int] | None, dimensions: int, in_channels: int) -> tuple[int, ...]:
-    """The spatial part of ``input_size``, after comparing the channels where they are given too."""
+def _spatial(input_shape: Sequence[int] | None, dimensions: int, in_channels: int) -> tuple[int, ...]:
+    """Return the spatial part of ``input_shape``; if it has channels, they must be ``in_channels``."""
     axes = ", ".join("DHW"[3 - dimensions :]) if dimensions > 1 else "L"
     forms = f"give ({axes}{',' if dimensions == 1 else ''}) or (C, {axes}), without a batch dimension"
-    size = _size_tuple(input_size, forms)
+    size = _size_tuple(input_shape, forms)
     if len(size) == dimensions + 1:
         if size[0] != in_channels:
             raise SeparableValueError(
-                f"input_size={size} has {size[0]} channels; the convolution has in_channels={in_channels}: "
-                f"give (C, {axes}) with C={in_channels}, or ({axes}) alone"
+                f"input_shape={size} has {size[0]} channels; the convolution has in_channels={in_channels}: "
+                f"give (C, {axes}) with C={in_channels}, or ({axes})"
             )
         return size[1:]
     if len(size) != dimensions:
         raise SeparableValueError(
-            f"input_size={size} has {len(size)} entries; the convolution has {dimensions} spatial "
+            f"input_shape={size} has {len(size)} entries; the convolution has {dimensions} spatial "
             f"dimension{'s' if dimensions > 1 else ''}: {forms}"
         )
     return size
 
 
-def _size_tuple(input_size: object, forms: str) -> tuple[int, ...]:
-    if input_size is None:
-        raise SeparableValueError(f"input_size is missing: {forms}")
-    if not isinstance(input_size, Sequence) or isinstance(input_size, str) or not input_size:
-        raise SeparableValueError(f"input_size={input_size!r}: {forms}")
-    size = tuple(input_size)
+def _size_tuple(input_shape: object, forms: str) -> tuple[int, ...]:
+    if input_shape is None:
+        raise SeparableValueError(f"input_shape is missing: {forms}")
+    if not isinstance(input_shape, Sequence) or isinstance(input_shape, str) or not input_shape:
+        raise SeparableValueError(f"input_shape={input_shape!r}: {forms}")
+    size = tuple(input_shape)
     if not all(_is_int(n) and n >= 1 for n in size):
-        raise SeparableValueError(f"input_size={size}: every entry must be an integer of at least 1")
+        raise SeparableValueError(f"input_shape={size}: every entry must be an integer of at least 1")
     return size
 
 
@@ -118,28 +118,28 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _from_module(module: nn.Module, input_size: Sequence[int] | None) -> Subject:
+def _from_module(module: nn.Module, input_shape: Sequence[int] | None) -> Subject:
     if isinstance(module, _CONVOLUTIONS + _TRANSPOSED):
         spec, same = _spec_of(module, "the layer")
-        return Subject((single_stage(spec, _spatial(input_size, len(spec.kernel_size), spec.in_channels), same),))
+        return Subject((single_stage(spec, _spatial(input_shape, len(spec.kernel_size), spec.in_channels), same),))
     children = dict(module.named_children())
     for names in _SEPARABLE_CHILDREN:
         if all(isinstance(children.get(name), _CONVOLUTIONS + _TRANSPOSED) for name in names):
-            return _from_separable(module, names, input_size)
+            return _from_separable(module, names, input_shape)
     raise SeparableValueError(
-        f"explain() was given {type(module).__name__}: it explains one layer: a torch.nn convolution, or a depthwise "
-        "separable one with children conv_dw and conv_pw (or depth_conv and point_conv). For a network use summary()"
+        f"explain() was given {type(module).__name__}: it explains one torch.nn convolution, or a depthwise separable "
+        "layer with children conv_dw and conv_pw (or depth_conv and point_conv). For a network use summary()"
     )
 
 
-def _from_separable(module: nn.Module, names: tuple[str, str], input_size: Sequence[int] | None) -> Subject:
+def _from_separable(module: nn.Module, names: tuple[str, str], input_shape: Sequence[int] | None) -> Subject:
     depthwise, pointwise = (module.get_submodule(name) for name in names)
     assert isinstance(depthwise, _CONVOLUTIONS + _TRANSPOSED)
     assert isinstance(pointwise, _CONVOLUTIONS + _TRANSPOSED)
     if hasattr(module, "pad"):
         raise SeparableValueError(
-            f"explain() cannot say the padding of {type(module).__name__}(padding='same') at a stride above 1, which "
-            "depends on the size of the input: give padding as numbers"
+            f"explain() does not support {type(module).__name__}(padding='same') with a stride above 1, because its "
+            "padding depends on the size of the input: give padding as numbers"
         )
     spatial, same = _spec_of(depthwise, names[0])
     mixing, _ = _spec_of(pointwise, names[1])
@@ -159,10 +159,10 @@ def _from_separable(module: nn.Module, names: tuple[str, str], input_size: Seque
         )
     if first.out_channels != second.in_channels:
         raise SeparableValueError(
-            f"{where}: the first convolution makes {first.out_channels} channels and the second takes "
-            f"{second.in_channels}: they must be the same number, in this order of the two"
+            f"{where}: the first convolution returns {first.out_channels} channels, but the second has in_channels="
+            f"{second.in_channels}: they must be equal"
         )
-    size = _spatial(input_size, len(spatial.kernel_size), first.in_channels)
+    size = _spatial(input_shape, len(spatial.kernel_size), first.in_channels)
     if order == "depthwise_first":
         one = Stage("depthwise", spatial, size, same)
         stages = (one, Stage("pointwise", mixing, one.output_size))
@@ -171,18 +171,16 @@ def _from_separable(module: nn.Module, names: tuple[str, str], input_size: Seque
     others = [
         name for name, child in module.named_children() if name not in names and any(True for _ in child.parameters())
     ]
-    notes = (
-        (f"Not counted: the parameters of {', '.join(others)}; convolutions alone are explained.",) if others else ()
-    )
+    notes = (f"Not counted: the parameters of {', '.join(others)}; only convolutions are explained.",) if others else ()
     return Subject(stages, order, notes)
 
 
 def _spec_of(conv: _Conv, name: str) -> tuple[ConvSpec, bool]:
-    """The specification of a ``torch.nn`` convolution, and whether its padding is "same"."""
+    """Return the `ConvSpec` of a ``torch.nn`` convolution, and whether its padding is "same"."""
     if isinstance(conv.weight, UninitializedParameter):
         raise SeparableValueError(
-            f"{name} is a {type(conv).__name__} that has not seen an input, so its in_channels are unknown: "
-            "run it once, or give the channels"
+            f"{name} is an uninitialized {type(conv).__name__}, so its in_channels are unknown: run it once, or give "
+            "the channels"
         )
     padding, same = _padding(conv.padding, conv.kernel_size, conv.dilation)
     spec = ConvSpec(
@@ -203,7 +201,7 @@ def _spec_of(conv: _Conv, name: str) -> tuple[ConvSpec, bool]:
 def _padding(
     padding: str | tuple[int, ...], kernel_size: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[tuple[int, ...], bool]:
-    """The zeros at the beginning of each dimension, and whether padding is "same"."""
+    """Return the zeros at the beginning of each dimension, and whether padding is "same"."""
     if padding == "same":
         return tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation, strict=True)), True
     return ((0,) * len(kernel_size), False) if isinstance(padding, str) else (padding, False)
@@ -216,11 +214,11 @@ def _order(order: object) -> Order:
     raise SeparableValueError(f"order={order!r}: must be one of {', '.join(get_args(Order))}")
 
 
-def _from_arguments(input_size: Sequence[int] | None, given: ConvArguments) -> Subject:
+def _from_arguments(input_shape: Sequence[int] | None, given: ConvArguments) -> Subject:
     unknown = [name for name in given if name not in ConvArguments.__annotations__]
     if unknown:
         raise SeparableValueError(
-            f"explain() knows no argument {', '.join(unknown)}; it takes {', '.join(ConvArguments.__annotations__)}"
+            f"explain() has no argument {', '.join(unknown)}; it accepts {', '.join(ConvArguments.__annotations__)}"
         )
     missing = [name for name in ("in_channels", "out_channels", "kernel_size") if name not in given]
     if missing:
@@ -235,7 +233,7 @@ def _from_arguments(input_size: Sequence[int] | None, given: ConvArguments) -> S
     for name in ("bias", "transposed"):
         if not isinstance(given.get(name, True), bool):
             raise SeparableValueError(f"{name}={given.get(name)!r}: must be True or False")
-    kernel_size = _extents("kernel_size", given["kernel_size"], _dimensions(given["kernel_size"], input_size))
+    kernel_size = _extents("kernel_size", given["kernel_size"], _dimensions(given["kernel_size"], input_shape))
     dimensions = len(kernel_size)
     stride = _extents("stride", given.get("stride", 1), dimensions)
     dilation = _extents("dilation", given.get("dilation", 1), dimensions)
@@ -264,7 +262,7 @@ def _from_arguments(input_size: Sequence[int] | None, given: ConvArguments) -> S
         transposed,
         _extents("output_padding", given.get("output_padding", 0), dimensions),
     )
-    stage = single_stage(spec, _spatial(input_size, dimensions, spec.in_channels), same)
+    stage = single_stage(spec, _spatial(input_shape, dimensions, spec.in_channels), same)
     if given.get("order") is None:
         if given.get("depth_multiplier", 1) > 1:
             raise SeparableValueError(
@@ -275,17 +273,17 @@ def _from_arguments(input_size: Sequence[int] | None, given: ConvArguments) -> S
     if spec.groups > 1:
         raise SeparableValueError(
             f"groups={spec.groups} with order={given['order']!r}: "
-            "a depthwise separable convolution sets its own groups; leave groups out"
+            "a depthwise separable convolution determines its groups itself; omit groups"
         )
     order = _order(given["order"])
     return Subject(separable_stages(stage, order, given.get("depth_multiplier", 1)), order)
 
 
-def _dimensions(kernel_size: object, input_size: Sequence[int] | None) -> int:
-    """How many spatial dimensions are meant: the kernel says; a single number means two unless the input forbids."""
+def _dimensions(kernel_size: object, input_shape: Sequence[int] | None) -> int:
+    """Return the number of spatial dimensions: the kernel's, or for a single number 2 unless the input has others."""
     if isinstance(kernel_size, Sequence) and not isinstance(kernel_size, str):
         return len(kernel_size)
-    size = _size_tuple(input_size, "give (H, W) or (C, H, W), without a batch dimension")
+    size = _size_tuple(input_shape, "give (H, W) or (C, H, W), without a batch dimension")
     return {1: 1, 4: 3}.get(len(size), 2)
 
 

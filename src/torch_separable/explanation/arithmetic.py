@@ -1,8 +1,7 @@
-"""The worked steps: each count of a convolution in symbols, then with its numbers, then its result.
+"""Worked steps: each count of a convolution in symbols, with numbers, and as a result.
 
-Symbols, throughout: ``C`` input and ``M`` output channels, ``k`` the kernel's size in each dimension, ``g`` groups,
-``D`` the depth multiplier, ``n`` and ``n'`` the size of input and output in one dimension, ``s`` stride, ``p`` padding,
-``d`` dilation.
+Symbols: ``C`` input and ``M`` output channels, ``k`` kernel size, ``g`` groups, ``D`` depth multiplier, ``n`` and
+``n'`` input and output size in one dimension, ``s`` stride, ``p`` padding, ``d`` dilation.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from torch_separable.explanation.stages import FLOAT32_BYTES, Stage, separable_s
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the working.
+    """One line of the worked arithmetic.
 
     Attributes:
-        part: the stage that it belongs to, or "together".
-        title: what is counted.
-        symbols: the formula with its symbols.
-        numbers: the formula with its numbers.
+        part: the stage that it belongs to, or "together" for both stages.
+        title: the quantity that is computed.
+        symbols: the formula in symbols.
+        numbers: the formula in numbers.
         result: its value.
-        unit: what the value counts; empty for pure numbers.
+        unit: unit of the value; empty for pure numbers.
     """
 
     part: str
@@ -37,7 +36,7 @@ class Step:
 
     @property
     def result_text(self) -> str:
-        """The result as people write it, with its unit."""
+        """The result as text, with its unit."""
         if isinstance(self.result, tuple):
             text = times(self.result)
         elif self.unit == "of dense":
@@ -49,12 +48,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Alternative:
-    """One way to build a layer from C to M channels, and what it costs.
+    """One way to build a layer from C to M channels, and its cost.
 
     Attributes:
-        name: what it is.
-        stages: its convolutions in the order in which they run.
-        dense_macs: multiply-accumulates of the standard convolution of that shape.
+        name: kind of layer.
+        stages: its convolutions in execution order.
+        dense_macs: multiply-accumulates of the standard convolution of the same shape.
         chosen: whether this is the layer being explained.
     """
 
@@ -80,12 +79,12 @@ class Alternative:
 
     @property
     def share(self) -> float:
-        """Its multiply-accumulates over those of the standard convolution."""
+        """Its multiply-accumulates divided by those of the standard convolution."""
         return self.macs / self.dense_macs
 
 
 def count(value: int | float) -> str:
-    """A number with thousands separated, and three figures where it is not whole.
+    """Format a number with thousands separators; a fraction gets three significant digits.
 
     Example:
         >>> count(1296), count(2.2039), count(999.7)
@@ -95,7 +94,7 @@ def count(value: int | float) -> str:
 
 
 def share(value: float) -> str:
-    """A fraction in per cent, to three figures.
+    """Format a fraction in per cent, with three significant digits.
 
     Example:
         >>> share(1.0), share(68 / 288), share(1.4), share(0.00123)
@@ -106,7 +105,7 @@ def share(value: float) -> str:
 
 
 def times(size: Sequence[int]) -> str:
-    """Sizes of several dimensions, ``3×3``."""
+    """Format a size in several dimensions, such as ``3×3``."""
     return "×".join(map(str, size))
 
 
@@ -115,7 +114,7 @@ def _product(*factors: object) -> str:
 
 
 def dense_stage(subject: Subject) -> Stage:
-    """The standard convolution that the subject stands for: same channels, kernel, stride and padding, one group."""
+    """Return the standard convolution of the same channels, kernel, stride and padding."""
     if subject.order is None:
         (stage,) = subject.stages
         return single_stage(stage.spec.dense(), stage.input_size, stage.same_padding)
@@ -132,17 +131,17 @@ def dense_stage(subject: Subject) -> Stage:
 
 
 def depth_multiplier(subject: Subject) -> int:
-    """``D`` of a depthwise separable subject: channels between the stages for each input (or output) channel."""
+    """Return ``D`` of a depthwise separable layer: channels between the stages per input (or output) channel."""
     first, last = subject.stages
     outer = first.spec.in_channels if subject.order == "depthwise_first" else last.spec.out_channels
     return first.spec.out_channels // outer
 
 
 def alternatives(subject: Subject) -> tuple[Alternative, ...]:
-    """The layers from C to M channels that one may choose from, dense first, the subject marked.
+    """Return the layers from C to M channels, dense first, with the explained layer marked.
 
-    Every number of groups that divides both channel counts, then both orders of depthwise separable convolution at
-    depth multiplier 1 and, where the subject has another one, at that. A 1x1 kernel has nothing to separate.
+    The list has every number of groups that divides both channel counts, then both orders of depthwise separable
+    convolution at depth multiplier 1 and at the explained layer's. A 1x1 convolution has no separable alternative.
     """
     dense = dense_stage(subject)
     listed: dict[str, tuple[Stage, ...]] = {}
@@ -168,7 +167,7 @@ def _name(stages: tuple[Stage, ...], rank: int = 1) -> str:
 
 
 def steps(subject: Subject) -> tuple[Step, ...]:
-    """The working of every stage in turn, then of the stages together."""
+    """Return the steps of each stage, then those of both stages together."""
     worked = [step for stage in subject.stages for step in _stage_steps(stage)]
     if len(subject.stages) > 1:
         return (*worked, *_total_steps(subject))
@@ -188,23 +187,23 @@ def _stage_steps(stage: Stage) -> list[Step]:
     if not spec.is_pointwise or max(spec.stride) > 1:
         worked.append(_output_step(stage))
     if g > 1:
-        worked.append(Step(part, "Channels that one filter sees", "C/g", f"{C}/{g}", depth))
-        worked.append(Step(part, "Filters of one group", "M/g", f"{M}/{g}", M // g))
+        worked.append(Step(part, "Input channels per filter", "C/g", f"{C}/{g}", depth))
+        worked.append(Step(part, "Filters per group", "M/g", f"{M}/{g}", M // g))
     of_one = math.prod(spec.kernel_size) * depth
     worked.append(
-        Step(part, "Weights of one filter", _product(k, "(C/g)" if g > 1 else "C"), _product(kernel, depth), of_one)
+        Step(part, "Weights per filter", _product(k, "(C/g)" if g > 1 else "C"), _product(kernel, depth), of_one)
     )
     weights = _product(k, "(C/g)" if g > 1 else "C", "M")
     numbers = _product(kernel, f"({C}/{g})" if g > 1 else C, M)
     worked.append(Step(part, "Weights of all M filters", weights, numbers, spec.weights, "weights"))
     if spec.bias:
         with_bias = f"{count(spec.weights)} + {M}"
-        worked.append(Step(part, "With one bias a filter", "weights + M", with_bias, spec.parameters, "parameters"))
+        worked.append(Step(part, "With one bias per filter", "weights + M", with_bias, spec.parameters, "parameters"))
     pixels, where = (stage.input_size, "input") if spec.transposed else (stage.output_size, "output")
     worked.append(
         Step(
             part,
-            f"Multiply-accumulates, each weight once an {where} pixel",
+            f"Multiply-accumulates: each weight once per {where} pixel",
             f"weights · {where} pixels",
             f"{count(spec.weights)} · {_product(*pixels)}",
             stage.macs,
@@ -215,7 +214,7 @@ def _stage_steps(stage: Stage) -> list[Step]:
     worked.append(
         Step(
             part,
-            "Arithmetic intensity, a MAC being 2 FLOPs",
+            "Arithmetic intensity (1 MAC = 2 FLOPs)",
             "2 · MACs / bytes",
             f"2 · {count(stage.macs)} / {count(stage.bytes_moved)}",
             2 * stage.macs / stage.bytes_moved,
@@ -235,7 +234,7 @@ def _output_step(stage: Stage) -> Step:
         if spec.transposed:
             worked[f"({n} − 1)·{s} − 2·{p} + {d}·({k} − 1) + {o} + 1"] = None
         else:
-            # padding="same" of an even extent is odd in total: written out, as 2p cannot say it
+            # padding="same" of an even kernel may be odd in total, which 2·p cannot express
             zeros = d * (k - 1) if stage.same_padding and d * (k - 1) % 2 else f"2·{p}"
             worked[f"⌊({n} + {zeros} − {d}·({k} − 1) − 1)/{s}⌋ + 1"] = None
     symbols = "(n − 1)·s − 2·p + d·(k − 1) + o + 1" if spec.transposed else "⌊(n + 2·p − d·(k − 1) − 1)/s⌋ + 1"
@@ -249,7 +248,7 @@ def _bytes_step(stage: Stage) -> Step:
     inputs, outputs = _product(spec.in_channels, *stage.input_size), _product(spec.out_channels, *stage.output_size)
     return Step(
         stage.name,
-        "Bytes in float32, everything moved once",
+        "Bytes in float32, each tensor moved once",
         f"{FLOAT32_BYTES}·(input + parameters + output)",
         f"{FLOAT32_BYTES}·({inputs} + {count(spec.parameters)} + {outputs})",
         stage.bytes_moved,
@@ -276,7 +275,7 @@ def _total_steps(subject: Subject) -> list[Step]:
         both = "parameters of both stages"
         together.append(Step("together", "With biases", both, added(parameters), this.parameters, "parameters"))
     together.append(Step("together", "Multiply-accumulates", "MACs of both stages", added(macs), this.macs, "MACs"))
-    # The closed form holds where both stages use each weight equally often; pointwise first with a stride does not.
+    # The closed form holds if both stages apply each weight equally often; pointwise first with a stride does not.
     closed = all(stage.applications == subject.stages[-1].applications for stage in subject.stages)
     ratio = f" = {'D/M' if first_macs else 'D/C'} + D/({k})" if closed else ""
     together.append(

@@ -1,4 +1,4 @@
-"""The result of explaining one convolution: worked steps, alternatives, links; as text, JSON, HTML and a figure."""
+"""Explain one convolution: worked steps, alternatives and links, as text, JSON, HTML and a figure."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from torch_separable.explanation.stages import Link, Stage
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one convolution costs, and why.
+    """The cost of one convolution, with its derivation and its alternatives.
 
-    ``str()`` is text of at most 80 columns; a notebook shows tables and the figure.
+    ``str()`` renders text of at most 80 columns; a notebook shows tables and the figure.
 
     Attributes:
-        title: what the layer is, in one line.
-        stages: its convolutions in the order in which they run: one, or two for a depthwise separable layer.
+        title: one line that describes the layer.
+        stages: its convolutions in execution order: one, or two for a depthwise separable layer.
         steps: the worked arithmetic, stage by stage.
-        alternatives: the layers between the same channels, dense first, with their costs.
-        notes: what is left out of the count.
+        alternatives: layers of the same channels with their costs, dense first.
+        notes: parts of the layer that are not counted.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Explanation:
 
     @property
     def chosen(self) -> Alternative:
-        """The explained layer's own row among the alternatives."""
+        """The explained layer among the alternatives."""
         return next(each for each in self.alternatives if each.chosen)
 
     @property
@@ -59,7 +59,7 @@ class Explanation:
 
     @property
     def share(self) -> float:
-        """Multiply-accumulates over those of the standard convolution between the same channels."""
+        """Multiply-accumulates divided by those of the standard convolution of the same channels."""
         return self.chosen.share
 
     @property
@@ -74,7 +74,7 @@ class Explanation:
 
     @property
     def links(self) -> tuple[tuple[Link, ...], ...]:
-        """For each stage, which filters see which of its input channels."""
+        """For each stage, which filters read which of its input channels."""
         return tuple(stage.links for stage in self.stages)
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class Explanation:
         return text.render_html(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as lists, dicts, numbers and strings."""
+        """Return plain JSON values."""
         return {
             "title": self.title,
             "input_shape": list(self.input_shape),
@@ -97,11 +97,11 @@ class Explanation:
         }
 
     def to_json(self) -> str:
-        """`to_dict` as indented JSON."""
+        """Return `to_dict` as indented JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def svg(self) -> str:
-        """The figure as an SVG document, the same text every time.
+        """Return the figure as an SVG document; equal explanations give equal text.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -109,7 +109,7 @@ class Explanation:
         return figure.render(self, "svg").decode()
 
     def save(self, path: str | Path) -> None:
-        """Write the figure to ``path``, whole or not at all; the suffix (.svg, .png or .pdf) says how.
+        """Write the figure to ``path``, atomically, in the format of its suffix: .svg, .png or .pdf.
 
         Raises:
             SeparableValueError: the suffix is another one.
@@ -121,23 +121,23 @@ class Explanation:
 
 def explain(
     layer: nn.Module | ConvSpec | None = None,
-    input_size: Sequence[int] | None = None,
+    input_shape: Sequence[int] | None = None,
     **arguments: Unpack[ConvArguments],
 ) -> Explanation:
-    """Work out what one convolution costs, step by step, and what its alternatives would.
+    """Derive the cost of one convolution step by step, and compare it with its alternatives.
 
     Args:
         layer: a ``torch.nn`` convolution (also transposed), a depthwise separable one with children ``conv_dw`` and
             ``conv_pw`` (or ``depth_conv`` and ``point_conv``), or a `ConvSpec` of `torch_separable.cost`.
-        input_size: spatial size (H, W) of the input, or (C, H, W); no batch dimension.
-        **arguments: instead of a layer, the arguments of ``torch.nn.Conv2d`` by name, and further ``transposed`` and
-            ``output_padding``, and ``order`` ("depthwise_first" or "pointwise_first") with ``depth_multiplier`` for a
+        input_shape: shape of the input without a batch dimension, (C, H, W) or (H, W).
+        **arguments: instead of a layer, the arguments of ``torch.nn.Conv2d`` by name; also ``transposed`` and
+            ``output_padding``, or ``order`` ("depthwise_first" or "pointwise_first") and ``depth_multiplier`` for a
             depthwise separable convolution. A single number as ``kernel_size`` means two dimensions, unless
-            ``input_size`` has one entry (one dimension) or four (three).
+            ``input_shape`` has one entry (one dimension) or four (three dimensions).
 
     Raises:
         SeparableValueError: the layer is of another kind, an argument breaks a rule of convolutions, or
-            ``input_size`` does not fit; the message says which.
+            ``input_shape`` does not fit; the message says which.
 
     Example:
         >>> layer = explain(nn.Conv2d(4, 8, 3, padding=1, groups=2), (3, 3))
@@ -146,7 +146,7 @@ def explain(
         >>> layer.links[0][1]
         Link(group=1, inputs=range(2, 4), outputs=range(4, 8))
         >>> separable = explain(
-        ...     in_channels=4, out_channels=8, kernel_size=3, padding=1, order="depthwise_first", input_size=(4, 3, 3)
+        ...     in_channels=4, out_channels=8, kernel_size=3, padding=1, order="depthwise_first", input_shape=(4, 3, 3)
         ... )
         >>> separable.weights, separable.parameters, separable.macs
         (68, 80, 612)
@@ -158,7 +158,7 @@ def explain(
         depthwise → pointwise      68  23.6%
         pointwise → depthwise     104  36.1%
     """
-    subject = read(layer, input_size, arguments)
+    subject = read(layer, input_shape, arguments)
     return Explanation(
         text.title(subject), subject.stages, arithmetic.steps(subject), arithmetic.alternatives(subject), subject.notes
     )

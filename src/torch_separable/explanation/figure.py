@@ -1,7 +1,7 @@
-"""The figure of an explanation: channels as sheets, filters as blocks of their depth, groups by colour.
+"""The figure of an explanation: channels as sheets, filters as blocks, groups as colours.
 
-One drawing code for SVG, PNG and PDF. Everything is seen from above at a slant: a sheet is one channel, and a filter
-has one slab for each channel that it sees, in that channel's colour.
+The same drawing is written as SVG, PNG and PDF, in an oblique projection from above. A sheet is one channel; a filter
+has one slab for each channel that it reads, in that channel's colour.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch_separable.explanation.stages import Stage
 if TYPE_CHECKING:
     from torch_separable.explanation.explanation import Explanation
 
-# Okabe and Ito's colours, told apart under every common colour blindness; in print their labels tell them apart.
+# Okabe and Ito's colours, distinct for every common colour blindness; in greyscale the labels tell groups apart.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 _NEUTRAL = "#8A8F98"
 _INK = "#20242B"
 
-# The slant: how far one unit of depth into the page goes to the right and up.
+# The oblique projection: one unit of depth moves a point right and up by so much.
 _RIGHT, _UP = 0.5, 0.4
 _INCHES = 0.56
 _FONT, _TITLE = 9.0, 11.0
-_LETTER, _LINE = 0.145, 0.4  # a letter's mean width and a line's height at _FONT, in the drawing's units
+_LETTER, _LINE = 0.145, 0.4  # mean letter width and line height at _FONT, in units of the drawing
 _SLAB = 0.16
 _MOST_CELLS = 8
 _METADATA: dict[str, dict[str, str | None]] = {
@@ -41,7 +41,7 @@ _METADATA: dict[str, dict[str, str | None]] = {
 
 
 def save(explanation: Explanation, path: Path) -> None:
-    """Write the figure to ``path`` in the format of its suffix, whole or not at all."""
+    """Write the figure to ``path`` in the format of its suffix, atomically."""
     form = path.suffix.lower().removeprefix(".")
     if form not in _METADATA:
         raise SeparableValueError(f"cannot save a figure as {path.name!r}: the suffix must be one of .svg, .png, .pdf")
@@ -51,7 +51,7 @@ def save(explanation: Explanation, path: Path) -> None:
 
 
 def render(explanation: Explanation, form: str) -> bytes:
-    """The figure as a file's content; equal explanations give equal bytes.
+    """Return the content of the figure's file; equal explanations give equal bytes.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -76,7 +76,7 @@ def render(explanation: Explanation, form: str) -> bytes:
 
 
 class _Drawing:
-    """One figure being drawn, in units of about half an inch, the heights as :mod:`.layout` gives them."""
+    """A figure while it is drawn, in units of about half an inch; heights are those of `layout`."""
 
     def __init__(self, explanation: Explanation) -> None:
         self._drawn = 0
@@ -105,7 +105,7 @@ class _Drawing:
         self._words()
 
     def _column_centres(self) -> list[float]:
-        """Where the columns stand, with room for arrows between them and for the words above and below them."""
+        """Return the columns' centres, with space for the arrows between them and for headings and captions."""
         extents = [self.sheets[0]]
         for block, sheet in zip(self.blocks, self.sheets[1:], strict=True):
             extents += [block, sheet]
@@ -121,34 +121,34 @@ class _Drawing:
         return centres
 
     def _sheet_x(self, column: int) -> tuple[float, float]:
-        """Left and right end of a column of channels."""
+        """Return the left and right end of a column of channels."""
         half = _width(self.sheets[column]) / 2
         return self.centres[2 * column] - half, self.centres[2 * column] + half
 
     def _block_x(self, stage: int) -> tuple[float, float]:
-        """Left and right end of a column of filters."""
+        """Return the left and right end of a column of filters."""
         half = _width(self.blocks[stage]) / 2
         return self.centres[2 * stage + 1] - half, self.centres[2 * stage + 1] + half
 
     def _numbers_width(self, column: int) -> float:
-        """Room for the channel numbers beside a column."""
+        """Return the width of the channel numbers beside a column."""
         return 0.2 + max(
             _words_width(str(item.index)) for item in self.layout.channels[column] if item.index is not None
         )
 
     def _open(self) -> None:
-        """The page: as large as what stands on it."""
+        """Create the axes, as large as their content."""
         from matplotlib.figure import Figure
 
         self.left = self._sheet_x(0)[0] - self._numbers_width(0)
         self.right = self._sheet_x(len(self.stages))[1] + self._numbers_width(-1)
         for stage, fans in zip(self.stages, self.layout.fans, strict=True):
             if stage.spec.groups > 1:
-                room = 0.2 + max(_words_width(f"group {fan.group}") for fan in fans)
+                label = 0.2 + max(_words_width(f"group {fan.group}") for fan in fans)
                 if stage is self.stages[0]:
-                    self.left -= room
+                    self.left -= label
                 else:
-                    self.right += room
+                    self.right += label
         worded = [*zip(self.centres, self.headings, strict=True), *zip(self.centres[1::2], self.captions, strict=True)]
         worded.append(((self.left + self.right) / 2, self.totals))
         left = min(self.left, *(centre - _longest(words) / 2 for centre, words in worded)) - 0.2
@@ -166,7 +166,7 @@ class _Drawing:
         self.axes.set_axis_off()
 
     def _words(self) -> None:
-        """Everything above and below the columns."""
+        """Write headings, captions, totals and the title."""
         for centre, words in zip(self.centres, self.headings, strict=True):
             self._lines(centre, self.top + 0.4 + _LINE, words, bold_first=True)
         for centre, words in zip(self.centres[1::2], self.captions, strict=True):
@@ -182,7 +182,7 @@ class _Drawing:
             self._text(x, y - number * _LINE, line, **(style | weight))
 
     def _channel_column(self, column: int) -> None:
-        """The sheets of one column of channels, each with its number."""
+        """Draw the sheets of one column of channels, each with its number."""
         depth, width = self.sheets[column]
         left, right = self._sheet_x(column)
         for item in self.layout.channels[column]:
@@ -196,7 +196,7 @@ class _Drawing:
                 self._text(right + 0.1, item.y, str(item.index), ha="left")
 
     def _filter_column(self, stage: int) -> None:
-        """The blocks of one stage, the brackets around what they see and the arrows in and out."""
+        """Draw the blocks of one stage, the brackets around their input channels, and the arrows in and out."""
         spec = self.stages[stage].spec
         depth, width = self.blocks[stage]
         left, right = self._block_x(stage)
@@ -214,7 +214,7 @@ class _Drawing:
                     self._box((left, y), (depth, width), _SLAB, None, None, gap=True)
                     self._text(left + width / 2, y + _SLAB / 2, "· · ·" if width > 0.5 else "··", weight="bold", size=7)
                 else:
-                    # a filter of a group has the group's colour; one that mixes groups has a slab of each
+                    # a filter within one group has its colour; a filter over all groups has a slab in each colour
                     mixes = item.colour is None or spec.groups == 1
                     colour = channel_colours.get(slab) if mixes else item.colour
                     self._box((left, y), (depth, width), _SLAB, _cells(spec.kernel_size), colour, top=slab == 0)
@@ -222,7 +222,7 @@ class _Drawing:
             self._arrow((right + 0.08, item.y), (self._sheet_x(stage + 1)[0] - 0.08, item.y), item.colour)
 
     def _fan(self, stage: int, fan: Fan) -> None:
-        """From the channels that a group sees to each of its filters."""
+        """Draw the arrows from a group's input channels to its filters."""
         depth, _ = self.sheets[stage]
         x = self._sheet_x(stage)[1] + (0.12 if stage == 0 else 0.05 + self._numbers_width(stage))
         high, low = fan.inputs
@@ -234,7 +234,7 @@ class _Drawing:
             self._arrow((x, (high + low) / 2), (self._block_x(stage)[0] - 0.08, y), fan.colour)
 
     def _group_labels(self) -> None:
-        """The groups by name: left of the input where the first stage has them, right of the output otherwise."""
+        """Label the groups: left of the input if the first stage is grouped, else right of the output."""
         for stage, fans in enumerate(self.layout.fans):
             if self.stages[stage].spec.groups == 1:
                 continue
@@ -255,9 +255,9 @@ class _Drawing:
         top: bool = True,
         gap: bool = False,
     ) -> None:
-        """A cuboid from its lower front left ``corner``, with a grid of ``cells`` (rows, columns) if its ``top`` shows.
+        """Draw a cuboid from its lower front left ``corner``; a visible ``top`` has a grid of rows and columns.
 
-        A ``gap`` is a white one, for slabs that are left out.
+        A ``gap`` is white and stands for omitted slabs.
         """
         x, y = corner
         depth, width = extent
@@ -300,31 +300,31 @@ class _Drawing:
         self.axes.text(x, y, text, ha=ha, va="center", color=_INK, zorder=self._next(), **style)
 
     def _next(self) -> int:
-        """The order of drawing is the order in which things hide each other; matplotlib would sort them by kind."""
+        """Return the next z-order: later shapes cover earlier ones, where matplotlib would sort them by class."""
         self._drawn += 1
         return self._drawn
 
 
 def _headings(stages: Sequence[Stage]) -> list[list[str]]:
-    """What stands above each column: what it is, and its shape."""
+    """Return each column's heading: its name and shape."""
     first = stages[0]
     headings = [["input", times((first.spec.in_channels, *first.input_size))]]
     for number, stage in enumerate(stages):
         shape = times((*stage.spec.kernel_size, stage.spec.in_channels // stage.spec.groups))
         headings.append(["filters" if len(stages) == 1 else stage.name, f"{stage.spec.out_channels} of {shape}"])
-        name = "output" if number == len(stages) - 1 else "in between"
+        name = "output" if number == len(stages) - 1 else "intermediate"
         headings.append([name, times((stage.spec.out_channels, *stage.output_size))])
     return headings
 
 
 def _caption(stage: Stage) -> list[str]:
-    """What stands below a column of filters: what it costs."""
+    """Return the caption of a column of filters: its cost."""
     factors = stage.spec.formula().split(" = ")[0]
     return [f"{factors} = {count(stage.spec.weights)} weights", f"{count(stage.macs)} MACs"]
 
 
 def _totals(explanation: Explanation) -> list[str]:
-    """What stands at the bottom: the sum of two stages, and what it is of the dense layer."""
+    """Return the totals at the bottom: the sum of both stages, and its share of the dense layer."""
     stages = explanation.stages
     if len(stages) > 1:
         weights = " + ".join(count(stage.spec.weights) for stage in stages)
@@ -338,18 +338,18 @@ def _totals(explanation: Explanation) -> list[str]:
 
 
 def _cells(size: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a channel or kernel as drawn: its last two dimensions."""
+    """Return the rows and columns of a channel or kernel as drawn: its last two dimensions."""
     return (1, size[0]) if len(size) == 1 else (size[-2], size[-1])
 
 
 def _extent(cells: tuple[int, int], cell: float, most: float, least: float = 0.22) -> tuple[float, float]:
-    """Depth and width for so many rows and columns, true to scale unless one would become invisible."""
+    """Return depth and width for rows and columns, to scale unless one would become invisible."""
     scale = min(cell, most / max(cells))
     return max(cells[0] * scale, least), max(cells[1] * scale, least)
 
 
 def _width(extent: tuple[float, float]) -> float:
-    """Width on the page, the slant included."""
+    """Return the projected width."""
     depth, width = extent
     return width + depth * _RIGHT
 
@@ -367,5 +367,5 @@ def _shade(colour: int | None) -> str:
 
 
 def _tint(colour: str, white: float) -> tuple[float, ...]:
-    """``colour`` with a share of white mixed in."""
+    """Mix ``colour`` with a share of white."""
     return tuple(int(colour[i : i + 2], 16) / 255 * (1 - white) + white for i in (1, 3, 5))

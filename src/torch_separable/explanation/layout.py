@@ -1,8 +1,8 @@
-"""Where the parts of the figure stand: which channels and filters are shown, how high, in which group's colour.
+"""Layout of the figure: which channels and filters are shown, at which height and in which group's colour.
 
-Columns run from left to right in the way of the data: channels, filters, channels, and for a separable layer filters
-and channels again. In a column, everything has a height ``y``; the middle of the figure is 0, upwards is positive. A
-filter stands at the height of the channel that it makes.
+The columns follow the data from left to right: channels, filters, channels, and for a separable layer filters and
+channels again. Heights ``y`` are positive upwards, and the middle of the figure is 0. A filter has the height of its
+output channel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BAND_GAP = 0.3
 _MOST_GROUPS = 4
 _MOST_SLABS = 4
 
-# By the number of groups shown: how many channels of a group to show at most, and how many before the ellipsis.
+# By the number of groups shown: the most channels to show of a group, and how many of them precede the ellipsis.
 _MOST_INPUTS = {1: (6, 3), 2: (4, 2)}
 _MOST_FILTERS = {1: (8, 3), 2: (4, 2)}
 _MOST_CROWDED = (2, 1)
@@ -29,9 +29,9 @@ class Item:
     """A channel or a filter in its column.
 
     Attributes:
-        index: its number; None is an ellipsis, for those that are not shown.
+        index: its number; ``None`` for an ellipsis in place of those not shown.
         y: its height.
-        colour: which colour; None where it belongs to no single group.
+        colour: index of its colour; ``None`` if it belongs to no single group.
     """
 
     index: int | None
@@ -41,13 +41,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Fan:
-    """One group as drawn: its filters at heights ``filters`` see the channels at heights ``inputs``.
+    """The arrows of one group, from the channels at heights ``inputs`` to the filters at heights ``filters``.
 
     Attributes:
         group: number of the group.
         inputs: heights of its first and last input channel.
-        filters: heights of its filters that are shown.
-        colour: which colour; None where no single group's.
+        filters: heights of its shown filters.
+        colour: index of its colour; ``None`` if it belongs to no single group.
     """
 
     group: int
@@ -58,7 +58,7 @@ class Fan:
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of channels (one more than stages), columns of filters and their fans (one for each stage)."""
+    """Columns of channels (one more than stages), and columns of filters with their fans (one per stage)."""
 
     channels: tuple[tuple[Item, ...], ...]
     filters: tuple[tuple[Item, ...], ...]
@@ -76,17 +76,17 @@ class Layout:
 
 
 def slabs(depth: int) -> list[int | None]:
-    """The channels of a filter that are drawn as slabs, from the top, with None for those left out."""
+    """Return the channels of a filter that are drawn as slabs, from the top; ``None`` stands for those left out."""
     return elide(depth, _MOST_SLABS)
 
 
 def arrange(stages: Sequence[Stage], sheet_pitch: float, filter_pitches: Sequence[float]) -> Layout:
-    """Place everything.
+    """Compute the layout.
 
     Args:
         stages: one convolution, or the two of a separable layer.
-        sheet_pitch: height that a channel needs.
-        filter_pitches: height that a filter of each stage needs.
+        sheet_pitch: height of a channel.
+        filter_pitches: height of a filter of each stage.
     """
     rows = [max(sheet_pitch, pitch) for pitch in filter_pitches]
     if len(stages) == 1:
@@ -103,7 +103,7 @@ def arrange(stages: Sequence[Stage], sheet_pitch: float, filter_pitches: Sequenc
 
 
 def _mixing(inputs: Sequence[Item], filters: Sequence[Item]) -> Fan:
-    """The fan of a pointwise stage: every filter sees every channel."""
+    """Return the fan of a pointwise stage, in which every filter reads every channel."""
     return Fan(0, (inputs[0].y, inputs[-1].y), tuple(item.y for item in filters if item.index is not None), None)
 
 

@@ -1,7 +1,7 @@
-"""One convolution at work on an input, and the chains of two that stand for a dense one.
+"""Stages: a convolution with the size of its input.
 
-A plain layer is one :class:`Stage`, a depthwise separable one is two. Everything that the package explains or draws is
-read from these, so the arithmetic is the same for every kind of layer.
+A standard, grouped, depthwise or pointwise layer is one `Stage`, a depthwise separable layer is two. The arithmetic and
+the figure are computed from stages, so they are the same for every kind of layer.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class Link:
-    """Which channels one group joins: its filters read ``inputs`` and nothing else, and write ``outputs``.
+    """The channels of one group: its filters read only ``inputs`` and write ``outputs``.
 
-    Channels are numbered from 0, as in the tensors. Filter ``m`` writes output channel ``m``, so ``filters`` and
-    ``outputs`` are the same numbers.
+    Channels are numbered from 0. Filter ``m`` writes output channel ``m``, so ``filters`` equals ``outputs``.
 
     Attributes:
         group: number of the group.
-        inputs: the input channels that the group's filters see.
-        outputs: the output channels that they make.
+        inputs: input channels that the group's filters read.
+        outputs: output channels that they write.
     """
 
     group: int
@@ -44,11 +43,11 @@ class Stage:
     """A convolution and the spatial size of its input.
 
     Attributes:
-        name: its part in the layer: standard, grouped, depthwise or pointwise.
+        name: standard, grouped, depthwise or pointwise.
         spec: the convolution.
         input_size: spatial size of its input.
-        same_padding: whether zeros are added until the output has the size of the input; an even kernel then gets one
-            more zero at the end than at the beginning, which ``spec.padding`` cannot say.
+        same_padding: whether the padding is "same"; with an even kernel it has one more zero at the end than at the
+            beginning, which ``spec.padding`` cannot express.
 
     Example:
         >>> stage = Stage("grouped", ConvSpec(4, 8, (3, 3), padding=(1, 1), groups=2), (3, 3))
@@ -70,7 +69,7 @@ class Stage:
 
     @property
     def applications(self) -> int:
-        """How often each weight is used: once an output pixel (an input pixel, where transposed)."""
+        """How often each weight is applied: once per output pixel (per input pixel if transposed)."""
         return math.prod(self.input_size if self.spec.transposed else self.output_size)
 
     @property
@@ -80,14 +79,14 @@ class Stage:
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes of input, parameters and output in float32, each moved once: the least that a layer run alone moves."""
+        """Bytes of input, parameters and output in float32, each moved once: the minimum for a single layer."""
         inputs = self.spec.in_channels * math.prod(self.input_size)
         outputs = self.spec.out_channels * math.prod(self.output_size)
         return FLOAT32_BYTES * (inputs + self.spec.parameters + outputs)
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """For each group, the channels that it joins."""
+        """The input and output channels of each group."""
         inputs = self.spec.in_channels // self.spec.groups
         outputs = self.spec.out_channels // self.spec.groups
         return tuple(
@@ -97,7 +96,7 @@ class Stage:
 
 
 def single_stage(spec: ConvSpec, input_size: tuple[int, ...], same_padding: bool = False) -> Stage:
-    """The stage of a plain convolution, named after what it is."""
+    """Return the stage of a single convolution, named after its kind."""
     if spec.is_depthwise:
         name = "depthwise"
     elif spec.groups > 1:
@@ -108,11 +107,11 @@ def single_stage(spec: ConvSpec, input_size: tuple[int, ...], same_padding: bool
 
 
 def separable_stages(dense: Stage, order: Order, depth_multiplier: int = 1) -> tuple[Stage, Stage]:
-    """The two stages of a depthwise separable convolution that stands for the ``dense`` one.
+    """Return the two stages of a depthwise separable convolution that replaces the ``dense`` one.
 
-    Depthwise first, each of the ``C`` input channels gets ``D`` filters of its own, then a 1x1 convolution mixes the
-    ``C·D`` results (MobileNet, arXiv 1704.04861). Pointwise first, a 1x1 convolution at the input's resolution makes
-    ``M·D`` channels, then each output has a filter over ``D`` of them (blueprint separable, BSConv, CVPR 2020).
+    Depthwise first, each of the ``C`` input channels has ``D`` filters, then a 1x1 convolution mixes the ``C·D``
+    channels (MobileNet, arXiv 1704.04861). Pointwise first, a 1x1 convolution at the input's resolution returns ``M·D``
+    channels, then each output channel is a filter over ``D`` of them (blueprint separable, BSConv, CVPR 2020).
 
     Example:
         >>> dense = single_stage(ConvSpec(4, 8, (3, 3), padding=(1, 1)), (3, 3))

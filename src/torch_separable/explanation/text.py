@@ -1,4 +1,4 @@
-"""An explanation in words: text of at most 80 columns, and HTML tables for notebooks."""
+"""Render an explanation as text of at most 80 columns, and as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADER = ("layer", "weights", "parameters", "MACs", "of dense")
 
 
 def title(subject: Subject) -> str:
-    """What the layer is, as "Grouped convolution 4 → 8, 3×3, 2 groups".
+    """Describe the layer in one line, such as "Grouped convolution 4 → 8, 3×3, 2 groups".
 
     Example:
         >>> from torch_separable.cost.formulas import ConvSpec
@@ -51,7 +51,7 @@ def _kernel(stage: Stage) -> str:
 
 
 def render(explanation: Explanation) -> str:
-    """The whole explanation as text of at most 80 columns."""
+    """Render the explanation as text of at most 80 columns."""
     shapes = f"input {_shape(explanation.input_shape)}, output {_shape(explanation.output_shape)}"
     lines = [*_wrap(explanation.title), *_wrap(shapes)]
     for number, stage in enumerate(explanation.stages):
@@ -60,7 +60,7 @@ def render(explanation: Explanation) -> str:
         for step in explanation.steps:
             if step.part == stage.name:
                 lines += _worked(step.title, step.symbols, step.numbers, step.result_text)
-        lines += ["", "  Which filter sees which channels (numbered from 0)", *_links(stage)]
+        lines += ["", "  Which filter reads which channels (numbered from 0)", *_links(stage)]
     if len(explanation.stages) > 1:
         lines += ["", "Together"]
         for step in explanation.steps:
@@ -108,7 +108,7 @@ def _worked(title: str, symbols: str, numbers: str, result: str) -> list[str]:
 
 
 def _links(stage: Stage) -> Iterable[str]:
-    rows: list[Sequence[str]] = [("group", "sees input", "filters", "makes output")]
+    rows: list[Sequence[str]] = [("group", "reads input", "filters", "writes output")]
     for group in elide(stage.spec.groups, _MOST_GROUPS):
         if group is None:
             rows.append(("…", "…", "…", "…"))
@@ -124,7 +124,7 @@ def _span(channels: range) -> str:
 
 
 def elide(total: int, most: int, head: int | None = None) -> list[int | None]:
-    """Which of ``total`` things to show: all, or where they are more than ``most`` the first few, None, the last.
+    """Choose which of ``total`` items to show: all up to ``most``, else the first few, ``None`` and the last.
 
     Example:
         >>> elide(4, 4), elide(32, 4), elide(32, 4, head=1)
@@ -144,7 +144,7 @@ def _table(alternatives: Sequence[Alternative]) -> Iterable[str]:
 
 
 def _shown(alternatives: Sequence[Alternative]) -> Iterable[Alternative | None]:
-    """The alternatives in order; of many numbers of groups the first and last few and the chosen one, None for gaps."""
+    """Yield the alternatives; of many numbers of groups the first, the last and the chosen one, ``None`` for gaps."""
     single = [each for each in alternatives if len(each.stages) == 1]
     spare = _MOST_ALTERNATIVES // 2
     kept = [each.chosen or i < spare or i >= len(single) - 2 for i, each in enumerate(single)]
@@ -167,13 +167,13 @@ def _cells(alternative: Alternative | None) -> tuple[str, ...]:
 
 
 def _narrow(value: int) -> str:
-    """A count in at most 11 characters: whole, or in the table's last resort rounded to four figures."""
+    """Format a count in at most 11 characters, rounded to four significant digits if it is longer."""
     text = count(value)
     return text if len(text) <= 11 else f"{value:.3e}"
 
 
 def render_html(explanation: Explanation) -> str:
-    """The explanation as HTML: the figure, the working and the alternatives."""
+    """Render the explanation as HTML: the figure, the worked arithmetic and the alternatives."""
     parts = [f"<h4>{escape(explanation.title)}</h4>"]
     if importlib.util.find_spec("matplotlib") is None:
         parts.append("<p>The figure needs <code>pip install 'torch-separable[figures]'</code>.</p>")

@@ -1,4 +1,4 @@
-"""Handing a network on: ONNX, PyTorch's ``.pt2`` and ExecuTorch, each checked against the network before it is kept."""
+"""Export to ONNX, PyTorch's ``.pt2`` and ExecuTorch; each file is compared with the network before it is kept."""
 
 from torch_separable.exporting.exporter import SUFFIXES, export
 from torch_separable.exporting.fold import fold_batch_norms

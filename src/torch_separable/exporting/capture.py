@@ -1,4 +1,4 @@
-"""From a network to the graph that every exported file is made of."""
+"""Capture a network as the graph from which every exported file is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch_separable.exporting.fold import fold_batch_norms
 
 
 class Logits(nn.Module):
-    """A network that returns its logits as a tensor, whatever it wraps them in."""
+    """A network wrapped to return only its logits, as a tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class Logits(nn.Module):
 
 
 def prepared(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """Return a copy of a network as it is exported: on the CPU, in evaluation mode and float32, returning a tensor.
+    """Return a copy of a network for export: on the CPU, in evaluation mode and float32, with a tensor as output.
 
     Raises:
-        SeparableError: it does not take images of this shape.
+        SeparableError: it does not accept images of this shape.
     """
     refresh_weights(model)
     ready = copied(model).cpu().float().eval().requires_grad_(False)
@@ -53,22 +53,22 @@ def prepared(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     )
     if others:
         warnings.warn(
-            f"{type(model).__name__} returns {', '.join(others)} besides its logits: the logits alone are exported",
+            f"{type(model).__name__} returns {', '.join(others)} besides its logits: only the logits are exported",
             stacklevel=3,
         )
     return Logits(ready)
 
 
 def capture(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> ExportedProgram:
-    """Capture a network by ``torch.export``, batch norms folded into convolutions.
+    """Capture a network with ``torch.export``, and fold batch norms into convolutions.
 
     Args:
-        model: from `prepared`.
-        input_shape: of one image, (C, H, W).
-        batch: images in a batch; ``None`` for any number.
+        model: the result of `prepared`.
+        input_shape: shape of one image, (C, H, W).
+        batch: batch size; ``None`` for a dynamic one.
 
     Raises:
-        SeparableError: it cannot be captured, or only for a fixed number of images.
+        SeparableError: the network cannot be captured, or only for a fixed batch size.
     """
     name = type(model.model if isinstance(model, Logits) else model).__name__
     example = torch.zeros(2 if batch is None else batch, *input_shape)

@@ -1,4 +1,4 @@
-"""The whole export in one call: capture, write, run what was written, and keep it if it computes the same."""
+"""Export a network: capture it, write the file, run the file, and keep it if the outputs agree."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from torch_separable.models.registry import built_by
 
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch"}
 TOLERANCE: dict[Format, float] = {"onnx": 1e-4, "pt2": 1e-4, "executorch": 1e-3}
-_NOISE = 8
-_BATCH = 32
-_PATIENCE = 30.0  # seconds; another writer into the folder takes as long as the disk does
+_NOISE_IMAGES = 8
+_COMPARED_BATCH = 32
+_LOCK_TIMEOUT = 30.0  # seconds; another writer into the folder may be waiting for the disk
 
 
 def export(
@@ -36,22 +36,23 @@ def export(
     batch: int | None = None,
     opset: int | None = None,
 ) -> Exported:
-    """Write a network, batch norms folded into convolutions, as a file for another runtime; ``model`` is not changed.
+    """Write a network as a file for another runtime, with batch norms folded into convolutions.
 
-    What was written is run, on the CPU, and compared with the network; the file takes its place only if the outputs
-    differ by no more than 1e-4 (ExecuTorch: 1e-3), relative to the largest one where that is above 1.
+    The file is run on the CPU and compared with the network. It is kept only if the outputs differ by no more than 1e-4
+    (ExecuTorch: 1e-3), relative to the largest output if that is above 1. ``model`` is not changed.
 
     Args:
         model: any network; it is exported in evaluation mode and float32.
-        path: of the file.
-        to: ``"onnx"``, ``"pt2"`` or ``"executorch"``; by default what the suffix says: .onnx, .pt2, .pte.
-        input_shape: of one image, (C, H, W); what `load` and `convert` returned, and images, know it.
-        images: to compare on, (N, C, H, W), prepared as in training; by default, a little noise.
-        batch: a fixed number of images; by default any number, and 1 for ExecuTorch, whose memory is planned ahead.
-        opset: of ONNX; 18 by default.
+        path: path of the file.
+        to: ``"onnx"``, ``"pt2"`` or ``"executorch"``; by default the suffix decides: .onnx, .pt2, .pte.
+        input_shape: shape of one image, (C, H, W). It is known if ``images`` are given, or if ``model`` was returned by
+            `load` or `convert`.
+        images: images (N, C, H, W) to compare on, normalized as in training; by default a few of noise.
+        batch: a fixed batch size; by default it is dynamic, except for ExecuTorch, which plans its memory ahead: 1.
+        opset: version of ONNX operators; 18 by default.
 
     Raises:
-        SeparableError: the network cannot be exported, or what was written computes something else.
+        SeparableError: the network cannot be exported, or the outputs of the file differ.
         MissingExtraError: a package is not installed (extras ``export`` and ``executorch``).
 
     Example:
@@ -69,9 +70,9 @@ def export(
         raise SeparableValueError(f"batch={batch!r}: must be a whole number, at least 1, or None for any")
     if opset is not None and (form != "onnx" or opset not in to_onnx.OPSETS):
         known = f"{to_onnx.OPSETS.start} to {to_onnx.OPSETS.stop - 1}"
-        raise SeparableValueError(f"opset={opset!r}: goes with ONNX, and must be one of {known}")
+        raise SeparableValueError(f"opset={opset!r}: is an argument of ONNX export, and must be one of {known}")
     if path.is_dir():
-        raise SeparableError(f"{path} is a folder: name the file, as {path / 'model.onnx'}")
+        raise SeparableError(f"{path} is a folder: name a file, such as {path / 'model.onnx'}")
     if form == "executorch" and batch is None:
         batch = 1
 
@@ -89,20 +90,22 @@ def export(
         runtimes = to_executorch.runtimes(content)
 
     real = images is not None
-    compared = torch.randn(_NOISE, *shape, generator=torch.Generator().manual_seed(0)) if images is None else images
+    compared = (
+        torch.randn(_NOISE_IMAGES, *shape, generator=torch.Generator().manual_seed(0)) if images is None else images
+    )
     batches = _batches(compared.detach().cpu().float(), batch)
     with torch.no_grad():
-        expected = torch.cat([ready(one.clone()) for one in batches])  # it may change its input in place
+        expected = torch.cat([ready(one.clone()) for one in batches])  # a network may modify its input in place
     largest = float(expected.abs().max())
     parity = {name: _difference(name, run, batches, expected) for name, run in runtimes.items()}
     allowed = TOLERANCE[form] * max(1.0, largest)
     for name, difference in parity.items():
         if not difference <= allowed:
             raise SeparableError(
-                f"{path} is not written: in {name} its outputs differ by {difference:.1e} from the network's, which "
-                f"are up to {largest:.1f}; at most {allowed:.1e} is allowed. Its numbers may be too large for float32"
+                f"{path} is not written: in {name} its outputs differ from the network's by {difference:.1e}; at most "
+                f"{allowed:.1e} is allowed for outputs up to {largest:.1f}"
             )
-    with sole_writer(path.parent, wait=_PATIENCE, leftovers_of=path.name), replacing(path) as aside:
+    with sole_writer(path.parent, wait=_LOCK_TIMEOUT, leftovers_of=path.name), replacing(path) as aside:
         aside.write_bytes(content)
     return Exported(
         path, form, len(content), shape, batch, opset, operators, len(compared), real, largest, parity
@@ -124,14 +127,12 @@ def _network(
     if shape is None and known is not None:
         shape = known.input_shape
     if shape is None:
-        raise SeparableError(
-            "the shape of one image is not known: give input_shape=(C, H, W) (--input C,H,W), or images"
-        )
+        raise SeparableError("the shape of one image is unknown: give input_shape=(C, H, W) (--input C,H,W), or images")
     if not shape or not all(type(n) is int and n > 0 for n in shape):
-        raise SeparableValueError(f"input_shape={tuple(shape)}: must be positive whole numbers, as (3, 32, 32)")
+        raise SeparableValueError(f"input_shape={tuple(shape)}: must be positive whole numbers, such as (3, 32, 32)")
     if images is not None and (len(images) == 0 or tuple(images.shape[1:]) != tuple(shape)):
         raise SeparableValueError(
-            f"images are of shape {tuple(images.shape)}: expected (N, {', '.join(map(str, shape))}), N at least 1"
+            f"images have shape {tuple(images.shape)}: expected (N, {', '.join(map(str, shape))}), N at least 1"
         )
     return network, tuple(shape)
 
@@ -139,21 +140,21 @@ def _network(
 def _format(path: Path, to: str | None) -> Format:
     if to is None:
         if path.suffix not in SUFFIXES:
-            raise SeparableValueError(f"{path} ends in none of {', '.join(SUFFIXES)}: say which format by `to`")
+            raise SeparableValueError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}: give the format as `to`")
         return SUFFIXES[path.suffix]
     if to not in get_args(Format):
         raise SeparableValueError(f"to={to!r}: must be one of {', '.join(get_args(Format))}")
     if SUFFIXES.get(path.suffix, to) != to:
         raise SeparableValueError(
-            f"{path} is the name of a file of {SUFFIXES[path.suffix]}, and to={to!r}: name it otherwise"
+            f"{path} has the suffix of {SUFFIXES[path.suffix]}, but to={to!r}: use another suffix"
         )
     return to  # type: ignore[return-value]
 
 
 def _batches(images: Tensor, batch: int | None) -> list[Tensor]:
-    """Cut the images into batches; where any number may be in one, into different ones, so that this is tried."""
+    """Split the images into batches; for a dynamic batch size, into batches of several sizes."""
     if batch is None:
-        return [images[:1], *images[1:].split(_BATCH)] if len(images) > 1 else [images]
+        return [images[:1], *images[1:].split(_COMPARED_BATCH)] if len(images) > 1 else [images]
     whole = torch.arange(-(-len(images) // batch) * batch) % len(images)
     return list(images[whole].split(batch))
 
@@ -166,6 +167,6 @@ def _difference(name: str, run: Callable[[Tensor], Tensor], batches: list[Tensor
         raise SeparableError(f"{name} cannot run what was exported: {error}") from error
     if outputs.shape != expected.shape:
         raise SeparableError(
-            f"{name} gives outputs of shape {tuple(outputs.shape)}, the network {tuple(expected.shape)}"
+            f"the outputs of {name} have shape {tuple(outputs.shape)}, the network's {tuple(expected.shape)}"
         )
     return float((outputs - expected).abs().max())

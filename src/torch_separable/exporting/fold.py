@@ -1,4 +1,4 @@
-"""Folding batch norms into the convolutions before them, in a captured graph."""
+"""Fold batch norms into the convolutions before them, in a captured graph."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _CONVOLUTIONS = {
 
 
 def fold_batch_norms(module: fx.GraphModule) -> int:
-    """Fold every batch norm that alone follows a convolution into its weights, in place; return how many were.
+    """Fold every batch norm that is the only reader of a convolution into its weights; return their number.
 
-    In evaluation a batch norm is one multiplication and one addition a channel, ``γ (y − μ) / √(σ² + ε) + β``, which
-    the convolution's kernel and bias can do as well. Weights that are themselves computed are left alone.
+    In evaluation mode a batch norm is the affine function ``γ (y − μ) / √(σ² + ε) + β`` of each channel, which can be
+    part of the convolution's kernel and bias. Convolutions whose weights are computed in the graph are not changed.
 
     Args:
-        module: from ``torch.export.export(...).module()``, captured in evaluation mode.
+        module: a captured module in evaluation mode, ``torch.export.export(...).module()``; it is changed in place.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
@@ -80,10 +80,10 @@ def _fold(module: fx.GraphModule, conv: fx.Node, norm: fx.Node) -> None:
     owner = module.get_submodule(layer)
     path = f"{layer}." if layer else ""
     shared = len(kernel.users) > 1 or _uses(module, str(kernel.target)) > 1
-    # What is called bias there may be of another convolution, or serve something else.
+    # The module's `bias` may belong to another convolution, or have another reader.
     own = getattr(_bias_of(conv), "target", None) == f"{path}bias" and _uses(module, f"{path}bias") == 1
     taken = getattr(owner, "bias", None) is not None and not own
-    suffix = f"_{norm.name}" if shared or taken else ""  # what runs elsewhere, too, stays for there
+    suffix = f"_{norm.name}" if shared or taken else ""  # other readers need the original: add a new parameter
     dtype = _stored(module, kernel).dtype
     with module.graph.inserting_before(conv):
         for key, value in ((name, weight * scale.view(-1, *[1] * (weight.dim() - 1))), ("bias", shift)):

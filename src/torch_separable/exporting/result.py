@@ -1,4 +1,4 @@
-"""What an export came to."""
+"""The result of an export."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ Format = Literal["onnx", "pt2", "executorch"]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, and how well it agrees with the network.
+    """An exported file, and how closely its outputs agree with the network's.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         format: ``"onnx"``, ``"pt2"`` or ``"executorch"``.
-        bytes: its size.
-        input_shape: of one image, (C, H, W).
-        batch: images in a batch; ``None`` for any number.
-        opset: of ONNX; ``None`` for other formats.
-        operators: nodes of its graph by operator; for ExecuTorch, parts that XNNPACK runs, and other operators.
-        images: how many the outputs were compared on.
-        real: whether they were given, or are noise.
-        largest: absolute value among the network's outputs.
-        parity: largest difference of an output by runtime.
+        bytes: size of the file.
+        input_shape: shape of one image, (C, H, W).
+        batch: batch size; ``None`` if it is dynamic.
+        opset: version of ONNX operators; ``None`` for other formats.
+        operators: number of graph nodes by operator; for ExecuTorch, the number of XNNPACK delegates and of other
+            operators.
+        images: number of images that the outputs were compared on.
+        real: whether the caller gave these images; otherwise they are noise.
+        largest: largest absolute value of the network's outputs.
+        parity: largest absolute difference of the outputs, by runtime.
     """
 
     path: Path
@@ -69,11 +70,11 @@ class Exported:
 
     def _lines(self) -> list[tuple[str, str]]:
         what = f"{self.images} images" if self.real else f"{self.images} images of noise"
-        agreement = f"of outputs up to {self.largest:.1f} ({what})"
+        agreement = f"for outputs up to {self.largest:.1f} ({what})"
         return [
             ("format", self.format + (f", opset {self.opset}" if self.opset else "")),
             ("input", "x".join(map(str, ("N" if self.batch is None else self.batch, *self.input_shape)))),
             ("size", f"{self.bytes:,} bytes"),
             ("operators", ", ".join(f"{name} {count}" for name, count in self.operators.items())),
-            *((runtime, f"differs by {most:.1e} at most, {agreement}") for runtime, most in self.parity.items()),
+            *((runtime, f"differs by at most {most:.1e} {agreement}") for runtime, most in self.parity.items()),
         ]

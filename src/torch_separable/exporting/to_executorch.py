@@ -1,4 +1,4 @@
-"""ExecuTorch: a ``.pte`` file for phones and boards, its layers handed to XNNPACK."""
+"""Write ExecuTorch's ``.pte`` files for mobile and embedded devices, with layers delegated to XNNPACK."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch_separable.errors import SeparableError
 
 
 def to_executorch(program: ExportedProgram) -> tuple[bytes, dict[str, int]]:
-    """Return the file of a captured network, and how many parts of it XNNPACK, and operators ExecuTorch, runs.
+    """Return the content of the file, and the number of XNNPACK delegates and of other operators.
 
     Raises:
-        SeparableError: ExecuTorch lacks an operator.
+        SeparableError: ExecuTorch cannot lower the network.
         MissingExtraError: executorch is not installed (extra ``executorch``).
     """
     exir = optional("executorch.exir", "executorch")
@@ -29,7 +29,7 @@ def to_executorch(program: ExportedProgram) -> tuple[bytes, dict[str, int]]:
             written = lowered.to_executorch()
     except Exception as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SeparableError(f"the network cannot be written for ExecuTorch: {line}. Try --to onnx") from error
+        raise SeparableError(f"ExecuTorch cannot lower the network: {line}") from error
     names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     delegated = sum("executorch_call_delegate" in name for name in names)
     others = sum("executorch_call_delegate" not in name and "getitem" not in name for name in names)
@@ -37,9 +37,9 @@ def to_executorch(program: ExportedProgram) -> tuple[bytes, dict[str, int]]:
 
 
 def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Open the file in ExecuTorch's Python runtime."""
+    """Load the file into ExecuTorch's Python runtime."""
     runtime = optional("executorch.runtime", "executorch")
-    # The program reads from these bytes for as long as it lives.
+    # The program does not copy `content`; `run` below keeps both alive.
     program = runtime.Runtime.get().load_program(content)
     method = program.load_method("forward")
 

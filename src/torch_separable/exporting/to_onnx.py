@@ -1,4 +1,4 @@
-"""ONNX, by PyTorch's exporter on ``torch.export``; run by ONNX Runtime, and by OpenVINO where it is installed."""
+"""Write ONNX files with PyTorch's exporter, and run them in ONNX Runtime and, if it is installed, OpenVINO."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ INPUT, OUTPUT = "images", "logits"
 
 
 def to_onnx(program: ExportedProgram, opset: int, *, any_batch: bool) -> bytes:
-    """Return the file of a captured network.
+    """Return the content of the file.
 
     Args:
-        program: from `capture`.
-        opset: to write it in.
-        any_batch: whether it was captured for any number of images.
+        program: the result of `capture`.
+        opset: version of ONNX operators.
+        any_batch: whether the batch size is dynamic.
 
     Raises:
-        SeparableError: an operator has no counterpart in ONNX, or the file would be larger than 2 GB.
+        SeparableError: an operator has no counterpart in ONNX, or the file would exceed 2 GB.
         MissingExtraError: onnx and onnxscript are not installed (extra ``export``).
     """
     optional("onnxscript", "export")
@@ -44,26 +44,26 @@ def to_onnx(program: ExportedProgram, opset: int, *, any_batch: bool) -> bytes:
                 opset_version=opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: "batch"},) if any_batch else None,  # for the axis' name
+                dynamic_shapes=({0: "batch"},) if any_batch else None,  # names the axis
                 verbose=False,
             )
         assert exported is not None
         model: Any = exported.model_proto
         model.producer_name, model.producer_version = "torch-separable", __version__
         if (written := model.opset_import[0].version) != opset:
-            raise SeparableError(f"opset={opset}: this network can be written in opset {written} only")
+            raise SeparableError(f"opset={opset}: this network can only be written in opset {written}")
         content: bytes = model.SerializeToString()
     except SeparableError:
         raise
     except Exception as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SeparableError(f"the network cannot be written as ONNX: {line}. Try to=pt2 (--to pt2)") from error
+        raise SeparableError(f"the network cannot be written as ONNX: {line}") from error
     return content
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter from warning of what it does without, such as torchvision."""
+    """Suppress the exporter's warnings about optional packages, such as torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -75,16 +75,16 @@ def _silence() -> Iterator[None]:
 
 
 def operators(content: bytes) -> dict[str, int]:
-    """Count the nodes of the graph by operator."""
+    """Return the number of graph nodes by operator."""
     model = optional("onnx", "export").load_from_string(content)
     return dict(Counter(node.op_type for node in model.graph.node).most_common())
 
 
 def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Open the file in the runtimes that are installed.
+    """Load the file into the installed runtimes.
 
     Raises:
-        SeparableError: ONNX Runtime refuses it.
+        SeparableError: ONNX Runtime cannot load it.
         MissingExtraError: onnxruntime is not installed (extra ``export``).
     """
     ort = optional("onnxruntime", "export")
@@ -93,7 +93,7 @@ def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
     try:
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise SeparableError(f"ONNX Runtime {ort.__version__} refuses the file: {error}") from error
+        raise SeparableError(f"ONNX Runtime {ort.__version__} cannot load the file: {error}") from error
     found: dict[str, Callable[[Tensor], Tensor]] = {
         "ONNX Runtime": lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
     }
@@ -101,11 +101,11 @@ def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
         ov = optional("openvino", "export")
         core = ov.Core()
         try:
-            # Without the hint, processors with bfloat16 instructions compute in it, to three digits.
+            # Without the hint OpenVINO computes in bfloat16 on processors that have it, with about three digits.
             compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         except RuntimeError as error:
             reason = (str(error).splitlines() or [""])[-1]
-            warnings.warn(f"OpenVINO {ov.__version__} refuses the file: {reason}", stacklevel=3)
+            warnings.warn(f"OpenVINO {ov.__version__} cannot load the file: {reason}", stacklevel=3)
             return found
         found["OpenVINO"] = lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
     return found

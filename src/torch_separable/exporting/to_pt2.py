@@ -1,4 +1,4 @@
-"""``.pt2``: PyTorch's own file of a captured network, which runs without this package."""
+"""Write ``.pt2`` files, PyTorch's format for captured networks, which load without this package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 
 def to_pt2(program: ExportedProgram) -> bytes:
-    """Return the file of a captured network."""
+    """Return the content of the file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):
         torch.export.save(program, buffer)
@@ -21,13 +21,13 @@ def to_pt2(program: ExportedProgram) -> bytes:
 
 
 def operators(program: ExportedProgram) -> dict[str, int]:
-    """Count the nodes of the graph by operator."""
+    """Return the number of graph nodes by operator."""
     calls = (node for node in program.graph.nodes if node.op == "call_function")
     return dict(Counter(str(node.target) for node in calls).most_common())
 
 
 def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Open the file as ``torch.export.load`` does."""
+    """Load the file with ``torch.export.load``."""
     with warnings.catch_warnings(action="ignore"):
         module = torch.export.load(io.BytesIO(content)).module()
     return {"torch.export": module}

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: other packages' names for the same networks, and Keras' layers."""
+"""Import weights from other packages, which name the same layers differently, and layers from Keras."""
 
 from torch_separable.importing.keras import from_keras
 from torch_separable.importing.layouts import LAYOUTS, Layout

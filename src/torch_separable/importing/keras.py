@@ -1,4 +1,4 @@
-"""Keras' layers as ours. Keras itself is not imported: its layers say what they are."""
+"""Convert Keras layers. Keras itself is not imported: its layers are recognized by their class names."""
 
 from __future__ import annotations
 
@@ -47,28 +47,27 @@ _NORM = {
 
 
 def from_keras(layer: Any) -> nn.Module:
-    """Build the layer of ours that computes what a Keras layer does, with its weights.
+    """Convert a Keras layer with its weights.
 
-    Each option of ``SeparableConv1D/2D`` has its counterpart: ``strides``, ``padding`` ("valid", or "same" as Keras
-    means it), ``dilation_rate``, ``depth_multiplier``, ``use_bias`` (a bias of the pointwise convolution alone) and
-    ``activation``. ``data_format`` is of Keras' inputs; ours are (N, C, H, W), kernels are the same in both.
+    All options of ``SeparableConv1D/2D`` are converted: ``strides``, ``padding`` ("valid" or Keras' "same"),
+    ``dilation_rate``, ``depth_multiplier``, ``use_bias`` (a bias of the pointwise convolution only) and ``activation``.
+    ``data_format`` describes Keras' inputs; the result takes (N, C, H, W).
 
     Args:
-        layer: a ``SeparableConv1D``, ``SeparableConv2D``, ``DepthwiseConv1D`` or ``DepthwiseConv2D`` that has its
-            weights (it was called or built).
+        layer: a built ``SeparableConv1D``, ``SeparableConv2D``, ``DepthwiseConv1D`` or ``DepthwiseConv2D``.
 
     Returns:
-        A `DepthwiseSeparableConv2d` (or 1d); for a depthwise one, a `DepthwiseConv2d`, or a sequence of ``pad``,
-        ``conv_dw`` and ``act`` where it pads by a stride or ends in an activation.
+        A `DepthwiseSeparableConv2d` (or 1d). For a depthwise layer, a `DepthwiseConv2d` (or 1d), or an
+        ``nn.Sequential`` of ``pad``, ``conv_dw`` and ``act`` if it has strided "same" padding or an activation.
 
     Raises:
-        SeparableError: it is another kind of layer, it has no weights yet, or its activation is not known.
+        SeparableError: the layer is of another class, is not built, or has an unknown activation.
     """
     kind = type(layer).__name__
     if kind not in {**_SEPARABLE, **_DEPTHWISE}:
-        raise SeparableError(f"{kind} is none of {', '.join({**_SEPARABLE, **_DEPTHWISE})}, which from_keras takes")
+        raise SeparableError(f"layer is a {kind}: from_keras converts {', '.join({**_SEPARABLE, **_DEPTHWISE})}")
     if not layer.built:
-        raise SeparableError(f"Keras' layer {layer.name} has no weights yet: call or build it first")
+        raise SeparableError(f"Keras layer {layer.name} is not built, so it has no weights: call or build it first")
     config = layer.get_config()
     tensors = _tensors(layer)
     act = _activation(config["activation"], layer.name)
@@ -79,7 +78,7 @@ def from_keras(layer: Any) -> nn.Module:
     }
     padding, bias, multiplier = config["padding"], config["use_bias"], config["depth_multiplier"]
     if padding not in ("valid", "same"):
-        raise SeparableError(f"Keras' layer {layer.name} has padding={padding!r}: only 'valid' and 'same' are known")
+        raise SeparableError(f"Keras layer {layer.name} has padding={padding!r}: must be 'valid' or 'same'")
     if kind in _SEPARABLE:
         separable = SEPARABLE[_SEPARABLE[kind]](
             tensors["conv_dw.weight"].shape[0] // multiplier, config["filters"], **window, padding=padding,
@@ -104,19 +103,20 @@ def from_keras(layer: Any) -> nn.Module:
 
 
 def is_keras(source: Any) -> bool:
-    """Whether this is a Keras model or layer, whatever its backend."""
+    """Whether ``source`` is a Keras model or layer, of any backend."""
     return any(base.__module__.partition(".")[0] == "keras" for base in type(source).__mro__)
 
 
 def keras_state(model: Any) -> dict[str, Tensor]:
-    """The weights of a Keras model by its layers' names and our names of the kinds, in PyTorch's order of axes.
+    """Return the weights of a Keras model as a state dict: Keras' layer names, PyTorch's parameter names and layout.
 
     Raises:
-        SeparableError: a layer has weights and is of a kind that is not known.
+        SeparableError: a layer with weights is of an unknown class.
     """
     state: dict[str, Tensor] = {}
     for layer in _layers(model):
-        if layer.weights and type(layer).__name__ not in ("Dropout", "SpatialDropout2D"):  # a seed is no weight
+        # Keras lists the seed of a dropout among its weights.
+        if layer.weights and type(layer).__name__ not in ("Dropout", "SpatialDropout2D"):
             for name, tensor in _tensors(layer).items():
                 state[f"{layer.name}.{name}"] = tensor
     return state
@@ -131,7 +131,7 @@ def _layers(model: Any) -> Iterator[Any]:
 
 
 def _tensors(layer: Any) -> dict[str, Tensor]:
-    """The weights of one layer, by our names of them."""
+    """Return the weights of one layer, by the names of this package."""
     kind = type(layer).__name__
     values = {variable.name: torch.from_numpy(np.array(variable.numpy())) for variable in layer.weights}
     if kind == "BatchNormalization":
@@ -149,16 +149,16 @@ def _tensors(layer: Any) -> dict[str, Tensor]:
         return {"weight": _depthwise(values["kernel"]), **bias}
     if kind in ("Conv1D", "Conv2D", "Conv3D", "Dense"):
         return {"weight": _dense(values["kernel"]), **bias}
-    raise SeparableError(f"Keras' layer {layer.name} is a {kind}, whose weights have no counterpart here")
+    raise SeparableError(f"Keras layer {layer.name} is a {kind}, whose weights cannot be imported")
 
 
 def _dense(kernel: Tensor) -> Tensor:
-    """(*kernel, C, M) to (M, C, *kernel)."""
+    """Permute (*kernel, C, M) to (M, C, *kernel)."""
     return kernel.movedim((-1, -2), (0, 1)).contiguous()
 
 
 def _depthwise(kernel: Tensor) -> Tensor:
-    """(*kernel, C, D) to (C·D, 1, *kernel): in both, channel c gives the outputs c·D to c·D + D - 1."""
+    """Permute (*kernel, C, D) to (C·D, 1, *kernel); in both layouts output c·D + d is kernel d of channel c."""
     return kernel.movedim((-2, -1), (0, 1)).flatten(0, 1).unsqueeze(1).contiguous()
 
 
@@ -167,7 +167,7 @@ def _activation(name: Any, layer: str) -> Callable[[], nn.Module] | None:
         return None
     if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise SeparableError(
-            f"Keras' layer {layer} has the activation {name!r}: known are linear, {', '.join(_ACTIVATIONS)}. Build it "
-            "with activation=None and apply your own after it"
+            f"Keras layer {layer} has the activation {name!r}: known are linear, {', '.join(_ACTIVATIONS)}. Build it "
+            "with activation=None and apply your own activation after it"
         )
     return _ACTIVATIONS[name]

@@ -1,4 +1,4 @@
-"""How other packages call the modules of the networks that we have too: one table of names a source."""
+"""The names that other packages give to the modules of the same networks, one table per package."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _RELU6 = {"activation": "relu6"}
 
 @dataclass(frozen=True)
 class Layout:
-    """The names that one source gives to the modules of one kind of network.
+    """The module names of one package's version of a network.
 
     Attributes:
-        name: the source and what it calls the network.
-        network: our class of it.
-        pairs: from a network of that class, each module with parameters: our name, and theirs.
-        conventions: what the source's networks compute with, by our argument's name; the names of parameters do not
-            say it. Empty where the source publishes both kinds under the same names.
+        name: the package and its name of the network.
+        network: the class in ``torch_separable.models``.
+        pairs: yields, for a network of that class, the name of each module with parameters here and there.
+        conventions: padding, epsilon and activation of the package's networks, by this package's argument names;
+            parameter names do not tell them. Empty if the package publishes several conventions under the same names.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Layout:
     conventions: Mapping[str, Any] = field(default_factory=dict)
 
     def names(self, network: nn.Module) -> dict[str, str]:
-        """Their name of each module, by ours.
+        """Return the package's name of each module, by this package's name.
 
         Example:
             >>> from torch_separable.models import mobilenet_v2
@@ -45,7 +45,7 @@ class Layout:
 
 
 def _places(stages: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """(stage, place in it) of each block in a row."""
+    """Yield the stage of each block, and its index within the stage."""
     return ((stage, i) for stage, count in enumerate(stages) for i in range(count))
 
 
@@ -64,7 +64,7 @@ def _timm_inverted_residuals(network: MobileNetV2 | EfficientNetLite) -> Pairs:
         if hasattr(network.blocks[i], "conv_pw"):
             for name in ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"):
                 yield f"{ours}.{name}", f"{theirs}.{name}"
-        else:  # without expansion it is their DepthwiseSeparableConv, which counts its norms from the first one
+        else:  # without expansion it is timm's DepthwiseSeparableConv, whose first norm is bn1
             for name, other in (("conv_dw", "conv_dw"), ("bn2", "bn1"), ("conv_pwl", "conv_pw"), ("bn3", "bn2")):
                 yield f"{ours}.{name}", f"{theirs}.{other}"
 
@@ -88,9 +88,9 @@ def _transformers_mobilenet_v1(network: MobileNetV1) -> Pairs:
     yield from (("stem.0", f"{base}.conv_stem.convolution"), ("stem.1", f"{base}.conv_stem.normalization"))
     yield "classifier", "classifier"
     for i in range(len(network.blocks)):
-        for half, (conv, norm) in enumerate((("conv_dw", "bn1"), ("conv_pw", "bn2"))):
-            yield f"blocks.{i}.{conv}", f"{base}.layer.{2 * i + half}.convolution"
-            yield f"blocks.{i}.{norm}", f"{base}.layer.{2 * i + half}.normalization"
+        for stage, (conv, norm) in enumerate((("conv_dw", "bn1"), ("conv_pw", "bn2"))):
+            yield f"blocks.{i}.{conv}", f"{base}.layer.{2 * i + stage}.convolution"
+            yield f"blocks.{i}.{norm}", f"{base}.layer.{2 * i + stage}.normalization"
 
 
 def _transformers_mobilenet_v2(network: MobileNetV2) -> Pairs:

@@ -1,4 +1,4 @@
-"""Loading weights under whatever names they come."""
+"""Load weights under this package's names or those of another package."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _CONVENTIONS = ("padding", "batch_norm_eps", "activation")
 
 
 def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> ImportReport:
-    """Load weights into a network, whether they come under its own names or under another package's.
+    """Load weights into a network, under its own names or those of another package.
 
-    `LAYOUTS` lists the packages whose names are known for the networks of ``torch_separable.models``; the one that
-    most of the names fit is taken. Weights fit a function only with the right padding, epsilon and activation, which
-    names do not tell: they are compared too, and the network is left as it is if they differ.
+    `LAYOUTS` lists the packages whose names are known for the networks of ``torch_separable.models``; the layout that
+    matches the most names is used. Padding, epsilon and activation must match as well, because the same weights compute
+    something else with others: if they differ, the network is not changed.
 
     Args:
-        model: the network; its weights are replaced, all of them or none.
-        source: a file of safetensors or ``torch.save``, tensors by name, a module, or a Keras model.
-        strict: whether everything must fit. Otherwise, what fits is loaded and the rest is in the report, as for a
-            classifier of other classes.
+        model: the network; all of its weights are replaced, or none.
+        source: a safetensors or ``torch.save`` file, tensors by name, a module, or a Keras model.
+        strict: whether everything must match. Otherwise matching tensors are loaded and the report lists the others,
+            for example those of a classifier with other classes.
 
     Returns:
-        What became of each tensor.
+        A report of which tensors were loaded.
 
     Raises:
-        SeparableError: something does not fit (``strict``), nothing does, or a weight is not finite.
+        SeparableError: something does not match (``strict``), nothing matches, or a weight is not finite.
 
     Example:
         >>> from torch_separable.models import resnet18
-        >>> theirs = resnet18().state_dict()             # from torchvision, whose names our ResNets share
+        >>> theirs = resnet18().state_dict()             # the names are those of torchvision
         >>> print(import_weights(resnet18(num_classes=7), theirs, strict=False))
         own: 120 tensors matched, 2 of another shape
           shape       fc.weight: (1000, 512), the network has (7, 512)
@@ -55,7 +55,7 @@ def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> Imp
     state, unexpected = _renamed(model, given, layout)
     expected = model.state_dict()
     for key, counter in expected.items():
-        if key.endswith("num_batches_tracked"):  # a counter for training alone, which Keras and older files lack
+        if key.endswith("num_batches_tracked"):  # used only in training, and absent from Keras and older files
             state.setdefault(key, counter)
     fitting = {key: t for key, t in state.items() if key in expected and t.shape == expected[key].shape}
     report = ImportReport(
@@ -74,22 +74,22 @@ def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> Imp
         where = f"{where}, of {name},"
     if not strict:
         if not any(not key.endswith("num_batches_tracked") for key in fitting):
-            raise SeparableError(f"{where} have nothing of this network ({type(model).__name__})")
+            raise SeparableError(f"{where} match no weight of this network ({type(model).__name__})")
         load_state(model, {**expected, **fitting}, where)
         return report
     if differing:
         ours = ", ".join(f"{k}={v!r}" for k, v, _ in differing)
         right = ", ".join(f"{k}={v!r}" for k, _, v in differing)
         raise SeparableError(
-            f"{where} are of a network with {right}, and this {type(model).__name__} has {ours}: its outputs would be "
-            f"others. {_remedy(model, {k: v for k, _, v in differing})}"
+            f"{where} belong to a network with {right}, but this {type(model).__name__} has {ours}, so its outputs "
+            f"would differ. {_remedy(model, {k: v for k, _, v in differing})}"
         )
     load_state(model, {**state, **{key: given[key] for key in unexpected}}, where)
     return report
 
 
 def _remedy(model: nn.Module, right: Mapping[str, Any]) -> str:
-    """How to build the network as the weights need it, where its class can."""
+    """Say how to build the network that the weights belong to."""
     accepted = inspect.signature(type(model).__init__).parameters
     allowed = {"activation": get_args(Activation), "padding": get_args(Padding)}
     beyond = [f"{k}={v!r}" for k, v in right.items() if k not in accepted or v not in allowed.get(k, (v,))]
@@ -100,7 +100,7 @@ def _remedy(model: nn.Module, right: Mapping[str, Any]) -> str:
 
 
 def recognise(model: nn.Module, given: Mapping[str, Tensor]) -> Layout | None:
-    """The layout that most of the names fit; ``None`` for the network's own.
+    """Return the layout that matches the most names; ``None`` for the network's own.
 
     Example:
         >>> import torch
@@ -122,7 +122,7 @@ def recognise(model: nn.Module, given: Mapping[str, Tensor]) -> Layout | None:
 def _renamed(
     model: nn.Module, given: Mapping[str, Tensor], layout: Layout | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Tensors by our names, and the names that stand for nothing of ours."""
+    """Return tensors by this package's names, and the names that have no counterpart."""
     if layout is None:
         return dict(given), ()
     ours = {their: our for our, their in layout.names(model).items()}
@@ -135,13 +135,13 @@ def _renamed(
             continue
         name = f"{ours[module]}.{leaf}"
         if tensor.dim() == 4 and len(shapes.get(name, ())) == 2 and tensor.shape[2:] == (1, 1):
-            tensor = tensor.flatten(1)  # noqa: PLW2901 - a 1x1 convolution over pooled features is a linear layer
+            tensor = tensor.flatten(1)  # noqa: PLW2901 - a 1x1 convolution of pooled features equals a linear layer
         state[name] = tensor
     return state, tuple(unexpected)
 
 
 def _read(source: Any, model: nn.Module) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """What to call the source in a message, its tensors by name, and what it says of its conventions."""
+    """Return the source's description for messages, its tensors by name, and the conventions that it states."""
     if isinstance(source, str | Path):
         return str(source), read_weights(source), {}
     if isinstance(source, nn.Module) and not is_keras(source):
@@ -151,13 +151,12 @@ def _read(source: Any, model: nn.Module) -> tuple[str, dict[str, Tensor], dict[s
     if isinstance(source, Mapping) and source and all(isinstance(value, Tensor) for value in source.values()):
         return "the weights given", without_prefix(source), {}
     raise SeparableError(
-        f"weights cannot be imported from {type(source).__name__}: give a file, tensors by name, a module or a Keras "
-        "model"
+        f"source is a {type(source).__name__}: expected a weight file, tensors by name, a module or a Keras model"
     )
 
 
 def _stated(source: nn.Module, model: nn.Module) -> dict[str, Any]:
-    """The conventions in a network of our own, or in the configuration of one of transformers, by our names."""
+    """Return the conventions of a network of the same class, or those in the configuration of a transformers model."""
     if isinstance(source, type(model)):
         return {name: getattr(source, name) for name in _CONVENTIONS if hasattr(model, name)}
     config = getattr(source, "config", None)

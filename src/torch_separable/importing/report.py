@@ -1,4 +1,4 @@
-"""What became of each tensor when weights were imported."""
+"""The report of an import of weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ImportReport:
-    """Which tensors found their places, key by key.
+    """Which tensors were loaded, missing, unexpected or of another shape.
 
     Attributes:
-        layout: whose names the source uses; "own" for those of the network itself.
-        matched: tensors of the network that were found, by our names.
-        missing: tensors of the network that the source lacks, by our names.
-        unexpected: tensors of the source that the network has no place for, by its names.
-        reshaped: tensors of another shape: our name, the source's shape, the network's.
-        differing: conventions in which the network and the source differ, by name: the network's value, the source's.
+        layout: the `Layout` of the source's names; "own" for the network's own names.
+        matched: tensors of the network that the source has, by the network's names.
+        missing: tensors of the network that the source lacks, by the network's names.
+        unexpected: tensors that only the source has, by the source's names.
+        reshaped: tensors of another shape: the network's name, the source's shape, the network's shape.
+        differing: conventions that differ: name, the network's value, the source's value.
 
     Example:
         >>> print(ImportReport("timm mobilenetv1", ("stem.0.weight",), (), ("aux.bias",)))
@@ -35,7 +35,7 @@ class ImportReport:
 
     @property
     def complete(self) -> bool:
-        """Whether the network has all of its weights, of its own kind, and nothing was left over."""
+        """Whether every tensor of the network was loaded, nothing was left over, and no convention differs."""
         return not (self.missing or self.unexpected or self.reshaped or self.differing)
 
     def __str__(self) -> str:
@@ -54,5 +54,5 @@ class ImportReport:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report by name, for JSON."""
+        """Return the report as plain JSON values."""
         return {**asdict(self), "complete": self.complete}

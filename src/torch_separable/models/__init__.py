@@ -1,6 +1,6 @@
-"""Networks: MobileNets built of `torch_separable.nn`, and dense networks to convert.
+"""Networks: MobileNets built from `torch_separable.nn`, and dense networks to convert.
 
-A network is a function that returns a module; `NETWORKS` is the table of them that the command line knows by name.
+Each network is a function that returns a module; `NETWORKS` lists those that the command line knows by name.
 """
 
 from __future__ import annotations

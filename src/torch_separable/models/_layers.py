@@ -1,4 +1,4 @@
-"""Layers that several networks begin and end with, and the conventions in which pretrained weights differ."""
+"""Layers that several networks share, and the conventions in which pretrained weights differ."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def conv_norm_act(
     act: Callable[[], nn.Module],
     padding: Padding = "symmetric",
 ) -> nn.Sequential:
-    """A dense convolution without bias, its norm and activation, as children ``0``, ``1`` and ``2``.
+    """Build a dense convolution without bias, its norm and its activation, as children ``0``, ``1`` and ``2``.
 
-    With ``padding="same"`` and a stride above 1, a `SamePadding` called ``pad`` stands before them.
+    With ``padding="same"`` and a stride above 1, a `SamePadding` named ``pad`` precedes them.
     """
     by_hand = padding == "same" and stride > 1
     around = 0 if by_hand else kernel_size // 2
@@ -46,13 +46,13 @@ def inverted_residuals(
     norm: Callable[[int], nn.Module],
     padding: Padding,
 ) -> nn.Sequential:
-    """Stages of inverted residuals in a row, the first of each with the stage's stride.
+    """Build stages of inverted residuals; the first block of a stage has the stage's stride.
 
     Args:
-        channels: into the first of them.
-        stages: expansion, kernel size, output channels, repeats and stride of each.
+        channels: input channels of the first block.
+        stages: expansion ratio, kernel size, output channels, number of blocks and stride of each stage.
         norm: builds a norm from a number of channels.
-        padding: one of the two conventions.
+        padding: ``"symmetric"`` or ``"same"``.
     """
     blocks: list[nn.Module] = []
     for expand_ratio, kernel_size, out_channels, repeats, first_stride in stages:
@@ -68,20 +68,20 @@ def inverted_residuals(
 
 
 def batch_norm(eps: float) -> Callable[[int], nn.Module]:
-    """What builds a batch norm that adds ``eps`` to the variance."""
+    """Return a function that builds a batch norm with ``eps``."""
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
-        raise SeparableValueError(f"batch_norm_eps={eps!r}: must be a number between 0 and 1, as 1e-5 or 1e-3")
+        raise SeparableValueError(f"batch_norm_eps={eps!r}: must be a number between 0 and 1, such as 1e-5 or 1e-3")
     return partial(nn.BatchNorm2d, eps=eps)
 
 
 def activation_of(name: str) -> Callable[[], nn.Module]:
-    """What builds the activation of that name."""
+    """Return the class of the activation ``name``."""
     one_of("activation", name, get_args(Activation))
     return _ACTIVATIONS[name]
 
 
 def check_padding(padding: str) -> None:
-    """Require one of the two conventions."""
+    """Require ``"symmetric"`` or ``"same"``."""
     one_of("padding", padding, get_args(Padding))
 
 

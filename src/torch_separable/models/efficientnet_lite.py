@@ -1,7 +1,7 @@
 """EfficientNet-Lite: EfficientNet (Tan and Le, arXiv 1905.11946) without squeeze-and-excitation and with ReLU6.
 
-The variants are those that Google released in 2020 (tensorflow/tpu, models/official/efficientnet/lite): stem, head, and
-the depths of the first and last stage are not scaled.
+Google released the variants in 2020 (tensorflow/tpu, models/official/efficientnet/lite). The stem, the head, and the
+depths of the first and last stage are not scaled.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ _STAGES = [
 
 @records_init_args
 class EfficientNetLite(nn.Module):
-    """A stem 3x3 of 32 channels, inverted residuals in seven stages, a 1x1 head of 1280, pooling and a classifier.
+    """A 3x3 stem, seven stages of inverted residuals, a 1x1 head, global average pooling and a classifier.
 
-    Padding and epsilon are TensorFlow's by default, as the published weights need them. Those take RGB images in
-    0..255 as ``(x - 127) / 128``.
+    Padding and epsilon default to TensorFlow's, which the published weights need. Those weights expect RGB images in
+    0..255, normalized as ``(x - 127) / 128``.
 
     Args:
-        width_multiplier: of the stages' channels, rounded to multiples of 8; 1.0, 1.0, 1.1, 1.2, 1.4 for Lite0 to 4.
-        depth_multiplier: of the repeats of all stages but the first and last, rounded up; 1.0, 1.1, 1.2, 1.4, 1.8.
-        resolution: size of the images that it is meant for, kept as an attribute; 224, 240, 260, 280, 300.
-        num_classes: outputs.
+        width_multiplier: factor of the stages' channels, rounded to multiples of 8; 1.0, 1.0, 1.1, 1.2, 1.4 for Lite0
+            to Lite4.
+        depth_multiplier: factor of the number of blocks in all stages but the first and last, rounded up; 1.0, 1.1,
+            1.2, 1.4, 1.8 for Lite0 to Lite4.
+        resolution: intended image size, stored as an attribute; 224, 240, 260, 280, 300 for Lite0 to Lite4.
+        num_classes: number of classes.
         in_channels: channels of the images.
-        dropout: probability before the classifier, in training; 0.2, 0.2, 0.3, 0.3, 0.3.
-        padding: ``"same"`` as TensorFlow means it, or ``"symmetric"``.
-        batch_norm_eps: added to variances.
+        dropout: dropout probability before the classifier; 0.2, 0.2, 0.3, 0.3, 0.3 for Lite0 to Lite4.
+        padding: TensorFlow's ``"same"``, or ``"symmetric"``.
+        batch_norm_eps: epsilon of the batch norms.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ def efficientnet_lite0(
     padding: Padding = "same",
     batch_norm_eps: float = 1e-3,
 ) -> EfficientNetLite:
-    """EfficientNet-Lite0: see `EfficientNetLite`.
+    """Build EfficientNet-Lite0: see `EfficientNetLite`.
 
     Example:
         >>> sum(p.numel() for p in efficientnet_lite0().parameters())

@@ -1,4 +1,4 @@
-"""Residual networks for ImageNet (He et al., "Deep Residual Learning", arXiv 1512.03385, table 1): to convert."""
+"""Residual networks for ImageNet (He et al., "Deep Residual Learning", arXiv 1512.03385, table 1)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _WIDTHS = (64, 128, 256, 512)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 ("bottleneck"), beside a shortcut; names are torchvision's.
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 ("bottleneck"), and a shortcut, with torchvision's names.
 
-    The stride is the first 3x3 convolution's; where the shape changes, the shortcut is a 1x1 convolution.
+    The first 3x3 convolution has the stride. If the shape changes, the shortcut is a 1x1 convolution.
     """
 
     def __init__(self, in_channels: int, width: int, stride: int, bottleneck: bool) -> None:
@@ -51,14 +51,14 @@ class ResidualBlock(nn.Module):
 
 @records_init_args
 class ImageNetResNet(nn.Module):
-    """A stem 7x7, max pooling, four stages of residual blocks, global average pooling and ``fc``.
+    """A 7x7 stem, max pooling, four stages of residual blocks, global average pooling and ``fc``.
 
-    Names of parameters are torchvision's and timm's, whose weights load as they are.
+    The parameters have the names of torchvision and timm, so their weights load unchanged.
 
     Args:
-        blocks: in each of the four stages.
-        bottleneck: whether blocks are 1x1, 3x3, 1x1, or two 3x3.
-        num_classes: outputs.
+        blocks: number of blocks in each of the four stages.
+        bottleneck: whether a block is 1x1, 3x3, 1x1 instead of two 3x3 convolutions.
+        num_classes: number of classes.
         in_channels: channels of the images.
     """
 
@@ -102,7 +102,7 @@ class ImageNetResNet(nn.Module):
 
 @register
 def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
-    """ResNet-18 for ImageNet: 1.8 G MACs at 224x224.
+    """Build ResNet-18 for ImageNet: 11.7 M parameters, 1.8 G MACs at 224x224.
 
     Example:
         >>> sum(p.numel() for p in resnet18().parameters())
@@ -113,11 +113,11 @@ def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
 
 @register
 def resnet34(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
-    """ResNet-34 for ImageNet: 21.8 M parameters, 3.7 G MACs at 224x224."""
+    """Build ResNet-34 for ImageNet: 21.8 M parameters, 3.7 G MACs at 224x224."""
     return ImageNetResNet((3, 4, 6, 3), False, num_classes, in_channels)
 
 
 @register
 def resnet50(num_classes: int = 1000, in_channels: int = 3) -> ImageNetResNet:
-    """ResNet-50 for ImageNet, the stride in the 3x3 convolution: 25.6 M parameters, 4.1 G MACs at 224x224."""
+    """Build ResNet-50 for ImageNet, with the stride in the 3x3 convolution: 25.6 M parameters, 4.1 G MACs."""
     return ImageNetResNet((3, 4, 6, 3), True, num_classes, in_channels)

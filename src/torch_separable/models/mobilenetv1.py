@@ -1,4 +1,4 @@
-"""MobileNet (Howard et al., arXiv 1704.04861), and the dense network of its shape that table 4 compares with."""
+"""MobileNet (Howard et al., arXiv 1704.04861), and the dense network of the same shape from the paper's table 4."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from torch_separable.nn._arguments import flag, whole
 
 # (output channels, stride) of the blocks after the stem: table 1 of the paper.
 _BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
-# Table 5's shallow network leaves away the five blocks of 14x14x512.
+# The shallow network of table 5 omits the five blocks of 14x14x512.
 _SHALLOW = [*_BLOCKS[:6], *_BLOCKS[11:]]
 
 
 @records_init_args
 class MobileNetV1(nn.Module):
-    """A stem 3x3, thirteen blocks, global average pooling and a classifier.
+    """A 3x3 stem, thirteen blocks, global average pooling and a classifier.
 
     Args:
-        width_multiplier: ``α``, the share of each layer's channels.
-        resolution: ``224·ρ``, the size of the images that it is meant for; kept as an attribute, since the network
-            pools globally and takes any size.
-        num_classes: outputs.
+        width_multiplier: ``α``, factor of each layer's channels.
+        resolution: ``224·ρ``, the intended image size, stored as an attribute; the network accepts any size because it
+            pools globally.
+        num_classes: number of classes.
         in_channels: channels of the images.
-        shallow: leave away the five blocks of 512 channels at 14x14.
-        separable: whether blocks are depthwise separable, or dense 3x3 convolutions ("Conv MobileNet").
+        shallow: whether to omit the five blocks of 512 channels at 14x14.
+        separable: whether blocks are depthwise separable instead of dense 3x3 convolutions ("Conv MobileNet").
         activation: ``"relu"`` as in the paper, or ``"relu6"`` as in all published weights.
-        padding: ``"symmetric"``, or ``"same"`` as TensorFlow means it, which weights trained there need.
-        batch_norm_eps: added to variances; TensorFlow's weights need 1e-3.
+        padding: ``"symmetric"``, or TensorFlow's ``"same"``, which weights trained there need.
+        batch_norm_eps: epsilon of the batch norms; TensorFlow's weights need 1e-3.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class MobileNetV1(nn.Module):
             blocks.append(block)
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
-        self.stages = (1, 2, 2, 1, 2) if shallow else (1, 2, 2, 6, 2)  # blocks at each size of image
+        self.stages = (1, 2, 2, 1, 2) if shallow else (1, 2, 2, 6, 2)  # number of blocks at each resolution
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def mobilenet_v1(
     padding: Padding = "symmetric",
     batch_norm_eps: float = 1e-5,
 ) -> MobileNetV1:
-    """MobileNet: see `MobileNetV1`.
+    """Build MobileNet: see `MobileNetV1`.
 
     Example:
         >>> import torch
@@ -123,5 +123,5 @@ def mobilenet_v1(
 def conv_mobilenet(
     width_multiplier: float = 1.0, resolution: int = 224, num_classes: int = 1000, in_channels: int = 3
 ) -> MobileNetV1:
-    """Build MobileNet's dense twin: every separable block a dense 3x3 convolution ("Conv MobileNet", table 4)."""
+    """Build MobileNet with dense 3x3 convolutions in place of separable blocks ("Conv MobileNet", table 4)."""
     return MobileNetV1(width_multiplier, resolution, num_classes, in_channels, separable=False)

@@ -22,19 +22,19 @@ _STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3
 
 @records_init_args
 class MobileNetV2(nn.Module):
-    """A stem 3x3, seventeen inverted residuals, a 1x1 head, global average pooling and a classifier.
+    """A 3x3 stem, seventeen inverted residuals, a 1x1 head, global average pooling and a classifier.
 
     Args:
-        width_multiplier: share of each layer's channels, rounded to multiples of 8; the head stays 1280 below 1.
-        resolution: size of the images that it is meant for; kept as an attribute.
-        num_classes: outputs.
+        width_multiplier: factor of each layer's channels, rounded to multiples of 8; the head has at least 1280.
+        resolution: intended image size, stored as an attribute.
+        num_classes: number of classes.
         in_channels: channels of the images.
-        dropout: probability before the classifier, in training.
-        padding: ``"symmetric"``, or ``"same"`` as TensorFlow means it, which weights trained there need.
-        batch_norm_eps: added to variances; TensorFlow's weights need 1e-3.
+        dropout: dropout probability before the classifier.
+        padding: ``"symmetric"``, or TensorFlow's ``"same"``, which weights trained there need.
+        batch_norm_eps: epsilon of the batch norms; TensorFlow's weights need 1e-3.
     """
 
-    output_stride = 32  # of all strides together: none is replaced by dilation, as for segmentation
+    output_stride = 32  # product of all strides; segmentation networks reduce it by dilation
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class MobileNetV2(nn.Module):
 
 
 def round_channels(channels: float, multiple: int = 8) -> int:
-    """Round to a multiple of 8, at least 8, and never down by more than a tenth, as the authors' networks do."""
+    """Round to a multiple of 8, at least 8, and never down by more than 10 %, as in the authors' networks."""
     rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
     return rounded + multiple if rounded < 0.9 * channels else rounded
 
@@ -88,7 +88,7 @@ def mobilenet_v2(
     padding: Padding = "symmetric",
     batch_norm_eps: float = 1e-5,
 ) -> MobileNetV2:
-    """MobileNetV2: see `MobileNetV2`.
+    """Build MobileNetV2: see `MobileNetV2`.
 
     Example:
         >>> sum(p.numel() for p in mobilenet_v2().parameters())

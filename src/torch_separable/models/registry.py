@@ -1,8 +1,8 @@
-"""How a network is built: the name of a function and plain arguments, as they stand on a command line or in a file.
+"""Build networks from a function's name and plain arguments, as given on a command line or in a file.
 
-What a file names is not trusted: `Network.check` lets pass only arguments that are plain and small, `Network.require`
-only functions of ``torch_separable.models`` and those that the caller allows, and `bounded` stops a network that grows
-far beyond its weights.
+A file is not trusted: `Network.check` accepts only plain, small arguments, `Network.require` only functions of
+``torch_separable.models`` and those that the caller allows, and `bounded` stops a network that becomes much larger than
+its weights.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from torch_separable.errors import SeparableError
 
 _MODELS = "torch_separable.models"
 _LARGEST, _LONGEST, _MOST, _DEEPEST = 2**31, 200, 1000, 4
-_SLACK = 8  # a network may make layers that it then throws away, as a head for other classes
+_SLACK = 8  # a constructor may build layers that it replaces, such as a head for other classes
 _C = TypeVar("_C", bound=type[nn.Module])
 _F = TypeVar("_F", bound=Callable[..., nn.Module])
 
-# Networks by the name of the function that builds them; `register` adds to it, and importing the package fills it.
+# Functions that build networks, by name; `register` adds them when the package is imported.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {}
-_CLASSES: set[str] = set()  # the classes of those networks, which `records_init_args` adds
+_CLASSES: set[str] = set()  # the classes of those networks, added by `records_init_args`
 
 
 @dataclass(frozen=True)
 class Network:
-    """How to build a network, and what it takes.
+    """How to build a network, and the shape of its input.
 
     Attributes:
-        model: ``package.module:function``, or a name of ``torch_separable.models.NETWORKS``.
-        arguments: the function's, by name: numbers, words, and lists and objects of them.
-        input_shape: of one input without the batch, (C, H, W); ``None`` where it is not known.
+        model: ``package.module:function``, or a name in ``torch_separable.models.NETWORKS``.
+        arguments: the function's arguments by name: numbers, strings, and lists and dicts of them.
+        input_shape: shape of one input without the batch dimension, (C, H, W); ``None`` if unknown.
 
     Example:
         >>> Network("resnet20", {"num_classes": 7}).build().linear.out_features
@@ -57,10 +57,10 @@ class Network:
 
     @classmethod
     def of(cls, given: object, arguments: Mapping[str, Any] | None, input_shape: Iterable[int] | None) -> Network:
-        """Read a function or its name, or complete a network that is one already.
+        """Make a `Network` from a function, its name, or another `Network`, whose missing fields are filled in.
 
         Raises:
-            SeparableError: there is no name by which the function could be found again.
+            SeparableError: the function cannot be imported by its name.
         """
         shape = None if input_shape is None else tuple(input_shape)
         if isinstance(given, Network):
@@ -70,30 +70,30 @@ class Network:
             return cls(given, dict(arguments or {}), shape)
         module, name = getattr(given, "__module__", ""), getattr(given, "__qualname__", "")
         if is_built_in(f"{_MODELS}:{name}") and module.startswith(f"{_MODELS}."):
-            module = _MODELS  # and not the file in it
+            module = _MODELS  # the public package instead of the file
         if not module or not name or "<" in name or module == "__main__":
             raise SeparableError(
-                f"network={given!r} cannot be found again by its name: give a function or class of a module that can "
-                'be imported, or network="package.module:function", and its arguments as arguments={...}'
+                f"network={given!r} cannot be imported by its name: give a function or class of an importable module, "
+                'or network="package.module:function", and its arguments as arguments={...}'
             )
         return cls(f"{module}:{name}", dict(arguments or {}), shape)
 
     def build(self) -> nn.Module:
-        """Call the function; the network remembers by ``built_by`` how it was built.
+        """Call the function, and record this `Network` in the result's ``built_by``.
 
         Raises:
-            SeparableError: no such module or function, the arguments do not fit, or the result is no network.
+            SeparableError: the module or function does not exist, the call fails, or it does not return a module.
         """
         return build_network(self)
 
     def check(self, where: str) -> None:
-        """Require what may stand in a file: a name of the right form, and plain, small arguments.
+        """Require a well-formed name and plain, small arguments, as a file may hold them.
 
         Args:
-            where: what begins the message.
+            where: beginning of the message.
 
         Raises:
-            SeparableError: naming the first thing that is something else.
+            SeparableError: naming the first violation.
         """
         place, colon, name = self.model.partition(":")
         if not all(_is_name(part) for part in (*place.split("."), *(name.split(".") if colon else ()))):
@@ -106,50 +106,50 @@ class Network:
             reason = _objection(value, _DEEPEST, budget)
             if reason:
                 raise SeparableError(
-                    f"{where} has the argument {key}={_short(value)}: {reason}. What cannot be said in small numbers "
-                    "and words belongs into a function of your own that takes no such argument"
+                    f"{where} has the argument {key}={_short(value)}: {reason}. Write a function that sets this "
+                    "argument itself, and name that function as the model"
                 )
         shape = self.input_shape
         if shape is not None and not (shape and all(type(n) is int and 0 < n <= 2**20 for n in shape)):
             raise SeparableError(
-                f"{where} has input_shape={_short(shape)}: expected positive whole numbers, as 3,32,32"
+                f"{where} has input_shape={_short(shape)}: expected positive whole numbers, such as 3,32,32"
             )
 
     def require(self, where: str, allow: Iterable[str] | str) -> None:
-        """Require that the function is of ``torch_separable.models``, or that the caller allows it.
+        """Require that the function belongs to ``torch_separable.models`` or is allowed by the caller.
 
         Args:
-            where: what begins the message.
-            allow: modules, with what is below them, or single functions as ``package.module:function``.
+            where: beginning of the message.
+            allow: modules, which include their submodules, or functions as ``package.module:function``.
 
         Raises:
             SeparableError: it is not allowed; the message says how to allow it.
         """
         place, colon, name = self.model.partition(":")
         if not colon:
-            find_function(self.model)  # among our own
+            find_function(self.model)  # raises if it is none of NETWORKS
         if is_built_in(self.model) or self.model in _listed(allow) or (_is_below(place, allow) and "." not in name):
             return
         remedy = place if "." not in name else self.model
         raise SeparableError(
-            f"{where} is built by {self.model}, which would have to be imported, and importing runs its code: if you "
-            f'trust it, allow it as allow=("{remedy}",)'
+            f"{where} is built by {self.model}, and importing it would run its code: if you trust it, pass "
+            f'allow=("{remedy}",)'
         )
 
     def require_home(self, where: str, allow: Iterable[str] | str) -> None:
-        """Require that the function was written in a module that is allowed, and not merely imported there.
+        """Require that the function is defined in an allowed module, not merely imported there.
 
-        A module that says ``from os import system`` has a function ``system``, too.
+        A module with ``from os import system`` has an attribute ``system`` as well.
 
         Raises:
-            SeparableError: it is another module's; the message says how to allow it.
+            SeparableError: it is defined elsewhere; the message says how to allow it.
         """
         if is_built_in(self.model) or self.model in _listed(allow):
             return
         home = getattr(find_function(self.model), "__module__", None)
         if not isinstance(home, str) or not _is_below(home, allow):
             raise SeparableError(
-                f"{where} is built by {self.model}, which is a function of {home}: if you trust it, allow just it as "
+                f"{where} is built by {self.model}, which is defined in {home}: if you trust it, pass "
                 f'allow=("{self.model}",)'
             )
 
@@ -169,20 +169,20 @@ def _is_below(place: str, allow: Iterable[str] | str) -> bool:
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except ValueError:  # a whole number of too many digits to print
+    except ValueError:  # an integer with more digits than Python converts to text
         text = "a huge number"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _objection(value: object, depth: int, budget: list[int]) -> str | None:
-    """Say why a value may not stand in a file; ``budget[0]`` more values may be looked at."""
+    """Return why a file may not hold a value, or None; at most ``budget[0]`` more values are inspected."""
     budget[0] -= 1
     if budget[0] < 0:
         return f"it holds more than {_MOST} values"
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return None if abs(value) <= _LARGEST else f"it is beyond {_LARGEST}"
+        return None if abs(value) <= _LARGEST else f"its magnitude exceeds {_LARGEST}"
     if isinstance(value, float):
         return None if math.isfinite(value) else "it is not finite"
     if isinstance(value, str):
@@ -195,25 +195,25 @@ def _objection(value: object, depth: int, budget: list[int]) -> str | None:
         if depth == 0:
             return f"it is nested more than {_DEEPEST} deep"
         if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-            return "an object's keys are words"
+            return "its keys must be strings"
         inner = [*value, *value.values()] if isinstance(value, dict) else value
         return next((reason for part in inner if (reason := _objection(part, depth - 1, budget))), None)
-    return f"a {type(value).__name__} is neither a number nor words"
+    return f"a {type(value).__name__} is neither a number nor a string"
 
 
 @contextmanager
 def bounded(values: int, tensors: int) -> Iterator[None]:
-    """Stop a network that is being built once its parameters and buffers are many times as many as it should have.
+    """Stop the construction of a network that has many times more parameters and buffers than expected.
 
-    They are counted as each is registered, which ``torch.nn``'s layers do before they fill it, so that a huge one costs
-    no memory.
+    Tensors are counted when they are registered. The layers of ``torch.nn`` register them before they write to them, so
+    a huge tensor occupies no memory yet.
 
     Args:
-        values: what the network should have, about.
-        tensors: as many of them.
+        values: expected number of values in all parameters and buffers.
+        tensors: expected number of parameters and buffers.
 
     Raises:
-        SeparableError: it has many more.
+        SeparableError: the network exceeds about eight times as many.
     """
     left = [_SLACK * values + 2**20, _SLACK * tensors + 1000]
     builder = threading.get_ident()
@@ -225,8 +225,8 @@ def bounded(values: int, tensors: int) -> Iterator[None]:
         left[1] -= 1
         if min(left) < 0:
             raise SeparableError(
-                f"its network is far larger than its weights: it should have about {values:,} values in {tensors:,} "
-                f"tensors. The model's arguments are another network's"
+                f"its network is much larger than its weights, which hold {values:,} values in {tensors:,} tensors: "
+                "the model's name or arguments do not belong to these weights"
             )
 
     hooks: list[Any] = [
@@ -241,21 +241,21 @@ def bounded(values: int, tensors: int) -> Iterator[None]:
 
 
 def register(function: _F) -> _F:
-    """Add a function that builds a network to `NETWORKS`: a decorator."""
+    """Add a function that builds a network to `NETWORKS`; use it as a decorator."""
     NETWORKS[function.__name__] = function
     return function
 
 
 def records_init_args(cls: _C) -> _C:
-    """Record in ``built_by`` how each instance of a network's class was built: a class decorator."""
+    """Record each instance's constructor arguments in ``built_by``; use it as a class decorator."""
     _CLASSES.add(cls.__name__)
     initialise = cls.__init__
     signature = inspect.signature(initialise)
 
     @functools.wraps(initialise)
-    def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it takes the place of one
+    def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it replaces the class's __init__
         initialise(self, *args, **kwargs)
-        if type(self) is cls:  # a subclass is built otherwise
+        if type(self) is cls:  # a subclass may have other arguments
             arguments = dict(signature.bind(self, *args, **kwargs).arguments)
             del arguments["self"]
             vars(self)["built_by"] = Network(f"{_MODELS}:{cls.__name__}", arguments)
@@ -265,19 +265,19 @@ def records_init_args(cls: _C) -> _C:
 
 
 def built_by(model: nn.Module) -> Network | None:
-    """Return how a network was built, where it remembers: one of ``torch_separable.models``, or of `Network.build`."""
+    """Return how a network was built, if it was built by ``torch_separable.models`` or `Network.build`."""
     network = vars(model).get("built_by")
     return network if isinstance(network, Network) else None
 
 
 def is_built_in(model: str) -> bool:
-    """Whether a name stands for a network of ``torch_separable.models``, so that nothing else is imported for it."""
+    """Whether a name is that of a network of ``torch_separable.models``, so that no other module is imported."""
     place, _, name = model.partition(":")
     return model in NETWORKS or (place == _MODELS and (name in NETWORKS or name in _CLASSES))
 
 
 def build_network(network: Network) -> nn.Module:
-    """Call the function that a network names: see `Network.build`."""
+    """Build the network: see `Network.build`."""
     function, model = find_function(network.model), network.model
     try:
         built = function(**network.arguments)
@@ -293,18 +293,18 @@ def build_network(network: Network) -> nn.Module:
 
 
 def find_function(model: str) -> Callable[..., Any]:
-    """Import the function that a name stands for.
+    """Import a function by its name.
 
     Raises:
-        SeparableError: no such network, module or function.
+        SeparableError: there is no such network, module or function.
     """
     place, colon, name = model.partition(":")
     if not colon:
         if model in NETWORKS:
             return NETWORKS[model]
         near = difflib.get_close_matches(model, NETWORKS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(NETWORKS)}."
-        raise SeparableError(f"no network is called {model}: {hint} Name your own as package.module:function")
+        hint = f"did you mean {near[0]}?" if near else f"known networks are {', '.join(NETWORKS)}."
+        raise SeparableError(f"there is no network {model}: {hint} Name your own as package.module:function")
     if not all(part.isidentifier() for part in (*place.split("."), *name.split("."))):
         raise SeparableError(f"model {model} is not of the form package.module:function")
     try:
@@ -315,7 +315,7 @@ def find_function(model: str) -> Callable[..., Any]:
         missing = error.name or place
         if place == missing or place.startswith(f"{missing}."):
             raise SeparableError(
-                f"model {model}: there is no module {missing} here or among the installed packages"
+                f"model {model}: no module {missing} in the current directory or among the installed packages"
             ) from error
         raise SeparableError(f"model {model}: {place} needs {missing}, which is not installed") from error
     except Exception as error:
@@ -324,7 +324,7 @@ def find_function(model: str) -> Callable[..., Any]:
     for part in name.split("."):
         if not hasattr(function, part):
             near = difflib.get_close_matches(part, [n for n in dir(function) if not n.startswith("_")], n=1)
-            hint = f"did you mean {near[0]}?" if near else "give the function in it that returns the network"
+            hint = f"did you mean {near[0]}?" if near else "name a function in it that returns the network"
             raise SeparableError(f"model {model}: {place} has no {name}; {hint}")
         function = getattr(function, part)
     if not callable(function):

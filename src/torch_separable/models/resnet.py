@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR (He et al., "Deep Residual Learning", arXiv 1512.03385, section 4.2): to convert."""
+"""Residual networks for CIFAR (He et al., "Deep Residual Learning", arXiv 1512.03385, section 4.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch_separable.nn._arguments import whole
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters (option A: every second pixel, zero channels)."""
+    """Two 3x3 convolutions and a shortcut without parameters (option A: strided slice, zero-padded channels)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class BasicBlock(nn.Module):
 
 @records_init_args
 class CifarResNet(nn.Module):
-    """A stem of 16 channels, three stages of ``n`` blocks with 16, 32 and 64, global average pooling, and ``linear``.
+    """A 3x3 stem, three stages of ``n`` blocks with 16, 32 and 64 channels, global average pooling and ``linear``.
 
     Args:
-        blocks: ``n``; the depth is ``6 n + 2``.
-        num_classes: outputs.
+        blocks: ``n``, the number of blocks in each stage; the depth is ``6 n + 2``.
+        num_classes: number of classes.
         in_channels: channels of the images.
     """
 
@@ -70,7 +70,7 @@ def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.
 
 @register
 def resnet20(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """ResNet-20 for CIFAR: 0.27 M parameters, 40.6 M MACs at 32x32.
+    """Build ResNet-20 for CIFAR: 0.27 M parameters, 40.6 M MACs at 32x32.
 
     Example:
         >>> sum(p.numel() for p in resnet20().parameters())
@@ -81,17 +81,17 @@ def resnet20(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
 
 @register
 def resnet32(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """ResNet-32 for CIFAR: 0.46 M parameters, 69 M MACs at 32x32."""
+    """Build ResNet-32 for CIFAR: 0.46 M parameters, 69 M MACs at 32x32."""
     return CifarResNet(5, num_classes, in_channels)
 
 
 @register
 def resnet44(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """ResNet-44 for CIFAR: 0.66 M parameters, 97 M MACs at 32x32."""
+    """Build ResNet-44 for CIFAR: 0.66 M parameters, 97 M MACs at 32x32."""
     return CifarResNet(7, num_classes, in_channels)
 
 
 @register
 def resnet56(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """ResNet-56 for CIFAR: 0.85 M parameters, 125 M MACs at 32x32."""
+    """Build ResNet-56 for CIFAR: 0.85 M parameters, 125 M MACs at 32x32."""
     return CifarResNet(9, num_classes, in_channels)

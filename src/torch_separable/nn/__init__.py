@@ -1,4 +1,4 @@
-"""Building blocks: depthwise, pointwise and depthwise separable convolutions, and the units made of them."""
+"""Layers: depthwise, pointwise and depthwise separable convolutions, inverted residuals and shuffle units."""
 
 from torch_separable.nn.article import depthwise_separable_conv
 from torch_separable.nn.conv import (

@@ -1,4 +1,4 @@
-"""Checks of the arguments that blocks take: each message names the argument, its value and the rule."""
+"""Check the arguments of layers: each message names the argument, its value and the rule that it breaks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def whole(name: str, value: object, least: int = 1) -> int:
-    """Return ``value`` where it is a whole number of at least ``least``."""
+    """Return ``value`` if it is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SeparableValueError(f"{name}={value!r}: must be a whole number, at least {least}")
     return value
 
 
 def per_dimension(name: str, value: object, dimensions: int, least: int = 1) -> tuple[int, ...]:
-    """Return one number for each spatial dimension; a single one is repeated."""
+    """Return one integer for each spatial dimension; a single integer is repeated."""
     if isinstance(value, tuple | list):
         if len(value) != dimensions:
             raise SeparableValueError(
@@ -32,7 +32,7 @@ def per_dimension(name: str, value: object, dimensions: int, least: int = 1) -> 
 
 
 def odd_kernel(kernel_size: object, dimensions: int) -> tuple[int, ...]:
-    """Return the kernel's extents, which must be odd."""
+    """Return the kernel size in each dimension, which must be odd."""
     kernel = per_dimension("kernel_size", kernel_size, dimensions)
     if any(extent % 2 == 0 for extent in kernel):
         raise SeparableValueError(f"kernel_size={kernel_size!r}: must be odd, so that padding keeps the size")
@@ -40,13 +40,13 @@ def odd_kernel(kernel_size: object, dimensions: int) -> tuple[int, ...]:
 
 
 def divides(name: str, value: int, of: str, number: int) -> None:
-    """Require that ``value`` divides ``number``."""
+    """Require that ``value`` divides ``number``, the value of the argument ``of``."""
     if number % value:
         raise SeparableValueError(f"{name}={value} does not divide {of}={number}: {of} must be a multiple of {name}")
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Require that ``value`` is one of the words ``allowed``."""
+    """Require that ``value`` is one of the strings ``allowed``."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise SeparableValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")
@@ -59,16 +59,16 @@ def flag(name: str, value: object) -> None:
 
 
 def callable_or_none(name: str, value: object) -> None:
-    """Require something that builds a layer, or None."""
+    """Require a callable that builds a layer, or None."""
     if isinstance(value, nn.Module):
         kind = type(value).__name__
-        raise SeparableValueError(f"{name}={kind}(…): is a layer already; must be what builds one, such as nn.{kind}")
+        raise SeparableValueError(f"{name}={kind}(…): must be a callable that builds a layer, such as nn.{kind}")
     if value is not None and not callable(value):
         raise SeparableValueError(f"{name}={value!r}: must be None, or a callable that returns a module")
 
 
 def built(name: str, make: Callable[..., object], *arguments: object, device: Any, dtype: Any) -> nn.Module:
-    """Call what builds a layer, and require that it gives one."""
+    """Call ``make`` and require that it returns a module."""
     rule = f"must take {'the number of channels' if arguments else 'no arguments'} and return a module"
     try:
         layer = make(*arguments)
@@ -80,7 +80,7 @@ def built(name: str, make: Callable[..., object], *arguments: object, device: An
 
 
 def placement(device: Any, dtype: Any) -> dict[str, Any]:
-    """Check where parameters are made and of which type, and return it as keyword arguments of a layer."""
+    """Check device and dtype of parameters, and return them as keyword arguments of a layer."""
     if device is not None:
         try:
             torch.device(device)
@@ -94,7 +94,7 @@ def placement(device: Any, dtype: Any) -> dict[str, Any]:
 def window(
     dimensions: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, padding_mode: Any
 ) -> dict[str, Any]:
-    """Check what says where a kernel is applied, and return it as keyword arguments of ``torch.nn.ConvNd``."""
+    """Check kernel size, stride, padding and dilation, and return them as keyword arguments of ``torch.nn.ConvNd``."""
     one_of("padding_mode", padding_mode, PADDING_MODES)
     stride = per_dimension("stride", stride, dimensions)
     if isinstance(padding, str):

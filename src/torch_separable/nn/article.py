@@ -1,4 +1,4 @@
-"""The class that introductory articles write, under the name and the attributes that they give it."""
+"""The depthwise separable convolution of the introductory article, with the article's class and attribute names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d
 
 
 class depthwise_separable_conv(nn.Module):  # noqa: N801 - the article's name
-    """Depthwise 3x3 and pointwise 1x1 convolution, both with bias: the unit of a MobileNet as tutorials write it.
+    """Depthwise 3x3 and pointwise 1x1 convolution, both with bias: the unit of a MobileNet, as tutorials write it.
 
-    `DepthwiseSeparableConv2d` does the same and more. Input (N, ch_in, H, W), output (N, ch_out, H, W).
+    `DepthwiseSeparableConv2d` is the general layer. Input (N, ch_in, H, W), output (N, ch_out, H, W).
 
     Args:
         ch_in: channels of the input.
@@ -37,5 +37,5 @@ class depthwise_separable_conv(nn.Module):  # noqa: N801 - the article's name
         self.point_conv = PointwiseConv2d(ch_in, ch_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the depthwise, then the pointwise convolution."""
+        """Apply the depthwise convolution, then the pointwise one."""
         return self.point_conv(self.depth_conv(x))  # type: ignore[no-any-return]

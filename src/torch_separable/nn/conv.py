@@ -1,4 +1,4 @@
-"""The two convolutions that a depthwise separable one is made of, each an ordinary ``torch.nn`` convolution."""
+"""Depthwise and pointwise convolutions, as subclasses of the ``torch.nn`` convolutions."""
 
 from __future__ import annotations
 
@@ -73,22 +73,22 @@ class DepthwiseConv1d(nn.Conv1d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Convolution in which every input channel has kernels of its own: ``groups=in_channels``.
+    """Depthwise convolution: ``D`` kernels for each input channel, ``groups=in_channels``.
 
-    Channel ``c`` gives the outputs ``c·D … c·D + D − 1``. Arguments are ``torch.nn.Conv2d``'s, and Keras'
-    ``depth_multiplier``. Input (N, C, H, W), output (N, C·D, H', W').
+    Input channel ``c`` gives the output channels ``c·D … c·D + D − 1``. The arguments are those of
+    ``torch.nn.Conv2d``, and ``depth_multiplier`` as in Keras. Input (N, C, H, W), output (N, C·D, H', W').
 
     Args:
         in_channels: ``C``.
-        kernel_size: extent of the kernels.
-        stride: step of the output grid.
-        padding: on both sides of each dimension, or ``"same"`` (stride 1).
-        dilation: distance between taps.
-        depth_multiplier: ``D``, kernels for each channel.
-        bias: whether each output adds a bias.
-        padding_mode: as ``torch.nn.Conv2d``.
-        device: of the parameters.
-        dtype: of the parameters.
+        kernel_size: size of the kernels.
+        stride: stride of the convolution.
+        padding: zeros on both sides of each dimension, or ``"same"`` (stride 1).
+        dilation: distance between kernel taps.
+        depth_multiplier: ``D``, kernels per input channel.
+        bias: whether each output channel has a bias.
+        padding_mode: as in ``torch.nn.Conv2d``.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         SeparableValueError: an argument breaks its rule.
@@ -161,16 +161,16 @@ class PointwiseConv1d(nn.Conv1d):
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """Convolution with a 1x1 kernel, which mixes channels and not pixels. Input (N, C, H, W), output (N, M, H', W').
+    """Pointwise (1x1) convolution, which mixes channels only. Input (N, C, H, W), output (N, M, H', W').
 
     Args:
         in_channels: ``C``.
         out_channels: ``M``.
-        stride: step of the output grid.
-        groups: both channel counts must be multiples of it.
-        bias: whether each output adds a bias.
-        device: of the parameters.
-        dtype: of the parameters.
+        stride: stride of the convolution.
+        groups: number of groups; both channel counts must be multiples of it.
+        bias: whether each output channel has a bias.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         SeparableValueError: an argument breaks its rule.

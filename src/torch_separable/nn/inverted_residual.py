@@ -13,24 +13,24 @@ from torch_separable.nn.padding import SamePadding
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a pointwise convolution, filter depthwise, project back; added to the input where the shapes allow it.
+    """Pointwise expansion, depthwise convolution and pointwise projection, with a residual if the shapes are equal.
 
-    Children carry timm's names: ``conv_pw``, ``bn1``, ``act1`` (absent where ``expand_ratio`` is 1), ``conv_dw``,
-    ``bn2``, ``act2``, ``conv_pwl``, ``bn3``. There is no activation after the projection ("linear bottleneck").
+    The children have timm's names: ``conv_pw``, ``bn1``, ``act1`` (absent if ``expand_ratio`` is 1), ``conv_dw``,
+    ``bn2``, ``act2``, ``conv_pwl``, ``bn3``. The projection has no activation ("linear bottleneck").
     Input (N, C, H, W), output (N, M, H', W').
 
     Args:
         in_channels: ``C``.
         out_channels: ``M``.
-        kernel_size: of the depthwise convolution, odd; padding keeps the size at stride 1.
-        stride: of the depthwise convolution.
-        expand_ratio: ``t``, channels inside for each input channel.
-        dilation: of the depthwise convolution.
-        norm_layer: builds a norm from a number of channels; with ``None`` the convolutions have biases in its place.
+        kernel_size: size of the depthwise kernels, odd; padding keeps the size at stride 1.
+        stride: stride of the depthwise convolution.
+        expand_ratio: ``t``; the depthwise convolution has ``t·C`` channels.
+        dilation: dilation of the depthwise convolution.
+        norm_layer: builds a norm from a number of channels; without one the convolutions have biases.
         act_layer: builds an activation.
-        padding: ``"symmetric"``, or ``"same"`` as TensorFlow means it (`SamePadding`); they differ above stride 1.
-        device: of the parameters.
-        dtype: of the parameters.
+        padding: ``"symmetric"``, or TensorFlow's ``"same"`` (`SamePadding`); they differ if the stride is above 1.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         SeparableValueError: an argument breaks its rule.
@@ -92,8 +92,8 @@ class InvertedResidual(nn.Module):
         follow("bn3", None, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers in the order in which they stand, and add the input where that was decided."""
+        """Apply the layers in order, and add the input if there is a residual."""
         y = x
-        for layer in self._modules.values():  # children() would leave out a layer that stands in two places
+        for layer in self._modules.values():  # children() would skip a layer that has two names
             y = layer(y) if layer is not None else y
         return x + y if self.has_residual else y

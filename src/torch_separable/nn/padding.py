@@ -1,4 +1,4 @@
-"""Padding as TensorFlow and Keras mean it by "same", at any stride."""
+"""The "same" padding of TensorFlow and Keras, at any stride."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 
 class SamePadding(nn.Module):
-    """Pad so that the convolution that follows gives ``ceil(size / stride)`` pixels.
+    """Pad an input so that the following convolution returns ``ceil(size / stride)`` pixels.
 
     In each dimension of size ``n`` the kernel needs ``max((ceil(n/s) - 1)·s + d·(k - 1) + 1 - n, 0)`` more pixels; half
-    of them, rounded down, stand before the image and the others after it (TensorFlow's guide to convolutions, "SAME").
-    At stride 1 it is what ``torch.nn`` calls "same"; at stride 2 a 3x3 kernel over an even size is padded after the
-    image alone, where PyTorch's ``padding=1`` would pad before it as well: another grid of pixels.
+    of them, rounded down, are added before the image and the rest after it (TensorFlow's guide to convolutions,
+    "SAME"). At stride 1 this is the "same" of ``torch.nn``. At stride 2 and an even size, a 3x3 kernel needs padding
+    only after the image; PyTorch's ``padding=1`` would also pad before it and so sample other pixels.
 
     Args:
-        kernel_size: ``k``, one number for each spatial dimension.
-        stride: ``s``, likewise.
-        dilation: ``d``, likewise.
-        padding_mode: as ``torch.nn.Conv2d``.
+        kernel_size: ``k``, one integer for each spatial dimension.
+        stride: ``s``, one integer for each spatial dimension.
+        dilation: ``d``, one integer for each spatial dimension.
+        padding_mode: as in ``torch.nn.Conv2d``.
 
     Example:
         >>> import torch
@@ -40,7 +40,7 @@ class SamePadding(nn.Module):
         self.kernel_size, self.stride, self.dilation, self.padding_mode = kernel_size, stride, dilation, padding_mode
 
     def amounts(self, size: Sequence[int]) -> list[int]:
-        """Return the pixels before and after the last dimension of images of this size, then the one before it, ..."""
+        """Return the padding for images of this spatial size, in the order of `torch.nn.functional.pad`."""
         amounts: list[int] = []
         for n, k, s, d in zip(size, self.kernel_size, self.stride, self.dilation, strict=True):
             outputs = -(-n // s)
@@ -49,10 +49,10 @@ class SamePadding(nn.Module):
         return amounts
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, *size), or one image (C, *size), to as many with the padded size."""
+        """Pad (N, C, *size), or one image (C, *size)."""
         size = x.shape[-len(self.kernel_size) :]
         return F.pad(x, self.amounts(size), "constant" if self.padding_mode == "zeros" else self.padding_mode)
 
     def extra_repr(self) -> str:
-        """Say what it pads for."""
+        """Show kernel size and stride."""
         return f"kernel_size={self.kernel_size}, stride={self.stride}"

@@ -1,9 +1,9 @@
-"""A faster way through separable convolutions of multiplier D > 1, for training in plain PyTorch.
+"""Faster training of separable convolutions with depth multiplier ``D`` > 1 in PyTorch on the CPU.
 
-PyTorch's CPU kernels are quick for depthwise convolutions with one kernel a channel, and up to four times slower for
-the same arithmetic with ``D`` of them (of either order). So the layer is computed as the sum of ``D`` convolutions of
-multiplier 1: the same function of the same parameters, and the same gradients up to rounding. ResNet-20 converted to
-half of its multiply-accumulates trains 2.3 times as fast so (``python benchmarks/conversion.py training``).
+PyTorch's CPU kernels for depthwise convolutions are up to four times slower per MAC at multiplier ``D`` than at 1, in
+either order. `rank_by_rank` therefore computes the layer as the sum of ``D`` separable convolutions of multiplier 1:
+the same function of the same parameters, with the same gradients up to rounding. ResNet-20 converted to half of its
+MACs trains 2.3 times as fast this way (``python benchmarks/conversion.py training``).
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ _LAYER: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 @contextmanager
 def rank_by_rank(model: nn.Module) -> Iterator[nn.Module]:
-    """Let the separable convolutions in ``model`` that can be be computed one rank after the other.
+    """Compute the separable convolutions in ``model`` one rank at a time while the context is active.
 
-    Those with multiplier 1, with something between the two convolutions, hooks on them, or padding that is not the
-    convolution's own zeros are left as they are; so are those that are not on a CPU, whose kernels this is about. The
-    modules are as before when the context ends.
+    A layer is left unchanged if its multiplier is 1, a module stands between its two convolutions, hooks are registered
+    on them, the padding is not zeros of the convolution's own, or it is not on the CPU.
 
     Example:
         >>> import torch
@@ -55,7 +54,7 @@ def _can(layer: _DepthwiseSeparableConv) -> bool:
     return (
         layer.depth_multiplier > 1
         and layer.padding_mode == "zeros"
-        # What `_forward` takes the place of, and nothing that somebody has put there instead.
+        # `_forward` may replace only this class's forward, not one that a user has patched in.
         and "forward" not in vars(layer)
         and type(layer).forward is _DepthwiseSeparableConv.forward
         and set(layer._modules) <= {"conv_dw", "conv_pw", "bn2", "act2"}
@@ -80,7 +79,7 @@ def _forward(layer: _DepthwiseSeparableConv, input: Tensor) -> Tensor:
         return result
 
     stages = (depthwise, pointwise) if depthwise_first else (pointwise, depthwise)
-    # Between the two the channels are c·D + d: the first convolution gives them, the second takes them.
+    # Between the two convolutions, rank d of channel c is at index c·D + d.
     first_weight = first.weight.unflatten(0, (channels, rank))
     first_bias = None if first.bias is None else first.bias.unflatten(0, (channels, rank))
     last_weight = last.weight.unflatten(1, (-1, rank))

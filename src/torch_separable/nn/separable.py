@@ -1,4 +1,4 @@
-"""Depthwise separable convolution, in both orders, in one, two and three dimensions."""
+"""Depthwise separable convolution in both orders and in one, two and three dimensions."""
 
 from __future__ import annotations
 
@@ -112,29 +112,32 @@ class _DepthwiseSeparableConv(nn.Module):
         if act_layer is not None and act_after:
             self.act2 = built("act_layer", act_layer, **placed)
 
-    def forward(self, input: Tensor) -> Tensor:  # called as those of `torch.nn`
-        """Apply the layers in the order in which they stand: (N, C, *size) to (N, M, *size')."""
+    def forward(self, input: Tensor) -> Tensor:  # the argument has the name that `torch.nn` uses
+        """Apply the layers in order: (N, C, *size) to (N, M, *size')."""
         x = input
-        for layer in self._modules.values():  # children() would leave out a layer that stands in two places
+        for layer in self._modules.values():  # children() would skip a layer that has two names
             x = layer(x) if layer is not None else x
         return x
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, each layer in its own way."""
+        """Initialize all parameters again, each layer by its own ``reset_parameters``."""
         for layer in self.children():
             reset: Any = getattr(layer, "reset_parameters", None)
             if reset is not None:
                 reset()
 
     def merged_weight(self) -> Tensor:
-        """Return the dense kernel that the two amount to, (M, C/groups, *kernel_size).
+        """Return the dense kernel that is equivalent to the two convolutions, (M, C/groups, *kernel_size).
 
         Raises:
             SeparableError: a norm or an activation stands between them, or the first has a bias.
         """
         first = self.conv_dw if self.order == "depthwise_first" else self.conv_pw
         if hasattr(self, "bn1") or hasattr(self, "act1") or first.bias is not None:
-            raise SeparableError("no dense kernel equals this layer: a norm, an activation or a bias stands between")
+            raise SeparableError(
+                "no dense kernel is equivalent to this layer: a norm, an activation or a bias stands between its two "
+                "convolutions"
+            )
         rank, taps = self.depth_multiplier, self.conv_dw.weight.flatten(2)
         point = self.conv_pw.weight.flatten(1)
         if self.order == "depthwise_first":
@@ -148,7 +151,7 @@ class _DepthwiseSeparableConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The kernel of `merged_weight`, where there is one: networks ask their convolutions for dtype and device."""
+        """The kernel of `merged_weight`; networks read ``conv.weight`` for its dtype and device."""
         try:
             return self.merged_weight()
         except SeparableError as error:
@@ -156,13 +159,13 @@ class _DepthwiseSeparableConv(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias of the second of the two, as networks ask their convolutions for it."""
+        """The bias of the second convolution; networks read ``conv.bias``."""
         last: Any = self.conv_pw if self.order == "depthwise_first" else self.conv_dw
         bias: Tensor | None = last.bias
         return bias
 
     def extra_repr(self) -> str:
-        """Say what the children do not."""
+        """Show the channels, the multiplier and the order."""
         return (
             f"{self.in_channels}, {self.out_channels}, depth_multiplier={self.depth_multiplier}, order={self.order!r}"
         )
@@ -175,38 +178,39 @@ class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):
 
 
 class DepthwiseSeparableConv2d(_DepthwiseSeparableConv):
-    """A depthwise and a pointwise convolution in place of a dense one (MobileNets, arXiv 1704.04861, section 3.1).
+    """Depthwise separable convolution: a depthwise and a pointwise convolution (arXiv 1704.04861, section 3.1).
 
-    ``order="depthwise_first"``: each of the ``C`` input channels gets ``D`` kernels of its own, then a 1x1 convolution
-    mixes the ``C·D`` channels to ``M``: ``C·D·k² + C·D·M`` weights. ``order="pointwise_first"`` (blueprint separable,
-    BSConv, CVPR 2020): a 1x1 convolution gives ``M·D`` channels, then each output sums ``D`` of them, each filtered by
-    a kernel of its own: ``C·M·D + M·D·k²`` weights. With ``D = k²`` either can equal any dense convolution.
+    ``order="depthwise_first"``: each of the ``C`` input channels has ``D`` kernels, then a 1x1 convolution mixes the
+    ``C·D`` channels to ``M``: ``C·D·k² + C·D·M`` weights. ``order="pointwise_first"`` (blueprint separable, BSConv,
+    CVPR 2020): a 1x1 convolution returns ``M·D`` channels, then each output channel is the sum of ``D`` of them, each
+    filtered by its own kernel: ``C·M·D + M·D·k²`` weights. With ``D = k²`` either order can represent any dense
+    convolution.
 
-    Children carry timm's names: ``conv_dw``, ``conv_pw``; ``bn1``, ``act1`` between them and ``bn2``, ``act2`` after,
-    where asked for. Input (N, C, H, W), output (N, M, H', W').
+    The children have timm's names: ``conv_dw``, ``conv_pw``, and if requested ``bn1``, ``act1`` between them and
+    ``bn2``, ``act2`` after them. Input (N, C, H, W), output (N, M, H', W').
 
     Args:
         in_channels: ``C``.
         out_channels: ``M``.
-        kernel_size: of the depthwise convolution, to which stride, padding and dilation belong as well.
-        stride: step of the output grid.
-        padding: on both sides of each dimension, or ``"same"``: the output has ``ceil(size / stride)`` pixels, as
-            Keras and TensorFlow mean it (`SamePadding`, which stands before ``conv_dw`` where the stride is above 1).
-        dilation: distance between taps.
+        kernel_size: size of the depthwise kernels; stride, padding and dilation are the depthwise convolution's, too.
+        stride: stride of the convolution.
+        padding: zeros on both sides of each dimension, or ``"same"`` as in Keras and TensorFlow: the output has
+            ``ceil(size / stride)`` pixels. With a stride above 1, a `SamePadding` stands before ``conv_dw``.
+        dilation: distance between kernel taps.
         depth_multiplier: ``D``.
-        bias: whether the last convolution has a bias.
-        padding_mode: as ``torch.nn.Conv2d``.
+        bias: whether the second convolution has a bias.
+        padding_mode: as in ``torch.nn.Conv2d``.
         order: which convolution runs first.
-        norm_layer: builds a norm from a number of channels, as ``nn.BatchNorm2d``.
-        act_layer: builds an activation, as ``nn.ReLU``.
-        groups: of the pointwise convolution; both channel counts must be multiples of it.
-        bias_between: whether the first convolution has a bias; ``None`` for the same as ``bias``.
-        norm_between: whether a norm stands between the two.
-        act_between: whether an activation stands between the two.
-        norm_after: whether a norm follows.
-        act_after: whether an activation follows.
-        device: of the parameters.
-        dtype: of the parameters.
+        norm_layer: builds a norm from a number of channels, such as ``nn.BatchNorm2d``.
+        act_layer: builds an activation, such as ``nn.ReLU``.
+        groups: groups of the pointwise convolution; both channel counts must be multiples of it.
+        bias_between: whether the first convolution has a bias; ``None`` for the value of ``bias``.
+        norm_between: whether ``norm_layer`` is used between the convolutions.
+        act_between: whether ``act_layer`` is used between the convolutions.
+        norm_after: whether ``norm_layer`` is used after the second convolution.
+        act_after: whether ``act_layer`` is used after the second convolution.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         SeparableValueError: an argument breaks its rule.

@@ -1,4 +1,4 @@
-"""Channel shuffle, and the unit that needs it (Zhang et al., "ShuffleNet", arXiv 1707.01083)."""
+"""Channel shuffle and the ShuffleNet unit (Zhang et al., "ShuffleNet", arXiv 1707.01083)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d, Size
 
 
 class ChannelShuffle(nn.Module):
-    """Interleave the channels of the groups, so that the next grouped convolution sees some of each (section 3.1).
+    """Interleave the channels of all groups, so that the next grouped convolution mixes them (section 3.1).
 
-    Channels of ``g`` groups of ``n`` are read as (g, n), transposed, and read out as (n, g). Works on (N, C, *size),
-    any number of spatial dimensions.
+    The channels are reshaped from (g·n) to (g, n), transposed to (n, g) and flattened. Input (N, C, *size), with any
+    number of spatial dimensions.
 
     Args:
         groups: ``g``; must divide the channels of the input.
 
     Raises:
-        SeparableValueError: ``groups`` is no whole number, or does not divide the input's channels.
+        SeparableValueError: ``groups`` is not a positive integer, or does not divide the input's channels.
 
     Example:
         >>> ChannelShuffle(2)(torch.arange(6.0).view(1, 6, 1, 1)).flatten().tolist()
@@ -39,25 +39,25 @@ class ChannelShuffle(nn.Module):
         return grouped.transpose(1, 2).flatten(1, 2)
 
     def extra_repr(self) -> str:
-        """Say the number of groups."""
+        """Show the number of groups."""
         return f"groups={self.groups}"
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, beside the input (section 3.2 and figure 2b, 2c).
+    """ShuffleNet unit: grouped 1x1, shuffle, depthwise 3x3 and grouped 1x1 convolution (section 3.2, figures 2b, 2c).
 
-    With stride 1 the result is added to the input; with stride 2 it is concatenated to the average-pooled input, so
-    that only ``out_channels − in_channels`` channels have to be computed. Input (N, C, H, W), output (N, M, H', W').
+    With stride 1 the result is added to the input. With stride 2 it is concatenated with the average-pooled input, so
+    that only ``out_channels − in_channels`` channels are computed. Input (N, C, H, W), output (N, M, H', W').
 
     Args:
         in_channels: ``C``.
         out_channels: ``M``; equal to ``C`` with stride 1, larger with stride 2.
-        groups: of the pointwise convolutions; must divide ``C`` and the bottleneck's channels, and so ``M``.
+        groups: groups of the pointwise convolutions; must divide ``C`` and the bottleneck's channels, and so ``M``.
         stride: 1 or 2.
-        kernel_size: of the depthwise convolution, odd.
+        kernel_size: size of the depthwise kernels, odd.
         bottleneck_ratio: the bottleneck has ``M / bottleneck_ratio`` channels.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         SeparableValueError: an argument breaks its rule.

@@ -1,4 +1,4 @@
-"""Single layers by the fused kernel, for those who do not want a network compiled as a whole."""
+"""Replace depthwise separable layers by modules that call the fused kernel, without compiling the network."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _PARTS = {"pad", "conv_dw", "bn1", "act1", "conv_pw", "bn2", "act2"}
 
 @dataclass(frozen=True)
 class FusedModules:
-    """What `fuse_modules` did.
+    """The result of `fuse_modules`.
 
     Attributes:
-        fused: names of the layers that use the fused kernel now.
-        kept: the other depthwise separable layers, and why they are as they were.
+        fused: names of the layers that now use the fused kernel.
+        kept: names of the other depthwise separable layers, with the reasons why they were not replaced.
     """
 
     fused: tuple[str, ...]
@@ -34,25 +34,25 @@ class FusedModules:
 
     def __str__(self) -> str:
         lines = [f"{len(self.fused)} layers use the fused kernel in evaluation mode."]
-        return "\n".join([*lines, *(f"{name} is kept: {reason}." for name, reason in self.kept.items())])
+        return "\n".join([*lines, *(f"{name} was not replaced: {reason}." for name, reason in self.kept.items())])
 
     def _repr_html_(self) -> str:
         rows = [(name, "fused") for name in self.fused] + list(self.kept.items())
-        return notebook.table(("layer", "what became of it"), rows or [("", "no depthwise separable layer")])
+        return notebook.table(("layer", "result"), rows or [("", "no depthwise separable layer")])
 
 
 def fuse_modules(model: nn.Module) -> FusedModules:
-    """Let every `DepthwiseSeparableConv2d` of a network run by the fused kernel, in place.
+    """Replace every `DepthwiseSeparableConv2d` in a network by a module that calls the fused kernel, in place.
 
-    Each is replaced by a `FusedSeparableConv2d` with the same layers in it, so that the names in ``state_dict`` stay.
-    In evaluation mode, where no gradients are wanted, it runs as one kernel with the batch norms folded into the
-    weights; otherwise its layers run as before.
+    The `FusedSeparableConv2d` has the same child modules, so the names in ``state_dict`` stay. In evaluation mode and
+    without gradients it runs as one kernel, with batch norms folded into the weights; otherwise it runs the child
+    modules.
 
     Args:
-        model: a network that has such layers within it.
+        model: a network that contains such layers.
 
     Raises:
-        SeparableError: the model is such a layer itself, or this installation has no kernel library.
+        SeparableError: the model itself is such a layer, or this installation has no kernel library.
 
     Example:
         >>> import torch_separable as ts
@@ -66,7 +66,10 @@ def fuse_modules(model: nn.Module) -> FusedModules:
     chosen_set()
     as_network(model)
     if isinstance(model, DepthwiseSeparableConv2d):
-        raise SeparableError("the model is itself such a layer, which cannot replace itself: wrap it in nn.Sequential")
+        raise SeparableError(
+            "the model itself is a DepthwiseSeparableConv2d, which cannot be replaced in place: wrap it in "
+            "nn.Sequential"
+        )
     made: dict[int, nn.Module] = {}
     fused: list[str] = []
     kept: dict[str, str] = {}
@@ -85,17 +88,17 @@ def fuse_modules(model: nn.Module) -> FusedModules:
 
 
 class FusedSeparableConv2d(DepthwiseSeparableConv2d):
-    """A depthwise separable layer that runs as one kernel in evaluation mode where no gradients are wanted.
+    """A depthwise separable layer that runs as one kernel in evaluation mode without gradients; see `fuse_modules`.
 
-    In training mode, wherever a gradient is wanted, and where a layer in it is in training mode or has hooks, the
-    layers run one after the other, as in `DepthwiseSeparableConv2d`. Weights that change are folded and packed anew,
-    unless they change where PyTorch does not notice: by ``parameter.data``, or made under ``torch.inference_mode``.
-    Images come out channels-last. Made by `fuse_modules`.
+    In training mode, if a gradient is needed, or if a child module is in training mode or has hooks, the child modules
+    run one after the other, as in `DepthwiseSeparableConv2d`. Weights are folded and packed again after they change,
+    except for changes that PyTorch does not count: those through ``parameter.data``, and those of tensors created under
+    ``torch.inference_mode``. The output is in channels-last memory format.
     """
 
     @classmethod
     def of(cls, module: DepthwiseSeparableConv2d) -> FusedSeparableConv2d:
-        """Return a layer with the parts of ``module``, which both then share."""
+        """Return a layer that shares the child modules of ``module``."""
         fused = cls.__new__(cls)
         fused.__dict__.update(module.__dict__)
         fused.__dict__["_folded"] = None
@@ -124,8 +127,8 @@ class FusedSeparableConv2d(DepthwiseSeparableConv2d):
         return not (wanted and torch.is_grad_enabled())
 
     def _weights(self) -> tuple[Tensor, ...]:
-        """Weights and biases of both halves, the batch norms folded into them."""
-        if torch.compiler.is_compiling():  # the graph that is captured folds them
+        """Return weights and biases of both convolutions, with batch norms folded."""
+        if torch.compiler.is_compiling():  # the folding becomes part of the captured graph
             return self._fold()
         tensors = (*self.parameters(), *self.buffers())
         state = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
@@ -159,15 +162,15 @@ class FusedSeparableConv2d(DepthwiseSeparableConv2d):
         return {**self.__dict__, "_folded": None}
 
     def extra_repr(self) -> str:
-        """Say what the children do not."""
+        """Show the layer's arguments, and that it is fused."""
         return f"{super().extra_repr()}, fused in evaluation mode"
 
 
 def _objection(module: DepthwiseSeparableConv2d) -> str:
-    """Why the fused kernel cannot take the place of a layer; empty where it can."""
+    """Return why the fused kernel cannot run a layer; empty if it can."""
     if type(module) is not DepthwiseSeparableConv2d:
-        return f"it is a {type(module).__name__}, which may do something else"
-    # Not `named_children`, which leaves out a layer that stands in two places.
+        return f"it is a {type(module).__name__}, a subclass that may compute something else"
+    # Not `named_children`, which skips a layer that has two names.
     parts = {name: part for name, part in module._modules.items() if part is not None}
     if not set(parts) <= _PARTS:
         return f"it has further layers ({', '.join(sorted(set(parts) - _PARTS))})"
@@ -176,7 +179,7 @@ def _objection(module: DepthwiseSeparableConv2d) -> str:
     if module.padding_mode != "zeros":
         return f"it pads with {module.padding_mode}, not with zeros"
     if any(_hooked(part) for part in parts.values()):
-        return "layers in it have hooks, which would not be called"
+        return "its child modules have hooks, which would not be called"
     for name in ("bn1", "bn2"):
         norm = parts.get(name, nn.Identity())
         if not isinstance(norm, nn.BatchNorm2d | nn.Identity):
@@ -194,7 +197,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _amounts(convolution: nn.Conv2d) -> list[int]:
-    """Zeros to the left, right, top and bottom."""
+    """Return the zeros to the left, right, top and bottom."""
     if isinstance(convolution.padding, str):
         total = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
         total = total if convolution.padding == "same" else [0, 0]
@@ -204,12 +207,12 @@ def _amounts(convolution: nn.Conv2d) -> list[int]:
 
 def _numbers(module: nn.Module | None) -> list[float]:
     activation = IDENTITY if module is None else _activation(module)
-    assert activation is not None  # `_objection` has seen to it
+    assert activation is not None  # checked by `_objection`
     return [int(activation.kind), activation.alpha, activation.beta]
 
 
 def _activation(module: nn.Module) -> Activation | None:
-    """Read an activation; ``None`` where it has no kernel."""
+    """Convert an activation module; ``None`` if it has no kernel."""
     kind = type(module)
     if kind in _ACTIVATIONS:
         return _ACTIVATIONS[kind]

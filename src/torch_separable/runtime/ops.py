@@ -1,4 +1,4 @@
-"""The fused kernel as an operator of PyTorch: ``torch.ops.torch_separable.separable_conv2d``."""
+"""The fused kernel as a PyTorch operator: ``torch.ops.torch_separable.separable_conv2d``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from torch_separable.runtime.native.bindings import chosen_set
 from torch_separable.runtime.planning.schedule import schedule
 from torch_separable.runtime.profiling.autotune import known_tiles
 
-# What is packed for a call, kept as long as its weights live: by the second weight, then by everything else.
+# Prepared kernels by second weight, then by all other arguments; weak keys, so that they are freed with the weights.
 _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _lock = Lock()
 
@@ -48,26 +48,26 @@ def separable_conv2d(
     after: Sequence[float],
     pointwise_first: bool,
 ) -> Tensor:
-    """A depthwise separable convolution by one kernel, with an activation after each half; no gradients.
+    """Compute a depthwise separable convolution in one kernel, with an activation after each stage; no gradients.
 
     Args:
-        x: float32 (N, C, H, W) on the CPU, of any strides.
+        x: float32 (N, C, H, W) on the CPU, with any strides.
         first_weight: (C·D, 1, kh, kw); with ``pointwise_first`` (M·D, C, 1, 1).
         first_bias: (C·D,) or (M·D,).
         second_weight: (M, C·D, 1, 1); with ``pointwise_first`` (M, D, kh, kw).
         second_bias: (M,).
-        stride: vertical, horizontal, of the depthwise half; so ``dilation``.
-        padding: zeros to the left, right, top and bottom of what the depthwise half reads.
-        dilation: distance between taps.
-        between: activation between the halves: its kind, alpha and beta, as `program.Activation`.
-        after: activation of the result.
-        pointwise_first: which half runs first.
+        stride: vertical and horizontal stride of the depthwise convolution.
+        padding: zeros to the left, right, top and bottom of the depthwise convolution's input.
+        dilation: vertical and horizontal distance between kernel taps.
+        between: activation between the convolutions: kind, alpha and beta of `Activation`.
+        after: activation of the result, likewise.
+        pointwise_first: whether the pointwise convolution runs first.
 
     Returns:
-        (N, M, H', W'), channels last in memory.
+        (N, M, H', W') in channels-last memory format.
 
     Raises:
-        SeparableValueError: ``x`` is not of float32 on the CPU, or of other dimensions or channels than the weights.
+        SeparableValueError: ``x`` is not 4-dimensional float32 on the CPU, or does not fit the weights.
 
     Example:
         >>> import math, torch.nn.functional as F
@@ -94,13 +94,13 @@ def separable_conv2d(
         known: dict[Any, tuple[Prepared, Any]] = _prepared.setdefault(second_weight, {})
         if key not in known:
             if len(known) >= _MOST:
-                known.clear()  # of shapes and weights that were
+                known.clear()  # most entries are of shapes and weights that are no longer in use
             program = _program(x, weights, out, window, between, after, pointwise_first)
             kernels = chosen_set()
             prepared = Prepared(schedule(program, kernels, threads, known_tiles(kernels, threads)), kernels, threads)
-            known[key] = prepared, (first_weight, first_bias, second_bias)  # alive, so that their names stay theirs
+            known[key] = prepared, (first_weight, first_bias, second_bias)  # references keep their ids unique
         prepared = known[key][0]
-    prepared.run_into(out, x.resolve_neg())  # kernels read memory, which says nothing of a view's sign
+    prepared.run_into(out, x.resolve_neg())  # kernels read memory and ignore a lazy negation
     return out
 
 
@@ -122,10 +122,10 @@ def _check(x: Tensor, weights: Sequence[Tensor], pointwise_first: bool) -> None:
     first, first_bias, second, second_bias = weights
     if x.dim() != 4 or x.dtype != torch.float32:
         raise SeparableValueError(
-            f"separable_conv2d: the input is {tuple(x.shape)} of {x.dtype}: expected 4 of float32"
+            f"separable_conv2d: x has shape {tuple(x.shape)} and dtype {x.dtype}: expected (N, C, H, W) of float32"
         )
     if any(weight.dtype != torch.float32 for weight in weights):
-        raise SeparableValueError("separable_conv2d: weights and biases must be of float32")
+        raise SeparableValueError("separable_conv2d: weights and biases must be float32")
     if pointwise_first:
         channels, fits = first.shape[1], first.shape[0] == second.shape[0] * second.shape[1]
         fits = fits and tuple(first.shape[2:]) == (1, 1)
@@ -135,7 +135,7 @@ def _check(x: Tensor, weights: Sequence[Tensor], pointwise_first: bool) -> None:
     fits = fits and first_bias.shape == first.shape[:1] and second_bias.shape == second.shape[:1]
     if not fits or x.shape[1] != channels:
         shapes = ", ".join(str(tuple(weight.shape)) for weight in weights)
-        raise SeparableValueError(f"separable_conv2d: weights {shapes} do not fit the input {tuple(x.shape)}")
+        raise SeparableValueError(f"separable_conv2d: weights {shapes} do not fit x of shape {tuple(x.shape)}")
 
 
 def _window(weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Window:

@@ -1,6 +1,7 @@
-"""Fusing nodes of a program, each pass a function from program to program.
+"""Fuse nodes of a program; each pass is a function from program to program.
 
-Batch norms go into weights, activations and residual sums into what computes them, depthwise into pointwise.
+Batch norms are folded into weights, activations and residual sums into their producers, and depthwise into pointwise
+convolutions.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch_separable.runtime.graph.ir import (
     inputs_of,
 )
 
-# (first, second) -> one node that computes what the two do, or None where it does not apply.
+# (program, first, second) -> one node equivalent to both, or None if the pattern does not apply.
 Pattern = Callable[[Program, Node, Node], Node | None]
 
 
@@ -42,10 +43,10 @@ def fuse(program: Program) -> Program:
 
 
 def _merged(program: Program, pattern: Pattern) -> Program:
-    """Replace pairs of a node and the only reader of its output by what the pattern makes of them."""
+    """Apply a pattern to each node and the only reader of its output."""
     readers = _readers(program)
     nodes: list[Node] = []
-    made: dict[str, int] = {}  # value -> place of the node that gives it
+    made: dict[str, int] = {}  # value -> index of its producer in `nodes`
     for node in program.nodes:
         source = None if isinstance(node, TorchCall | QuantizedConcat) else node.input
         first = nodes[made[source]] if source in made else None
@@ -55,7 +56,7 @@ def _merged(program: Program, pattern: Pattern) -> Program:
             made[node.output] = len(nodes)
             nodes.append(node)
         else:
-            # It stands where the later node stood, for it may read values that are made in between.
+            # The fused node takes the later position, because it may read values that are computed in between.
             place = made.pop(source)  # type: ignore[arg-type]
             del nodes[place]
             made = {name: at - (at > place) for name, at in made.items()}
@@ -69,7 +70,7 @@ def _readers(program: Program) -> Counter[str]:
 
 
 def _merge_norm(program: Program, first: Node, second: Node) -> Node | None:
-    """Fold a scaling of single pixels (a batch norm) into the weights before it."""
+    """Fold an affine function of each channel (a batch norm) into the weights before it."""
     if not isinstance(second, Filtering) or not second.depthwise.window.is_pointwise or second.residual is not None:
         return None
     if second.depthwise.weight.shape[:2] != (1, 1) or second.summed:
@@ -109,7 +110,7 @@ def _merge_copies(program: Program, first: Node, second: Node) -> Node | None:
 
 
 def _without_copies(program: Program) -> Program:
-    """Drop copies that change nothing: their readers read the original, where it has the same shape to the network."""
+    """Remove copies between equal shapes; their readers read the original."""
     names: dict[str, str] = {}
     nodes: list[Node] = []
     for node in program.nodes:
@@ -121,7 +122,7 @@ def _without_copies(program: Program) -> Program:
         else:
             renamed = {f: names.get(v, v) for f in ("input", "residual") if (v := getattr(node, f, None)) is not None}
             nodes.append(replace(node, **renamed))
-    # PyTorch must see the shape that it expects, so what it reads is not renamed but copied after all.
+    # A fallback expects the copy's own shape (a vector or an image), so copies that fallbacks read are kept.
     wanted = {name for node in nodes if isinstance(node, TorchCall) for name in inputs_of(node)} & names.keys()
     copies: dict[str, list[Node]] = defaultdict(list)
     for name in sorted(wanted):
@@ -133,14 +134,14 @@ def _without_copies(program: Program) -> Program:
 
 
 def _with_residuals(program: Program) -> Program:
-    """Let a convolution add the residual branch, where its output goes into a sum and nowhere else."""
+    """Fuse a sum into a convolution whose output has no other reader."""
     readers = _readers(program)
     nodes: list[Node] = []
     for node in program.nodes:
         if not isinstance(node, Add):
             nodes.append(node)
             continue
-        # The convolution moves to where the sum stands, so the other operand is there; of two, the later one moves.
+        # The convolution moves to the sum's position, where the other operand exists; of two, the later one moves.
         fused: Node | None = None
         for at in reversed(range(len(nodes))):
             fused = _plus(nodes[at], node, readers)
@@ -152,7 +153,7 @@ def _with_residuals(program: Program) -> Program:
 
 
 def _plus(first: Node, node: Add, readers: Counter[str]) -> Node | None:
-    """Fuse a convolution with the sum that alone reads it."""
+    """Fuse a convolution with the sum that is its only reader."""
     if not isinstance(first, Convolution | Filtering) or first.output not in (node.input, node.residual):
         return None
     if readers[first.output] > 1 or first.residual is not None or not first.activation.is_identity:
@@ -165,7 +166,7 @@ def _plus(first: Node, node: Add, readers: Counter[str]) -> Node | None:
 
 
 def _merge_separable(program: Program, first: Node, second: Node) -> Node | None:
-    """One kernel for a depthwise and the pointwise convolution that reads it."""
+    """Fuse a depthwise convolution with the pointwise convolution that reads it."""
     if not (isinstance(first, Filtering) and isinstance(second, Convolution)):
         return None
     if first.summed or first.residual is not None or second.depthwise is not None or not second.window.is_pointwise:

@@ -1,10 +1,9 @@
-"""The small intermediate form between a traced network and kernels: typed nodes on named values.
+"""Intermediate representation between a captured graph and the kernels: typed nodes on named values.
 
-A value is an activation (N, C, H, W); vectors (N, C) are images of one pixel. Weights stand in the nodes, batch norms
-folded into them. What no node describes stays a call of PyTorch: `TorchCall`.
+A value is an activation (N, C, H, W); a vector (N, C) is an image of one pixel. Nodes hold their weights, with batch
+norms folded. An operator without a node is a fallback to PyTorch: `TorchCall`.
 
-Values are float32, except those that `Program.quantized` lists: these are uint8, and stand for
-``(stored - zero_point) · scale``.
+Values are float32, except those in `Program.quantized`: these are uint8 and mean ``(stored - zero_point) · scale``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Pair = tuple[int, int]
 
 
 class ActivationKind(IntEnum):
-    """Numbers are those of ``ts_activation`` in the kernel library."""
+    """Elementwise functions, numbered as ``ts_activation`` in the kernel library."""
 
     CLAMP = 0
     LEAKY_RELU = 1
@@ -36,7 +35,7 @@ class ActivationKind(IntEnum):
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function; for clamps (ReLU, ReLU6, none) ``alpha`` and ``beta`` are the bounds."""
+    """An elementwise function; ``alpha`` and ``beta`` are the bounds of a clamp (identity, ReLU, ReLU6)."""
 
     kind: ActivationKind = ActivationKind.CLAMP
     alpha: float = -math.inf
@@ -44,7 +43,7 @@ class Activation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether it is the identity."""
         return self == IDENTITY
 
     def __str__(self) -> str:
@@ -61,7 +60,7 @@ RELU = Activation(alpha=0.0)
 
 @dataclass(frozen=True)
 class Window:
-    """Where a kernel is applied: (vertical, horizontal) each."""
+    """Kernel size, stride, padding and dilation of a convolution or pooling, each as (vertical, horizontal)."""
 
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -70,19 +69,19 @@ class Window:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether every pixel is mapped by itself."""
+        """Whether each output pixel depends on the input pixel at the same position only."""
         return self == Window()
 
 
 @dataclass(frozen=True)
 class Depthwise:
-    """A depthwise stage: each channel filtered by ``multiplier`` kernels of its own.
+    """A depthwise convolution with ``multiplier`` kernels per channel.
 
     Attributes:
         weight: (multiplier, kernel entries, C).
         bias: (multiplier, C).
-        window: where.
-        activation: of its result.
+        window: kernel size, stride, padding and dilation.
+        activation: applied to the result.
     """
 
     weight: Tensor
@@ -98,9 +97,9 @@ class Convolution:
     Attributes:
         weight: (M, C, kernel height, kernel width); with ``depthwise`` (M, multiplier · C, 1, 1), multiplier outermost.
         bias: (M,).
-        window: of the dense kernel; with ``depthwise`` that of one pixel.
-        residual: value that is added before the activation.
-        groups: of channels that do not see each other; then the weight is (M, C/groups, ...).
+        window: window of the dense kernel; with ``depthwise`` that of a pointwise one.
+        residual: a value that is added before the activation.
+        groups: groups of the convolution; with several, the weight is (M, C/groups, ...).
     """
 
     name: str
@@ -140,7 +139,7 @@ class Filtering:
 
 @dataclass(frozen=True)
 class Pool:
-    """Maximum or average over windows."""
+    """Max or average pooling."""
 
     name: str
     input: str
@@ -153,7 +152,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean over all pixels of each image."""
+    """Global average pooling: the mean over all pixels of each image."""
 
     name: str
     input: str
@@ -163,7 +162,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of two values of one shape."""
+    """Sum of two values of the same shape."""
 
     name: str
     input: str
@@ -174,7 +173,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Scale:
-    """A value times one factor for each channel of each image (N, C, 1, 1), as squeeze-and-excite does."""
+    """Product of a value with a factor per image and channel (N, C, 1, 1), as in squeeze-and-excitation."""
 
     name: str
     input: str
@@ -185,7 +184,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Activate:
-    """An activation that could not be fused into what comes before."""
+    """An activation that could not be fused into its producer."""
 
     name: str
     input: str
@@ -195,7 +194,7 @@ class Activate:
 
 @dataclass(frozen=True)
 class Copy:
-    """Every ``stride``-th pixel, ``before`` zero channels in front and zeros up to the output's channels behind."""
+    """A strided copy of the pixels, with ``before`` zero channels in front and zeros up to the output's channels."""
 
     name: str
     input: str
@@ -376,13 +375,13 @@ class QuantizedConcat:
 
 @dataclass(frozen=True)
 class TorchCall:
-    """An operator that PyTorch runs.
+    """A fallback: an operator that PyTorch runs.
 
     Attributes:
         function: the operator.
-        args: its arguments; `Reference` stands for a value.
-        kwargs: as ``args``.
-        reason: why no kernel does.
+        args: its arguments, with a `Reference` for each value.
+        kwargs: its keyword arguments, likewise.
+        reason: why no kernel runs it.
     """
 
     name: str
@@ -395,7 +394,7 @@ class TorchCall:
 
 @dataclass(frozen=True)
 class Reference:
-    """Stands for a value among the arguments of a `TorchCall`."""
+    """A value among the arguments of a `TorchCall`."""
 
     value: str
 
@@ -415,13 +414,14 @@ class Program:
     Attributes:
         input: name and shape of the input.
         nodes: in the order of execution.
-        shapes: of every value that kernels read or write, (N, C, H, W).
-        blocks: values whose channels lie in several blocks, each of which begins at a multiple of the vector's lanes.
-        vectors: values that the network sees as (N, C).
-        outputs: names of what it returns.
-        structure: how they are returned (a pytree specification).
-        layers: the modules that nodes come from, by the nodes' names.
-        quantized: values that are uint8, and what they stand for; all others are float32.
+        shapes: shape (N, C, H, W) of every value that kernels read or write.
+        blocks: number of blocks of the values whose channels are stored in several blocks; each block begins at a
+            multiple of the vector width.
+        vectors: values with shape (N, C) in the network.
+        outputs: names of the returned values.
+        structure: pytree specification of the network's output.
+        layers: name of the module that each node comes from, by node name.
+        quantized: scale and zero point of the values that are uint8; all others are float32.
     """
 
     input: str
@@ -436,7 +436,7 @@ class Program:
 
 
 def inputs_of(node: Node) -> tuple[str, ...]:
-    """Names of the values that a node reads."""
+    """Return the names of the values that a node reads."""
     if isinstance(node, TorchCall):
         from torch.utils._pytree import tree_leaves
 

@@ -1,1 +1,1 @@
-"""Where a compiled network's time goes, what the machine allows, and which tiles are fastest."""
+"""Profiling: time per operation, the machine's peak, and tuning of tile sizes."""

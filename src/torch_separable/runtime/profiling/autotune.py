@@ -1,4 +1,4 @@
-"""Tile sizes by measurement: what the tuner finds for a convolution's shape is kept in the user's cache directory."""
+"""Tune tile sizes by measurement; results are kept per convolution shape in the user's cache directory."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from torch_separable.runtime.planning.tiling import Tile, panels_of, rows_of, sh
 
 _FILE = "tiles.json"
 _ROUNDS = 15
-_WORTH = 0.98  # what is not faster by two hundredths is not told from noise, and the rule's tile stays
+_WORTH = 0.98  # a gain below 2 % is within the noise, so the default tile is kept
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured for one shape of convolution.
+    """The measurement of one convolution shape.
 
     Attributes:
-        shape: of the convolution, in words.
-        rule: tile by rule: rows of a tile, and parts that its channels are shared out in.
+        shape: key of the shape.
+        rule: the default tile: rows per tile, and number of channel splits.
         chosen: the fastest tile.
-        milliseconds: by the rule's tile and the chosen one, medians.
+        milliseconds: medians of the default tile and of the chosen one.
     """
 
     shape: str
@@ -45,15 +45,15 @@ class Tuned:
 
 
 def cache_file() -> Path:
-    """Where tiles are kept: in ``TORCH_SEPARABLE_CACHE``, or the user's cache directory."""
+    """Return the file of tuned tiles, in ``TORCH_SEPARABLE_CACHE`` or the user's cache directory."""
     folder = os.environ.get("TORCH_SEPARABLE_CACHE")
     return (Path(folder) if folder else user_cache_path("torch-separable")) / _FILE
 
 
 def known_tiles(kernels: InstructionSet, threads: int) -> dict[str, Tile]:
-    """Return the tiles that were found on this machine, by shape, with these instructions and threads.
+    """Return the tiles tuned on this machine for an instruction set and number of threads, by shape.
 
-    A file that is damaged is named in a warning and counts as empty.
+    A damaged file causes a warning and counts as empty.
     """
     return _read(cache_file()).get(_machine(kernels, threads), {})
 
@@ -61,13 +61,13 @@ def known_tiles(kernels: InstructionSet, threads: int) -> dict[str, Tile]:
 def tune(
     program: Program, kernels: InstructionSet, threads: int, note: Callable[[Tuned], None] = lambda _: None
 ) -> dict[str, Tile]:
-    """Measure every convolution of a program whose shape is not yet known, and keep what is found.
+    """Tune every convolution of a program whose shape is not known yet, and store the results.
 
     Args:
-        program: fused.
-        kernels: of which instruction set.
-        threads: that share the work.
-        note: is called with each finding.
+        program: the fused program.
+        kernels: the instruction set.
+        threads: number of threads.
+        note: called with each result.
 
     Returns:
         All known tiles by shape.
@@ -76,7 +76,7 @@ def tune(
     found = {tuned.shape: tuned for tuned in _measured(program, kernels, threads, known, note)}
     if found:
         path, machine = cache_file(), _machine(kernels, threads)
-        everything = _read(path)  # anew: another process may have written meanwhile
+        everything = _read(path)  # again, because another process may have written it in the meantime
         known = {**everything.get(machine, {}), **{shape: tuned.chosen for shape, tuned in found.items()}}
         write_json(path, {"version": 1, "tiles": {**everything, machine: known}})
     return known
@@ -87,7 +87,8 @@ def _measured(
 ) -> list[Tuned]:
     plan = schedule(program, kernels, threads)
     memory = torch.zeros(plan.size, dtype=kernels.dtype)
-    others = torch.zeros(threads * 2 * cache_bytes(2) // 4)  # what else a network reads between two of its layers
+    # Reading this between runs evicts the operation's data, as the other layers of a network do.
+    others = torch.zeros(threads * 2 * cache_bytes(2) // 4)
     found: dict[str, Tuned] = {}
     for step in plan.steps:
         # Of several shares of the images, tiles are by rule.
@@ -116,11 +117,11 @@ def _measured(
 
 
 def candidates(operation: Operation, kernels: InstructionSet, threads: int) -> list[Tile]:
-    """Return the tiles that are worth a try, the rule's first: fewer and more rows, and channels shared out or not."""
+    """Return the tiles to try, the default first: fewer and more rows, with and without channel splits."""
     rule, rows = (int(operation.convolution.tile_rows), int(operation.convolution.channel_splits)), rows_of(operation)
     panels = panels_of(operation, kernels)
     heights = {max(1, min(rows, int(rule[0] * factor))) for factor in (0.25, 0.5, 0.75, 1, 1.5, 2, 4)}
-    heights |= {-(-rows // (threads * parts)) for parts in (1, 2, 4)}  # tiles of equal size for every thread
+    heights |= {-(-rows // (threads * parts)) for parts in (1, 2, 4)}  # the same number of tiles for every thread
     parts = {1, rule[1]} | ({threads} if panels >= threads else set())
     tiles = [(height, part) for height in sorted(heights) for part in sorted(parts)]
     return [rule, *(tile for tile in tiles if tile != rule)]
@@ -139,16 +140,16 @@ def _read(path: Path) -> dict[str, dict[str, Tile]]:
         return _ignored(path, str(error))
     tiles = document.get("tiles") if isinstance(document, dict) and document.get("version") == 1 else None
     if not isinstance(tiles, dict) or not all(isinstance(shapes, dict) for shapes in tiles.values()):
-        return _ignored(path, "it holds no tiles of version 1")
+        return _ignored(path, "it is not a tile file of version 1")
     read: dict[str, dict[str, Tile]] = {}
     for machine, shapes in tiles.items():
         for shape, tile in shapes.items():
             if not isinstance(tile, list) or len(tile) != 2 or not all(type(n) is int and n > 0 for n in tile):
-                return _ignored(path, f"the tile {tile!r:.40} of {shape:.60} is not two whole numbers above 0")
+                return _ignored(path, f"the tile {tile!r:.40} of {shape:.60} is not two positive whole numbers")
             read.setdefault(machine, {})[shape] = tile[0], tile[1]
     return read
 
 
 def _ignored(path: Path, reason: str) -> dict[str, dict[str, Tile]]:
-    warnings.warn(f"{path} is damaged ({reason}) and is ignored: tuning writes it anew", stacklevel=4)
+    warnings.warn(f"{path} is damaged ({reason}) and is ignored; tuning will replace it", stacklevel=4)
     return {}

@@ -1,4 +1,4 @@
-"""Where a compiled network's time goes: each operation's cost, its time, and its share of what the machine can do."""
+"""Break down a compiled network's time: cost, time and utilization of each operation."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak", "r
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One operation of a compiled network, measured.
+    """The measurement of one operation of a compiled network.
 
     Attributes:
-        name: of the node in the traced graph.
-        layer: the module that it comes from; empty where the graph does not say.
-        kind: which kernel, or ``PyTorch: operator (reason)``.
-        milliseconds: median.
-        flops: floating-point operations, two for a multiply-add; only convolutions are counted.
-        bytes: of its weights, inputs and outputs, each once; 0 for what PyTorch runs.
+        name: name of the node in the captured graph.
+        layer: name of the module that it comes from; empty if unknown.
+        kind: the kernel, or ``PyTorch: operator (reason)`` for a fallback.
+        milliseconds: median time.
+        flops: floating-point operations, two per multiply-add; only convolutions are counted.
+        bytes: bytes of weights, inputs and outputs, each moved once; 0 for a fallback.
     """
 
     name: str
@@ -42,24 +42,24 @@ class NodeTime:
 
     @property
     def gflops(self) -> float:
-        """Billions of floating-point operations a second."""
+        """Throughput in GFLOP/s."""
         return self.flops / self.milliseconds / 1e6
 
     @property
     def intensity(self) -> float:
-        """Floating-point operations for each byte."""
+        """Arithmetic intensity in FLOPs per byte."""
         return self.flops / self.bytes if self.bytes else 0.0
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A compiled network, operation by operation; made by `CompiledModel.explain`.
+    """The time of a compiled network, operation by operation; returned by `CompiledModel.explain`.
 
     Attributes:
-        nodes: in the order in which they run, each timed by itself.
-        milliseconds: of a whole call, which pays for one entry into the library instead of one for each node.
-        batch: images in a call.
-        peak: what this machine can do with these instructions and threads.
+        nodes: operations in execution order, each timed separately.
+        milliseconds: median time of a whole call, which enters the library once instead of once per operation.
+        batch: batch size.
+        peak: measured peak of this machine for the same instruction set and number of threads.
     """
 
     nodes: tuple[NodeTime, ...]
@@ -68,20 +68,20 @@ class Breakdown:
     peak: Peak
 
     def share_of_peak(self, node: NodeTime) -> float:
-        """Return a node's rate as a share of the machine's."""
+        """Return a node's throughput divided by the peak."""
         return node.gflops / self.peak.gflops
 
     def share_of_roof(self, node: NodeTime) -> float:
-        """Return a node's rate as a share of what its bytes allow from the cache, at most the machine's."""
+        """Return a node's throughput divided by the roofline at its arithmetic intensity."""
         return node.gflops / self.peak.attainable(node.intensity)
 
     @property
     def gflops(self) -> float:
-        """Billions of floating-point operations a second of a whole call."""
+        """Throughput of a whole call in GFLOP/s."""
         return sum(node.flops for node in self.nodes) / self.milliseconds / 1e6
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data."""
+        """Return plain JSON values."""
         return {
             "milliseconds": self.milliseconds,
             "batch": self.batch,
@@ -105,7 +105,7 @@ class Breakdown:
     def __str__(self) -> str:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for i, head in enumerate(_HEADS):
-            # Names are told apart by their ends: what is too long is cut there by `_tail`, not by the table.
+            # Layer names differ at their ends, so `_tail` cuts long ones at the beginning; rich would cut the end.
             table.add_column(
                 head,
                 justify="left" if i < 2 else "right",
@@ -146,8 +146,8 @@ class Breakdown:
         threads = f"{peak.threads} thread{'' if peak.threads == 1 else 's'}"
         return (
             f"A call of {self.batch} image{'' if self.batch == 1 else 's'}: {self.milliseconds:.3g} ms, "
-            f"{self.gflops:.3g} GFLOP/s, {100 * self.gflops / peak.gflops:.0f} % of the {peak.gflops:.3g} that "
-            f"{peak.instruction_set} was measured to reach here in {peak.precision} on {threads}."
+            f"{self.gflops:.3g} GFLOP/s, {100 * self.gflops / peak.gflops:.0f} % of the measured peak of "
+            f"{peak.gflops:.3g} ({peak.instruction_set}, {peak.precision}, {threads})."
         )
 
 
@@ -156,7 +156,7 @@ def _tail(text: str, most: int) -> str:
 
 
 def kind_of(node: Node, operation: Operation | None) -> str:
-    """Say which kernel runs an operation of a node, or why PyTorch does."""
+    """Name the kernel of a node's operation, or the operator of a fallback and its reason."""
     if isinstance(node, TorchCall) or operation is None:
         assert isinstance(node, TorchCall)
         return f"PyTorch: {node.function} ({node.reason})"
@@ -166,7 +166,7 @@ def kind_of(node: Node, operation: Operation | None) -> str:
 
 
 def flops_of(operation: Operation | None, node: Node) -> int:
-    """Count an operation's floating-point operations, two for each multiply-add of a convolution."""
+    """Return the floating-point operations of a convolution, two per multiply-add; 0 for other operations."""
     if operation is None or operation.kind not in (1, 2):
         return 0
     pixels = operation.batch * operation.out_height * operation.out_width
@@ -176,7 +176,7 @@ def flops_of(operation: Operation | None, node: Node) -> int:
     taps *= operation.convolution.depth_multiplier
     if operation.convolution.source == MatrixSource.DEPTHWISE:
         return int(2 * pixels * (_mixed(operation) * operation.out_channels + taps * operation.in_channels))
-    # Without the zeros between groups that run together, and those that make a kernel's rows whole.
+    # From the weights, without the zeros that pad rows and fill the blocks of groups that share a panel.
     assert isinstance(node, Convolution)
     return int(2 * pixels * taps * node.weight.shape[1] * operation.out_channels)
 
@@ -186,22 +186,22 @@ def _taps(operation: Operation) -> int:
 
 
 def _mixed(operation: Operation) -> int:
-    """Values that each output channel of a convolution mixes; its ``depth`` counts the zeros of padding as well."""
+    """Return the length of each output's dot product; the operation's ``depth`` includes zero padding."""
     separable = operation.convolution.source == MatrixSource.DEPTHWISE
     taps = _taps(operation)
     return int((operation.convolution.depth_multiplier if separable else taps) * operation.in_channels)
 
 
 def bytes_of(operation: Operation | None) -> int:
-    """Count the bytes that an operation must move at least: weights, inputs and outputs, each once.
+    """Return the bytes of an operation's weights, inputs and outputs, each moved once.
 
-    Depthwise kernels and biases are float32 in bfloat16 programs, too.
+    Depthwise kernels and biases are float32 in bfloat16 programs as well.
     """
     if operation is None:
         return 0
     inputs = operation.batch * operation.in_height * operation.in_width * operation.in_channels
     outputs = operation.batch * operation.out_height * operation.out_width * operation.out_channels
-    if operation.kind == _KINDS.index("repair_nonfinite"):  # which looks at them, and is done
+    if operation.kind == _KINDS.index("repair_nonfinite"):  # it only reads the values
         return int(PRECISIONS[operation.precision].itemsize * outputs)
     branch = outputs if operation.second_input >= 0 else 0
     if operation.kind == _KINDS.index("scale"):

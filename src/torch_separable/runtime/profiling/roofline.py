@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured: the ceilings that kernels are compared with."""
+"""Measure the machine's peak throughput and bandwidth, with which kernels are compared."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from torch_separable._system.hardware import cache_bytes
 from torch_separable.runtime.native.bindings import InstructionSet, measure
 
-_TURNS = 5
-_SECONDS = 0.01  # of one turn
+_RUNS = 5
+_SECONDS = 0.01  # per run
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The ceilings of a roofline (Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009).
+    """The parameters of a roofline (Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009).
 
     Attributes:
-        instruction_set: that was measured.
-        threads: that ran at the same time.
-        gflops: billions of operations a second of multiply-adds in registers, two for each.
-        cache: gigabytes a second read from the second-level caches.
-        memory: gigabytes a second read from memory.
-        precision: of what is multiplied, ``float32`` or ``bfloat16``.
+        instruction_set: the measured instruction set.
+        threads: number of concurrent threads.
+        gflops: GFLOP/s of multiply-adds in registers, two operations each.
+        cache: read bandwidth of the level-2 caches in GB/s.
+        memory: read bandwidth of memory in GB/s.
+        precision: dtype of the operands, ``float32`` or ``bfloat16``.
     """
 
     instruction_set: str
@@ -38,7 +38,7 @@ class Peak:
     precision: str = "float32"
 
     def attainable(self, intensity: float) -> float:
-        """Billions of operations a second that data from the cache allow at ``intensity`` operations a byte.
+        """Return the attainable GFLOP/s at ``intensity`` FLOPs per byte read from the level-2 cache.
 
         Example:
             >>> Peak("avx2", 1, gflops=50.0, cache=20.0, memory=10.0).attainable(0.5)
@@ -47,16 +47,13 @@ class Peak:
         return min(self.gflops, self.cache * intensity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
 @cache
 def measured_peak(kernels: InstructionSet, threads: int) -> Peak:
-    """Measure once in a process, the best of some turns: nothing makes a processor faster than it is.
-
-    It takes about half a second.
-    """
+    """Measure the peak, once per process, as the maximum of several runs; it takes about half a second."""
     values = torch.ones(max(4 * cache_bytes(3), 64 * 2**20) // 4)
     near = values[: threads * cache_bytes(2) // 2 // 4]
     gflops, cache, memory = (_best(kernels, threads, read) for read in (None, near, values))
@@ -64,16 +61,16 @@ def measured_peak(kernels: InstructionSet, threads: int) -> Peak:
 
 
 def _best(kernels: InstructionSet, threads: int, read: Tensor | None) -> float:
-    """Return billions a second, of operations or of bytes."""
+    """Return GFLOP/s, or GB/s of reading ``read``."""
 
-    def turn(rounds: int, workers: int) -> tuple[float, float]:
+    def timed(rounds: int, workers: int) -> tuple[float, float]:
         start = time.perf_counter()
         done = measure(kernels, rounds, workers, read)
         spent = time.perf_counter() - start
         return spent, done / spent / 1e9
 
     rounds = 1
-    # As many that the waking of other threads is nothing beside them; found on one thread, which need not wake.
-    while min(turn(rounds, 1)[0] for _ in range(3)) < _SECONDS:
+    # Long enough for the wake-up time of other threads to be negligible; calibrated on one thread, without wake-ups.
+    while min(timed(rounds, 1)[0] for _ in range(3)) < _SECONDS:
         rounds *= 2
-    return max(turn(rounds, threads)[1] for _ in range(_TURNS))
+    return max(timed(rounds, threads)[1] for _ in range(_RUNS))

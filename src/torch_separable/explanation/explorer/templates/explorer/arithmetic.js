@@ -1,5 +1,5 @@
-// What a convolution costs: cost/formulas.py, explain/stages.py and explain/arithmetic.py for two dimensions.
-// Sizes are pairs [rows, columns]. check.js compares all of it with what the library says.
+// The cost of a convolution: cost/formulas.py, explanation/stages.py and explanation/arithmetic.py in two dimensions.
+// Sizes are pairs [rows, columns]. check.js compares all results with the library's.
 
 const KINDS = ["standard", "grouped", "depthwise", "depthwise_first", "pointwise_first"];
 const FLOAT32_BYTES = 4;
@@ -13,7 +13,7 @@ const isDepthwise = (spec) => spec.groups === spec.in && spec.in > 1;
 const weightsOf = (spec) => product(spec.kernel) * (spec.in / spec.groups) * spec.out;
 const parametersOf = (spec) => weightsOf(spec) + (spec.bias ? spec.out : 0);
 
-// Entries below 1 mean that nothing is left to compute.
+// Entries below 1 mean that the output is empty.
 function outputSize({ kernel, stride, padding, dilation }, input) {
   return input.map((n, i) => Math.floor((n + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) / stride[i]) + 1);
 }
@@ -32,7 +32,7 @@ function commonDivisors(one, other) {
   return Array.from({ length: smaller }, (_, i) => i + 1).filter((g) => one % g === 0 && other % g === 0);
 }
 
-// The padding that keeps the size at stride 1, where the kernel is odd.
+// The padding that keeps the size at stride 1, for an odd kernel.
 const keepingSize = (kernel, dilation) => kernel.map((k, i) => Math.floor((dilation[i] * (k - 1)) / 2));
 
 const specOf = (layer, groups = 1) => ({
@@ -72,7 +72,7 @@ function separableStages(layer, order, rank) {
   return [first, stageOf("pointwise", { ...pointwise, in: middle, out: layer.out }, first.output)];
 }
 
-// The convolutions of one kind of layer, in the order in which they run.
+// The convolutions of one kind of layer, in execution order.
 function stagesOf(layer, kind) {
   const groups = { standard: 1, grouped: layer.groups, depthwise: layer.in }[kind];
   if (groups) return [singleStage(specOf(layer, groups), layer.input)];
@@ -81,7 +81,7 @@ function stagesOf(layer, kind) {
 
 const total = (stages, what) => stages.reduce((sum, stage) => sum + stage[what], 0);
 
-// Which filters see which channels, group by group; ranges are [first, last].
+// Which filters read which channels, group by group; ranges are [first, last].
 function linkOf({ in: inputs, out: outputs, groups }, group) {
   const [read, made] = [inputs / groups, outputs / groups];
   return {
@@ -91,7 +91,7 @@ function linkOf({ in: inputs, out: outputs, groups }, group) {
   };
 }
 
-// The layers between the same channels, dense first, the shown kind marked.
+// The layers of the same channels, dense first, with the selected kind marked.
 function alternativesOf(layer, shown) {
   const listed = new Map();
   const list = (kind, groups, rank, stages) => {
@@ -119,7 +119,7 @@ function alternativesOf(layer, shown) {
   return [...listed.values()];
 }
 
-// Three figures as Python prints them: a tie goes to the even digit, where JavaScript takes the larger one.
+// Three significant digits as Python formats them: ties round to even, where JavaScript rounds up.
 function threeFigures(value) {
   const [mantissa, exponent] = value.toExponential(30).split("e");
   const tie = /^50*$/.test(mantissa.slice(4));

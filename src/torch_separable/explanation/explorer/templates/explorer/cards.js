@@ -1,4 +1,4 @@
-// The kinds of layer side by side, as cards and as one picture, and the numbers of groups to choose from.
+// The kinds of layer as cards and as one figure, and the buttons for the number of groups.
 
 const soft = (...children) => element("span", { class: "soft" }, ...children);
 
@@ -101,7 +101,7 @@ function chips(state, word) {
   });
 }
 
-// The cards as one picture.
+// The cards as one figure.
 function drawComparison(state, title, word) {
   const kinds = KINDS.filter((kind) => !whyNot(state, kind));
   const dense = costsOf(stagesOf(state, "standard"));

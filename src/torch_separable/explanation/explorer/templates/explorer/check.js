@@ -1,4 +1,4 @@
-// The page's arithmetic beside the library's: every test vector that the library made must come out the same here.
+// Compare the page's arithmetic with the test vectors that the library made.
 
 function selfCheck({ specs, divisions, layers }, word) {
   const failures = [];

@@ -1,4 +1,4 @@
-// The numbers of one step: the window and the filter's weights for it, and what the filters have made so far.
+// The numbers of one step: the window, the filter's weights, and the results so far.
 
 function drawCloseup(scene, step, width, word) {
   const { stages } = scene;
@@ -78,7 +78,7 @@ function windowGrids(scene, step, width, word) {
   };
 }
 
-// A 1×1 filter has one weight for each channel: they stand side by side.
+// A 1×1 filter has one weight per channel: draw them side by side.
 function channelRows(scene, step, width, word) {
   const { stages } = scene;
   const { spec } = stages[step.stage];
@@ -108,7 +108,7 @@ function channelRows(scene, step, width, word) {
   };
 }
 
-// What the filters that are drawn have made of this pixel so far.
+// The results of the drawn filters at this pixel so far.
 function outputRow(scene, step, width, word) {
   const { stages } = scene;
   const items = scene.layout.filters[step.stage];
@@ -132,13 +132,13 @@ function outputRow(scene, step, width, word) {
   return { height: size + 36, drawn: [text(0, 8, title, { "text-anchor": "start" }), drawn] };
 }
 
-// The running sum of the filter that a step works on.
+// The running sum of the current filter.
 function sumAt(stages, step) {
   const area = product(stages[step.stage].spec.kernel);
   return partialSum(stages, step.stage, step.filters[0], step.pixel, Math.floor(step.done / area), step.done % area);
 }
 
-// A step in words.
+// A step as text.
 function narrationOf(stages, step, word) {
   const [filter, last] = step.filters;
   const [channel, to] = step.channels;

@@ -1,8 +1,8 @@
-// What the reader can do: fields, groups of radio buttons, saving, pointing at a pixel.
+// Input: fields, radio groups, saving, and selecting a pixel.
 
 const ROOM_IN_FILE = 900;
 
-// What a field says; it is put back, and the reason given, where that is no value for it.
+// Read a field; an invalid value is replaced by the last valid one, and the reason is shown.
 function readField(name) {
   const text = find(`field-${name}`).value;
   const value = PAIRS.includes(name) ? readPair(text, data.limits[name]) : readNumber(text, data.limits[name]);
@@ -26,7 +26,7 @@ const KEYS = {
   PageDown: (value) => Math.floor(value / 2),
 };
 
-// Arrow keys move within a group of radio buttons; one that cannot be chosen is reached, and says why.
+// Arrow keys move within a radio group; a disabled button can be focused, so that its reason is announced.
 function radioKeys(event, choose) {
   const buttons = [...event.currentTarget.querySelectorAll("[role=radio]")];
   const here = buttons.indexOf(event.target);
@@ -76,7 +76,7 @@ function figureForFile() {
 
 const comparisonForFile = () => drawComparison(state, `${state.in} → ${state.out}, ${times(state.kernel)}`, word);
 
-// A pixel of the output can be pointed at in the figure as well.
+// A pixel of the output can also be selected in the figure.
 function pixelUnder(event) {
   const { scene } = drawn;
   const frame = find("figure").querySelector("svg").getBoundingClientRect();
@@ -147,7 +147,7 @@ function listenToRadios(group, choose) {
   });
 }
 
-// The figure is laid out anew when the room for it changes.
+// Lay out the figure again when its width changes.
 function listenToRoom(region) {
   let room = region.clientWidth;
   const observer = new ResizeObserver(() => {

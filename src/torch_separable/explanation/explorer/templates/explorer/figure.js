@@ -1,4 +1,4 @@
-// The figure: channels as sheets, filters as blocks of their depth, groups by colour, as explain/figure.py draws it.
+// The figure: channels as sheets, filters as blocks, groups as colours, as in explanation/figure.py.
 
 const MOST_CELLS = 8;
 
@@ -10,7 +10,7 @@ function text(x, y, words, attributes = {}) {
   return element("text", { ...middle, "font-size": FONT, ...attributes }, words);
 }
 
-// A cuboid from its lower front left corner, with a grid if its top shows; a gap stands for slabs that are left out.
+// A cuboid from its lower front left corner, with a grid on a visible top; a gap stands for omitted slabs.
 function box([x, y], { depth, width }, height, colour, { cells = null, gap = false } = {}) {
   const [right, up] = [depth * RIGHT, depth * UP];
   const z = y - height;
@@ -99,7 +99,7 @@ function drawBlock(scene, panel, column, item) {
           });
         return [box(corner, size, height, null, { gap: true }), [-1, 0, 1].map(dot)];
       }
-      // A filter of a group has the group's colour; one that mixes groups has a slab of each.
+      // A filter within one group has its colour; a filter over all groups has a slab in each colour.
       const mixes = item.colour === null || spec.groups === 1;
       return box(corner, size, height, mixes ? (channels.get(slab) ?? null) : item.colour, {
         cells: slab === 0 ? spec.kernel : null,
@@ -133,7 +133,7 @@ const ellipsis = (_, panel, column, item) =>
     element("circle", { cx: round(column.x), cy: round(rowOf(panel, item.y) + i * 5), r: 1.6, fill: INK }),
   );
 
-// From the channels that a group sees to each of its filters.
+// Arrows from a group's input channels to its filters.
 function drawFan(scene, panel, stage, fan) {
   const number = longest(shownOf(scene.layout.channels[stage]).map(({ index }) => `${index}`));
   const [sheets, blocks] = [columnOf(panel, "sheets", stage), columnOf(panel, "blocks", stage)];
@@ -187,7 +187,7 @@ function arrowOut(panel, column, item, attributes) {
   return arrow([column.x + column.half + 4, y], [made.x - made.half - 4, y], item.colour, attributes);
 }
 
-// Everything that is written: above, below and beside the columns.
+// Text above, below and beside the columns.
 function wordsOf({ layout, stages }, panel, word) {
   const written = [];
   for (const column of panel.columns) {

@@ -1,6 +1,6 @@
-// The formula of a layer with its numbers, each factor with what it stands for; and the layer as code.
+// The formula of a layer in numbers, with a label for each factor; and the layer as code.
 
-// The words below each factor of a stage's formula.
+// The label of each factor of a stage's formula.
 function factorLabels(stages, i, word) {
   const groups = stages[i].spec.groups > 1;
   if (stages.length === 1)

@@ -1,16 +1,16 @@
-// Where the parts of the figure stand, as explain/layout.py has it: which channels and filters are shown, how high,
-// in which group's colour. Heights are in units, the middle of the figure is 0, upwards is positive.
+// Layout of the figure, as in explanation/layout.py: which channels and filters are shown, at which height and in
+// which group's colour. Heights are positive upwards, and the middle of the figure is 0.
 
 const ELLIPSIS_PITCH = 0.5;
 const BAND_GAP = 0.3;
 const MOST_GROUPS = 4;
 const MOST_SLABS = 4;
-// By the number of groups shown: how many of a group to show at most, and how many before the ellipsis.
+// By the number of groups shown: the most channels to show of a group, and how many of them precede the ellipsis.
 const MOST_INPUTS = { 1: [6, 3], 2: [4, 2] };
 const MOST_FILTERS = { 1: [8, 3], 2: [4, 2] };
 const MOST_CROWDED = [2, 1];
 
-// All of `total` things, or where they are more than `most` the first few, null for those left out, the last.
+// All of `total` items up to `most`; else the first few, null for the omitted ones, and the last.
 function elide(total, most, head = most - 2) {
   const first = Array.from({ length: total <= most ? total : head }, (_, i) => i);
   return total <= most ? first : [...first, null, total - 1];
@@ -41,7 +41,7 @@ function arrange(stages, sheetPitch, filterPitches) {
 const shownOf = (items) => items.filter((item) => item.index !== null);
 const heightsOf = (items) => shownOf(items).map((item) => item.y);
 
-// The fan of a pointwise stage: every filter sees every channel.
+// The fan of a pointwise stage: every filter reads every channel.
 const mixing = (inputs, filters) => ({
   group: 0,
   inputs: [inputs[0].y, inputs.at(-1).y],
@@ -49,7 +49,7 @@ const mixing = (inputs, filters) => ({
   colour: null,
 });
 
-// The groups of a stage from top to bottom, each with its input channels beside its filters.
+// Stack the groups of a stage from top to bottom, each with its input channels beside its filters.
 function bands(stage, inputPitch, filterPitch) {
   const shown = elide(stage.spec.groups, MOST_GROUPS);
   const groups = shown.filter((group) => group !== null);

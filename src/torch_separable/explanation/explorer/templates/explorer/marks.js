@@ -1,6 +1,6 @@
-// What one step of the walk touches: drawn again over the rest of the figure, with its marks.
+// The parts of the figure that one step uses, drawn again above the rest with marks.
 
-// A rectangle of cells [top, left, bottom, right] on a sheet; row 0 is the far one.
+// A rectangle of cells [top, left, bottom, right] on a sheet; row 0 is the farthest.
 function cellsOn(scene, panel, column, item, [top, left, bottom, right]) {
   const [x, y] = sheetCorner(panel, column, item);
   const { depth, width } = scaled(column.size, panel.unit);
@@ -12,7 +12,7 @@ function cellsOn(scene, panel, column, item, [top, left, bottom, right]) {
   return points([corner(bottom, left), corner(bottom, right), corner(top, right), corner(top, left)]);
 }
 
-// The parts of the figure that one step of the walk touches, drawn again over the rest, with its marks.
+// All marks of one step.
 function drawStep(scene, step) {
   const panel = panelOf(scene, step.stage);
   const [sheets, blocks, made] = [
@@ -85,7 +85,7 @@ function drawStep(scene, step) {
 
 const inSlab = (step, slab) => slab !== null && step.slabs[0] <= slab && slab <= step.slabs[1];
 
-// Pixels that are computed already.
+// Pixels that have been computed.
 function drawDone(scene, done) {
   return done.flatMap(({ stage, filters, pixel }) => {
     const panel = panelOf(scene, stage);

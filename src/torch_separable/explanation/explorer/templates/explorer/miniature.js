@@ -1,4 +1,4 @@
-// A layer in small: a mark for each channel, a line wherever a filter sees one.
+// A layer as an icon: a mark for each channel, and a line from each channel to the filters that read it.
 
 const MINIATURE = { width: 168, height: 104, mark: 6 };
 

@@ -1,4 +1,4 @@
-// The page: its state, what the reader does to it, and what is drawn again then.
+// The page: its state, and drawing after each change.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
@@ -8,7 +8,7 @@ const start = { ...data.start, pixel: "auto", lang: navigator.language.startsWit
 const fields = [...PAIRS, "in", "out", "depth_multiplier"];
 
 let state = start;
-let drawn = null; // what is on the page now: { stages, dense, title, scene, steps }; null where nothing can be computed
+let drawn = null; // the current content: { stages, dense, title, scene, steps }; null if the layer has no output
 const agreement = selfCheck(data.vectors, wordsOfLanguage("en"));
 
 function wordsOfLanguage(language) {
@@ -20,7 +20,7 @@ function wordsOfLanguage(language) {
 
 const word = (key, values) => wordsOfLanguage(state.lang)(key, values);
 
-// Content is replaced; whatever had the focus in it keeps it.
+// Replace content and keep the focus.
 function fill(region, ...trees) {
   const focused = document.activeElement?.id;
   region.replaceChildren(
@@ -36,7 +36,7 @@ function say(notices) {
   find("notice").textContent = notices.map(([key, values]) => word(key, values)).join("; ");
 }
 
-// Every change of the state comes through here; `record` is false where the address already says it.
+// Every change of the state comes through here; `record` is false if the address already has it.
 function change(changes, { record = true, notices = [] } = {}) {
   const settled = settle({ ...state, ...changes });
   state = settled.state;
@@ -105,7 +105,7 @@ function renderFigure() {
   renderStep();
 }
 
-// The address is read when the page opens, when the reader goes back, and when it is edited.
+// Read the address when the page opens, on back and forward, and when it is edited.
 function readLocation() {
   const { state: wanted, unread } = readAddress(location.hash, start, data.limits);
   if (drawn && writeAddress(settle(wanted).state) === writeAddress(state) && !unread.length) return;

@@ -1,7 +1,7 @@
-// Where the figure's parts stand on the page, in pixels. Words keep their size; everything else is scaled to the room
-// there is, and where two stages do not fit side by side they stand one above the other.
+// Positions of the figure's parts in pixels. Text keeps its size; everything else is scaled to the width. Two stages
+// that do not fit side by side are placed one above the other.
 
-const RIGHT = 0.5; // the slant: how far one unit of depth into the page goes to the right
+const RIGHT = 0.5; // oblique projection: one unit of depth moves a point right by so much
 const UP = 0.4; // and up
 const SLAB = 0.16;
 const LARGEST_UNIT = 52;
@@ -10,12 +10,12 @@ const SIDE_BY_SIDE_UNIT = 31;
 const FONT = 13;
 const LINE = 18;
 
-// An estimate from above: letters of the widest common system fonts, and the square characters of Chinese.
+// An upper bound: letters of the widest common system fonts, and square Chinese characters.
 const letterWidth = (letter) => (letter > "⺀" ? 1 : 0.63);
 const wordsWidth = (words, font = FONT) => [...words].reduce((sum, letter) => sum + letterWidth(letter), 0) * font;
 const longest = (lines) => Math.max(0, ...lines.map((line) => wordsWidth(line)));
 
-// Depth and width for so many rows and columns, true to scale unless one would become invisible.
+// Depth and width for rows and columns, to scale unless one would become invisible.
 function extentOf(cells, cell, most, least = 0.22) {
   const scale = Math.min(cell, most / Math.max(...cells));
   return { depth: Math.max(cells[0] * scale, least), width: Math.max(cells[1] * scale, least) };
@@ -23,7 +23,7 @@ function extentOf(cells, cell, most, least = 0.22) {
 
 const across = ({ depth, width }) => width + depth * RIGHT;
 
-// What is drawn, in units.
+// Sizes of the parts, in units.
 function plan(stages) {
   const sizes = [stages[0].input, ...stages.map((stage) => stage.output)];
   const sheets = sizes.map((size) => extentOf(size, 0.36, 1.25));
@@ -46,7 +46,7 @@ function plan(stages) {
   };
 }
 
-// Everything's place in pixels, in at most `room` of them across.
+// All positions in pixels, at most `room` wide.
 function place(stages, room, word) {
   const planned = plan(stages);
   const last = stages.length - 1;
@@ -129,7 +129,7 @@ function placePanel(planned, from, to, unit, word) {
   };
 }
 
-// What stands above a column: what it is, and its shape; a long shape on two lines.
+// A column's heading: its name and shape; a long shape takes two lines.
 function heading(column, stages, word) {
   if (column.kind === "sheets") {
     const key = column.of === 0 ? "input" : column.of === stages.length ? "output" : "between";

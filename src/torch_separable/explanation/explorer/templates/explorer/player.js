@@ -1,7 +1,7 @@
-// The walk as the reader plays it: which step is shown, and going on by itself or by hand.
+// Player of the steps: the current step, playback and manual stepping.
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
-let at = 0; // the step: 0 is before the walk, the number of steps its last, one more is the end
+let at = 0; // the step: 0 is before the first, steps + 1 is the end
 let timer = null;
 
 function doneBefore(step) {
@@ -54,7 +54,7 @@ function goTo(step) {
   renderStep();
 }
 
-// The first channel's multiplications slowly, the others' faster; calmer where less motion is asked for.
+// The first channel plays slowly, the others faster; slower throughout with prefers-reduced-motion.
 function delayOf(step) {
   const area = step ? product(drawn.stages[step.stage].spec.kernel) : 1;
   const brisk = area > 1 && step.kind === "tap" && step.done > area;

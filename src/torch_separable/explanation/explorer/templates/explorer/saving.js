@@ -1,15 +1,15 @@
-// Figures as files: drawn in the light theme's colours, which a file carries in itself.
+// Save figures as files, with the light theme's colours inlined.
 
 const PICTURE_SCALE = 2;
 
-// The style sheet's custom properties as they are under `light`.
+// The style sheet's custom properties in the light theme.
 function colourReader(light) {
   const style = getComputedStyle(light);
   return (text) =>
     text.replace(/var\((--[\w-]+)\)/g, (_, name) => style.getPropertyValue(name).trim().replaceAll('"', "'"));
 }
 
-// The tree with its colours filled in, on a page of its own colour.
+// The tree with its colours inlined, on a background.
 function forFile(tree, colours) {
   const filled = (node) => {
     if (typeof node !== "object") return node;
@@ -46,7 +46,7 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-// The figure with its title above and its totals below, as a file of its own.
+// The figure with its title above and its totals below.
 function drawForFile(stages, room, { word, title, description, step, done, dense }) {
   const scene = place(stages, room, word);
   const figure = drawFigure(scene, { word, title, description, step, done, id: "saved" });
@@ -80,7 +80,7 @@ function drawForFile(stages, room, { word, title, description, step, done, dense
   );
 }
 
-// What stands at the bottom: the sum of two stages, and what it is of the dense layer.
+// The totals at the bottom: the sum of both stages, and its share of the dense layer.
 function totalsOf(stages, dense, word) {
   const { groups } = stages[0].spec;
   if (stages.length === 1) return groups > 1 ? [word("figure.share_groups", { groups })] : [];

@@ -1,10 +1,10 @@
-// The state of the page: read from its address, kept within what a convolution allows, written to its address.
+// The state of the page: read from the address, validated, written to the address.
 
 const PAIRS = ["kernel", "input", "stride", "padding", "dilation"];
 const NUMBERS = ["in", "out", "groups", "depth_multiplier"];
 const LANGUAGES = ["en", "zh"];
 
-// "3" and "3x5" as [3, 3] and [3, 5]; null where it is neither, or out of bounds.
+// Parse "3" as [3, 3] and "3x5" as [3, 5]; null if it is neither, or out of bounds.
 function readPair(text, [least, most]) {
   const found = /^\s*(\d{1,6})\s*(?:[x×,]\s*(\d{1,6})\s*)?$/.exec(text);
   if (!found) return null;
@@ -27,7 +27,7 @@ function readEntry(name, text, limits) {
   return NUMBERS.includes(name) ? readNumber(text, limits[name]) : null;
 }
 
-// The state in an address' fragment, and the entries of it that could not be read.
+// The state in the address' fragment, and its invalid entries.
 function readAddress(fragment, start, limits) {
   const state = { ...start };
   const unread = [];
@@ -49,11 +49,11 @@ function writeAddress(state) {
   );
 }
 
-// Numbers of groups that are neither one group nor one for each channel.
+// Numbers of groups other than 1 and one per channel.
 const betweenGroups = (layer) =>
   commonDivisors(layer.in, layer.out).filter((g) => g > 1 && !isDepthwise({ in: layer.in, groups: g }));
 
-// Why a kind of layer cannot be had, as a key and values for words; null where it can.
+// Why a kind of layer is not available, as a key and values for a text; null if it is.
 function whyNot(layer, kind) {
   const channels = { in: layer.in, out: layer.out };
   if (kind === "grouped" && !betweenGroups(layer).length) return ["why.no_groups", channels];
@@ -64,13 +64,13 @@ function whyNot(layer, kind) {
   return null;
 }
 
-// Why a number of groups cannot be chosen, in the words of the library's error.
+// Why a number of groups is invalid, with the text of the library's error.
 function whyNotGroups(layer, groups) {
   const broken = ["in", "out"].find((name) => layer[name] % groups);
   return broken ? ["why.not_divided", { groups, name: `${broken}_channels`, channels: layer[broken] }] : null;
 }
 
-// Why there is no output, again as the library says it.
+// Why there is no output, with the text of the library's error.
 function whyNoOutput(layer) {
   const spec = specOf(layer);
   if (Math.min(...outputSize(spec, layer.input)) >= 1) return null;
@@ -82,14 +82,14 @@ function whyNoOutput(layer) {
   ];
 }
 
-// The numbers of groups on offer: those that divide, one for each channel, and the first few that do not.
+// The offered numbers of groups: all divisors, one per channel, and the first few that do not divide.
 function groupsOffered(layer) {
   const few = Array.from({ length: Math.min(8, Math.max(layer.in, layer.out)) }, (_, i) => i + 1);
   const offered = new Set([...few, ...commonDivisors(layer.in, layer.out), layer.in]);
   return [...offered].sort((one, other) => one - other);
 }
 
-// A state that can be shown, and what had to be changed for it, as keys and values for words.
+// The nearest valid state, and the changes that it needed, as keys and values for texts.
 function settle(wanted) {
   const state = { ...wanted };
   const notices = [];
@@ -113,13 +113,13 @@ function settle(wanted) {
   return { state, notices };
 }
 
-// The output pixel that is computed: the chosen one, by default the one in the middle.
+// The output pixel to compute: the selected one, by default the one in the middle.
 const pixelOf = (state, output) => (state.pixel === "auto" ? output.map((n) => Math.floor((n - 1) / 2)) : state.pixel);
 
-// The number of groups of the shown layer; null for a separable one, which sets its own.
+// The number of groups of the selected layer; null for a separable one, which determines its own.
 const groupsOf = (state) => ({ standard: 1, grouped: state.groups, depthwise: state.in })[state.show] ?? null;
 
-// What choosing a number of groups shows.
+// The kind of layer that a number of groups selects.
 function choosingGroups(layer, groups) {
   if (groups === 1) return { show: "standard" };
   return groups === layer.in && layer.out % layer.in === 0 ? { show: "depthwise" } : { show: "grouped", groups };

@@ -1,4 +1,4 @@
-// Tables: the whole working, the choices between the same channels, and the figure in words.
+// Tables: the derivation, the layers of the same channels, and the figure as text.
 
 function table(head, rows, numeric = []) {
   const cellOf = (tag, content, column) =>
@@ -38,7 +38,7 @@ function workingTable(stages, word) {
   return table(heads(word, "part", "what", "formula", "numbers", "result"), rows, [4]);
 }
 
-// The alternatives in order; of many numbers of groups the first and last few and the chosen one, null for gaps.
+// The alternatives; of many numbers of groups the first, the last and the chosen one, null for gaps.
 function shownAlternatives(alternatives) {
   const single = alternatives.filter(({ stages }) => stages.length === 1);
   const kept = single.map(({ chosen }, i) => chosen || i < 6 || i >= single.length - 2);
@@ -99,7 +99,7 @@ function linksTable(stages, word) {
   });
 }
 
-// The figure in sentences, for its description.
+// The figure as sentences, for its accessible description.
 function figureWords(stages, word) {
   const sentences = stages.flatMap((stage, i) => {
     const name = word(`part.${stage.name}`);

@@ -1,4 +1,4 @@
-// Elements as plain objects, so that drawing is a pure function; mounted in the page, or written out as a file.
+// Elements as plain objects, so that drawing is a pure function; they are mounted in the page or written to a file.
 
 const SVG = "http://www.w3.org/2000/svg";
 

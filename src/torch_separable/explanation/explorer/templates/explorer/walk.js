@@ -1,23 +1,23 @@
 // One output pixel computed step by step: the first filter multiplication by multiplication, the others filter by
-// filter. Input and weights are small whole numbers, made up from their position.
+// filter. Input and weights are small integers computed from their position.
 
 const inputAt = (c, i, j) => (7 * c + 5 * i + 3 * j + c * i + i * j) % 5;
 const weightAt = (stage, m, c, u, v) => ((3 * m + 5 * c + 7 * u + 2 * v + u * v + m * c + stage) % 5) - 2;
 
-// Where the window of an output pixel has its tap (u, v) on the input.
+// The input position of tap (u, v) in the window of an output pixel.
 function tapAt({ stride, padding, dilation }, [row, column], u, v) {
   return [row * stride[0] - padding[0] + u * dilation[0], column * stride[1] - padding[1] + v * dilation[1]];
 }
 
 const inside = ([i, j], [rows, columns]) => i >= 0 && j >= 0 && i < rows && j < columns;
 
-// The value of a channel: of the input for stage 0, of what stage - 1 made otherwise; 0 outside.
+// The value of an input channel of a stage at a pixel; 0 outside.
 function channelValue(stages, stage, channel, at) {
   if (!inside(at, stages[stage].input)) return 0;
   return stage === 0 ? inputAt(channel, ...at) : outputValue(stages, stage - 1, channel, at);
 }
 
-// What filter `m` makes at a pixel, biases left out. What a second stage reads is computed once.
+// The result of filter `m` at a pixel without bias; results that a second stage reads are cached.
 const remembered = new WeakMap();
 
 function outputValue(stages, stage, m, pixel) {
@@ -44,8 +44,8 @@ function partialSum(stages, stage, m, pixel, channels, taps) {
   return sum;
 }
 
-// The pixel that each stage computes. Pointwise first, the second stage needs a window of pixels from the first: the
-// one in the window's middle is shown, moved into the image where it falls outside.
+// The pixel that each stage computes. Pointwise first, the second stage reads a window of pixels of the first: show the
+// one in the middle of the window, clamped to the image.
 function pixelsOf(stages, pixel) {
   if (stages.length === 1) return [pixel];
   const { spec } = stages[1];
@@ -54,7 +54,7 @@ function pixelsOf(stages, pixel) {
   return [middle, pixel];
 }
 
-// The steps, each with the number of weights that are used after it.
+// The steps, each with the number of weights used so far.
 function walkOf(scene, pixel) {
   const { stages } = scene;
   const pixels = pixelsOf(stages, pixel);
@@ -87,7 +87,7 @@ function walkOf(scene, pixel) {
 
 const groupOf = (spec, filter) => Math.floor(filter / (spec.out / spec.groups));
 
-// The window of an output pixel on its input, in cells, and whether it reaches over the edge.
+// The window of an output pixel on its input, in cells, and whether it extends over the edge.
 function windowOf({ spec, input }, pixel) {
   const [top, left] = tapAt(spec, pixel, 0, 0);
   const [bottom, right] = tapAt(spec, pixel, spec.kernel[0] - 1, spec.kernel[1] - 1);
@@ -97,7 +97,7 @@ function windowOf({ spec, input }, pixel) {
   };
 }
 
-// Filter 0: every tap of the channels that are drawn, the others in one step.
+// Filter 0: every tap of the drawn channels, the others in one step.
 function filterSteps({ spec, input }, slabs, pixel) {
   const area = product(spec.kernel);
   const depth = spec.in / spec.groups;
@@ -127,8 +127,7 @@ function filterSteps({ spec, input }, slabs, pixel) {
   });
 }
 
-// [first, last] of what each entry stands for: itself, or for null what lies between its neighbours. Unless `all`, the
-// first entry is left out.
+// [first, last] of each entry: itself, or for null the range between its neighbours. Unless `all`, omit the first.
 function ranges(entries, total, all = false) {
   const spans = entries.map((entry, i) =>
     entry === null ? [entries[i - 1] + 1, (entries[i + 1] ?? total) - 1, true] : [entry, entry, false],

@@ -1,4 +1,4 @@
-// The working of a layer, line by line: a count in symbols, with its numbers, and its result.
+// The derivation of a layer, line by line: a count in symbols, in numbers, and its result.
 
 function workingOf(stages, word) {
   const lines = stages.flatMap((stage) => stageWorking(stage, word));
@@ -73,7 +73,7 @@ function totalWorking(stages, word) {
   const symbols = depthwiseFirst ? "k·k·C·D + C·D·M" : "C·D·M + k·k·D·M";
   const dense = denseMacs(stages);
   const macs = total(stages, "macs");
-  // The closed form holds where both stages use each weight equally often; pointwise first with a stride does not.
+  // The closed form holds if both stages apply each weight equally often; pointwise first with a stride does not.
   const closed = product(stages[0].output) === product(stages[1].output);
   const ratio = closed ? ` = ${depthwiseFirst ? "D/M" : "D/C"} + D/(k·k)` : "";
   return [
