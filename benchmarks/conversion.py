@@ -1,16 +1,17 @@
-"""Conversion on CIFAR-10: accuracy at a share of the multiply-accumulates, beside what people use otherwise.
+"""Measure conversion on CIFAR-10: accuracy at a share of the MACs, beside other methods.
 
     python benchmarks/conversion.py table --data npz:cifar10/ --checkpoints ../shared/data
     python benchmarks/conversion.py distill ...      # the same rows after distillation (hours)
     python benchmarks/conversion.py ablation ...
     python benchmarks/conversion.py speed
-    python benchmarks/conversion.py training         # a step of training, rank by rank and as the modules stand
-    python benchmarks/conversion.py latency          # budgets in milliseconds, of an idle machine
-    python benchmarks/conversion.py show             # print what has been measured
+    python benchmarks/conversion.py training         # a training step, rank by rank and with the modules as they are
+    python benchmarks/conversion.py latency          # budgets in milliseconds; needs an idle machine
+    python benchmarks/conversion.py show             # print the results
 
-Every figure is of all 10,000 test images; whatever is chosen is chosen on training images. A row is written to
-``benchmarks/results/conversion.json`` as soon as it is measured, and a second run measures only what is missing, so a
-long run may be interrupted. Torch-Pruning is installed by ``pip install torch-pruning==1.6.0``.
+Accuracies are those of all 10,000 test images; choices are made on training images. Each row is written to
+``benchmarks/results/conversion.json`` once it is measured. A second run measures only what is missing, so a long run
+may be interrupted. Torch-Pruning comes from ``pip install torch-pruning==1.6.0``. ``python docs/make_benchmarks.py``
+renders the results as docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -49,17 +50,17 @@ RESULTS = Path(__file__).resolve().parent / "results" / "conversion.json"
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 RATIOS = {"resnet20": (1.5, 2, 3, 4, 6), "resnet56": (2, 3, 4)}
 IMAGES = 1024
-# The schedules of distillation, the same for ours and the peers', chosen on training images that were held out.
+# Distillation schedules, chosen on held-out training images, for our networks and those of the peers.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "labels": {
         "optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 64, "label_weight": 0.5, "feature_weight": 1.0,
     },
-    # The labels' schedule with batch norms that adapt to each batch, which bear larger steps.
+    # The schedule `labels` with batch norms that adapt to each batch, which allows larger steps.
     "adapting": {
         "optimizer": "adamw", "learning_rate": 3e-3, "batch_size": 64, "label_weight": 0.5, "feature_weight": 1.0,
         "frozen_norms": False,
     },
-    # The same in batches of half the size.
+    # The schedule `adapting` with half the batch size.
     "small_batches": {
         "optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 32, "label_weight": 0.5, "feature_weight": 1.0,
         "frozen_norms": False,
@@ -71,9 +72,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 Data = Annotated[str, typer.Option(help="CIFAR-10, as npz:FOLDER or folder:FOLDER with train and test.")]
-Checkpoints = Annotated[Path, typer.Option(help="Folder of the dense networks' weights.")]
-Networks = Annotated[str, typer.Option(help="Which, separated by commas.")]
-Ratios = Annotated[str | None, typer.Option(help="Which of the ratios, separated by commas.")]
+Checkpoints = Annotated[Path, typer.Option(help="Folder with the weights of the dense networks.")]
+Networks = Annotated[str, typer.Option(help="Networks, separated by commas.")]
+Ratios = Annotated[str | None, typer.Option(help="MAC reductions, separated by commas.")]
 KINDS = ("ours", "svd", "svd + batch norm", "torch-pruning", "torch-pruning + batch norm")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -112,7 +113,7 @@ class Bench:
 
 
 class Together(nn.Module):
-    """Two trained networks as one teacher: the mean of their logits, and the inner features of the first."""
+    """Two trained networks as one teacher: the mean of their logits, the inner features of the first."""
 
     def __init__(self, dense: nn.Module, helper: nn.Module) -> None:
         super().__init__()
@@ -126,8 +127,8 @@ class Together(nn.Module):
         return mean
 
 
-class Unreachable(Exception):  # noqa: N818 - it is a result, and is told as one
-    """A peer has no network at this share of the multiply-accumulates."""
+class Unreachable(Exception):  # noqa: N818 - a result rather than an error
+    """A peer reaches no network at this share of the MACs."""
 
 
 def macs_of(model: nn.Module) -> int:
@@ -135,7 +136,7 @@ def macs_of(model: nn.Module) -> int:
 
 
 def with_batch_norm(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return a copy whose batch norms' statistics are those of the images."""
+    """Return a copy whose batch norm statistics are re-estimated on the images."""
     renewed = copy.deepcopy(model)
     update_bn(images.split(128), renewed)
     return renewed.eval()
@@ -174,7 +175,7 @@ def pruned(dense: nn.Module, share: float) -> nn.Module:
 
 
 def once(key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Measure what is not yet in the results, and keep it there with the machine that it was measured on."""
+    """Measure an entry that is not yet in the results, and store it with machine and provenance."""
     results = read_json(RESULTS, "results") if RESULTS.exists() else {}
     if key not in results:
         entry = measure()
@@ -186,7 +187,7 @@ def once(key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def candidates(bench: Bench, name: str, ratio: float) -> dict[str, Callable[[], nn.Module]]:
-    """The networks that are compared at one ratio, each made when it is asked for."""
+    """Return builders of the networks that are compared at one ratio."""
     dense = bench.dense(name)
 
     def by(method: Method) -> nn.Module:
@@ -212,9 +213,9 @@ def table(
     checkpoints: Checkpoints = Path("../shared/data"),
     networks: Networks = "resnet20,resnet56",
     ratios: Ratios = None,
-    kinds: Annotated[str, typer.Option(help="Which networks, separated by commas.")] = ",".join(KINDS),
+    kinds: Annotated[str, typer.Option(help="Methods, separated by commas.")] = ",".join(KINDS),
 ) -> None:
-    """Measure the training-free rows: no labels, 1,024 images."""
+    """Measure accuracies without training, from 1,024 unlabelled images."""
     bench = Bench(data, checkpoints)
     for name in networks.split(","):
         once(f"dense {name}", lambda name=name: {"accuracy": bench.accuracy(bench.dense(name))})  # type: ignore[misc]
@@ -240,17 +241,17 @@ def distill(
     checkpoints: Checkpoints = Path("../shared/data"),
     networks: Networks = "resnet20,resnet56",
     ratios: Ratios = None,
-    epochs: Annotated[int, typer.Option(help="Of distillation; 10 at most.")] = 10,
-    kinds: Annotated[str, typer.Option(help="Which networks, separated by commas.")] = "ours,torch-pruning",
+    epochs: Annotated[int, typer.Option(help="Epochs of distillation, at most 10.")] = 10,
+    kinds: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "ours,torch-pruning",
     schedule: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = "mixtures",
     helper: Annotated[
-        str | None, typer.Option(help="A larger network, as resnet56, whose logits are averaged with the dense one's.")
+        str | None, typer.Option(help="A larger network, such as resnet56; the teacher averages both logits.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Where checkpoints go, so that a killed run goes on.")] = Path(
+    runs: Annotated[Path, typer.Option(help="Folder for checkpoints, from which a killed run resumes.")] = Path(
         "runs/bench"
     ),
 ) -> None:
-    """Measure the rows after distillation with the same schedule for each."""
+    """Measure accuracies after distillation, with the same schedule for each network."""
     bench, settings = Bench(data, checkpoints), SCHEDULES[schedule]
     helped = "" if helper is None else f", with {helper}"
     for name, ratio in chosen(networks, ratios):
@@ -282,7 +283,7 @@ def distill(
 def ablation(
     data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared/data"), networks: Networks = "resnet20"
 ) -> None:
-    """Measure what each part of the method is worth at half the MACs."""
+    """Measure what each part of the method adds at half of the MACs."""
     bench = Bench(data, checkpoints)
     for name in networks.split(","):
         dense = bench.dense(name)
@@ -322,7 +323,7 @@ def ablation(
 
 
 def uniform_rank(dense: nn.Module, statistics: ts.Statistics, budget: Budget) -> int:
-    """The largest rank that keeps within the budget when every layer takes it."""
+    """Return the largest uniform rank within the budget."""
     ranks = range(1, 9)
     shares = {}
     for rank in ranks:
@@ -334,7 +335,7 @@ def uniform_rank(dense: nn.Module, statistics: ts.Statistics, budget: Budget) ->
 
 @app.command()
 def speed(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared/data")) -> None:
-    """Measure the time and the memory of planning and converting ResNet-20, and a network of ResNet-50's size."""
+    """Measure the time and memory of converting ResNet-20, and a network of the size of ResNet-50."""
 
     def timed(model: nn.Module, images: Tensor, share: float) -> dict[str, Any]:
         start = time.monotonic()
@@ -366,9 +367,9 @@ def speed(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared
 def latency(
     data: Data = "npz:cifar10",
     checkpoints: Checkpoints = Path("../shared/data"),
-    threads: Annotated[int, typer.Option(help="Of PyTorch and of the compiled networks.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of PyTorch and of the compiled networks.")] = 1,
 ) -> None:
-    """Measure budgets in milliseconds: what is asked for, what the plan says, what the compiled network takes."""
+    """Measure latency budgets: the budget, the plan's prediction and the compiled network's time."""
     bench, threads_before = Bench(data, checkpoints), torch.get_num_threads()
     torch.set_num_threads(threads)
     dense = bench.dense("resnet20")
@@ -399,7 +400,7 @@ def latency(
 
 @app.command()
 def training(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared/data")) -> None:
-    """Measure a step of training ResNet-20 at half its MACs, rank by rank and as the modules stand, in turn."""
+    """Time a training step of ResNet-20 at half of its MACs, rank by rank and with the modules as they are."""
     bench = Bench(data, checkpoints)
     student = ts.convert(bench.dense("resnet20"), bench.images[:256], budget=Budget(macs=0.5)).model
     student = student.train().to(memory_format=torch.channels_last)
@@ -423,7 +424,7 @@ def training(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../sha
 
 @app.command()
 def show() -> None:
-    """Print what has been measured."""
+    """Print the results."""
     results = read_json(RESULTS, "results") if RESULTS.exists() else {}
     console = Console()
 

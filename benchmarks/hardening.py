@@ -1,12 +1,12 @@
-"""Commands killed at random moments: what is on disk afterwards is whole or absent, and the same command finishes.
+"""Kill commands at random moments: their files must be complete or absent, and the command must then finish.
 
     python benchmarks/hardening.py --moments 20        # half an hour on two busy cores
     python benchmarks/hardening.py convert --moments 5
 
-Each of ``convert``, ``distill`` and ``export`` runs once undisturbed, and then again and again until SIGKILL at a
-moment drawn uniformly over what the first run took after its imports. After every kill, what the folder holds is read
-as a user would; then the same command is run to its end, and must leave what the undisturbed run left: the same weights
-to the bit, and nothing half written. A failure is printed with its moment, and the exit code is 1.
+Each of ``convert``, ``distill`` and ``export`` runs once undisturbed. Further runs are killed by SIGKILL at a time
+drawn uniformly over the duration of the first run after its imports. After every kill the folder is read as a user
+would read it. Then the same command runs to its end and must leave what the undisturbed run left: bit-identical
+weights, and nothing half written. A failure is printed with its time, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch_separable as ts
 from torch_separable._network.weights_file import read_weights, save_weights
 from torch_separable.models import CifarResNet
 
-# The imports take longer than the commands, and nothing is written in them: the clock starts after them.
+# Imports take longer than the commands and write nothing, so the time starts after them.
 _RUN = """
 import sys
 import torch_separable.cli.main, torch_separable.conversion, torch_separable.exporting, torch_separable.distillation
@@ -46,13 +46,13 @@ _NETWORK = ("--model-arg", "blocks=1", "--model-arg", "in_channels=1")
 
 @dataclass(frozen=True)
 class Job:
-    """A command, and how what it leaves is read.
+    """A command, and a function that reads its results.
 
     Attributes:
-        arguments: of ``separable``; ``{out}`` stands for its folder.
-        again: what is added to run it once more where it has finished.
-        look: reads what is there and returns a digest of it, or ``None`` where there is nothing yet; raises if what is
-            there is not whole.
+        arguments: arguments of ``separable``; ``{out}`` stands for the output folder.
+        again: arguments to add when the command has finished before.
+        look: returns a digest of the folder's contents, ``None`` if there is no result yet, and raises if a file is
+            incomplete.
     """
 
     arguments: tuple[str, ...]
@@ -62,7 +62,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one kill came to: the moment in seconds, whether the result was already there, and what went wrong."""
+    """The outcome of one kill: its time in seconds, whether the result existed by then, and the problem, if any."""
 
     moment: float
     found: bool
@@ -70,7 +70,7 @@ class Outcome:
 
 
 def digest(path: Path) -> str:
-    """A digest of the tensors in a file of weights."""
+    """Return a digest of the tensors in a weights file."""
     sha = hashlib.sha256()
     for name, tensor in sorted(read_weights(path).items()):
         sha.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -78,7 +78,7 @@ def digest(path: Path) -> str:
 
 
 def converted(folder: Path) -> str | None:
-    """A converted network is there, and loads; or there are no weights, and that is what `load` says."""
+    """Return the digest of a converted network, which must load; `load` must refuse a folder without weights."""
     if not (folder / "model.safetensors").exists():
         with suppress(ts.SeparableError):
             ts.load(folder)
@@ -90,7 +90,7 @@ def converted(folder: Path) -> str | None:
 
 
 def distilled(folder: Path) -> str | None:
-    """Every file of weights there is whole; the network, if it is there, is too."""
+    """Check that every weights file is complete, and the network if it exists."""
     for name in ("checkpoint", "best"):
         if (folder / f"{name}.safetensors").exists():
             read_weights(folder / f"{name}.safetensors")
@@ -98,7 +98,7 @@ def distilled(folder: Path) -> str | None:
 
 
 def exported(folder: Path) -> str | None:
-    """The file is absent, or a program that runs."""
+    """Return a digest of the exported program's outputs, or None if the file is absent."""
     path = folder / "model.pt2"
     if not path.exists():
         return None
@@ -129,7 +129,7 @@ JOBS = {
 
 
 def prepare(place: Path) -> None:
-    """A dense network, and its conversion to go on from."""
+    """Save a dense network and its conversion."""
     torch.manual_seed(0)
     network = CifarResNet(1, in_channels=1).eval()
     save_weights(network, place / "dense.safetensors")
@@ -138,7 +138,7 @@ def prepare(place: Path) -> None:
 
 
 def start(job: Job, place: Path, out: str, *more: str) -> subprocess.Popen[str]:
-    """Begin the command, in a folder whose name is no plain word, and wait until it has imported what it needs."""
+    """Start the command in a folder with an unusual name, and wait until its imports are done."""
     arguments = [argument.replace("{out}", out) for argument in (*job.arguments, *more)]
     process = subprocess.Popen(
         [sys.executable, "-c", _RUN, *arguments],
@@ -156,7 +156,7 @@ def start(job: Job, place: Path, out: str, *more: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for the end, which must be a good one."""
+    """Wait for the end, which must be successful."""
     _, errors = process.communicate()
     assert process.returncode == 0, errors[-500:]
 

@@ -44,7 +44,7 @@ CHECKPOINT = "resnet20-12fca82f.th"
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of the list: how it and its dense twin are built, and the size of an image."""
+    """A network to time: its builder, that of its dense twin, and the image size."""
 
     make: Callable[[], nn.Module]
     size: int
@@ -52,7 +52,7 @@ class Entry:
 
 
 def converted() -> nn.Module:
-    """ResNet-20 at half its multiply-accumulates, the same layers each time: a plan follows from weights and images."""
+    """Build ResNet-20 at half of its MACs. The seed fixes weights and images, and so the plan."""
     torch.manual_seed(0)
     dense, images = randomize_batch_norms(ts.models.resnet20(), examples(32)), examples(32)
     return ts.convert(dense, images, budget=Budget(macs=0.5)).model
@@ -66,7 +66,7 @@ NETWORKS = {
     "resnet20-32": Entry(ts.models.resnet20, 32),
     "resnet20-32, converted": Entry(converted, 32, ts.models.resnet20),
 }
-# What limits the engines to an instruction set; ONNX Runtime cannot be limited, and is left out then.
+# Environment variables that limit engines to an instruction set. ONNX Runtime has none and is left out then.
 LIMITS = {
     "avx2": {
         "TORCH_SEPARABLE_ISA": "avx2",
@@ -86,10 +86,10 @@ def examples(size: int) -> Tensor:
 
 
 def ready(make: Callable[[], nn.Module], size: int, checkpoints: Path | None) -> nn.Module:
-    """Build a network, with its trained weights where the folder has them."""
+    """Build a network, with trained weights if the folder has them."""
     network = make()
     if make is converted:
-        return network.eval()  # it keeps the weights that it was given
+        return network.eval()  # it has its own weights
     if isinstance(network, ts.models.CifarResNet) and checkpoints is not None and (checkpoints / CHECKPOINT).exists():
         load_weights(network, checkpoints / CHECKPOINT)
         return network.eval()
@@ -98,15 +98,15 @@ def ready(make: Callable[[], nn.Module], size: int, checkpoints: Path | None) ->
 
 @app.command()
 def measure(
-    networks: Annotated[str, typer.Option(help="Which, separated by semicolons.")] = ";".join(NETWORKS),
-    peers: Annotated[str | None, typer.Option(help="Which, separated by commas; inductor takes minutes.")] = None,
-    threads: Annotated[str | None, typer.Option(help="As 1,2; by default one and all.")] = None,
-    batches: Annotated[str, typer.Option(help="As 1,8.")] = "1,8",
-    rounds: Annotated[int, typer.Option(help="Of each engine.")] = 20,
+    networks: Annotated[str, typer.Option(help="Networks, separated by semicolons.")] = ";".join(NETWORKS),
+    peers: Annotated[str | None, typer.Option(help="Engines, separated by commas; inductor takes minutes.")] = None,
+    threads: Annotated[str | None, typer.Option(help="Thread counts, such as 1,2; by default 1 and all cores.")] = None,
+    batches: Annotated[str, typer.Option(help="Batch sizes, such as 1,8.")] = "1,8",
+    rounds: Annotated[int, typer.Option(help="Rounds per engine.")] = 20,
     isa: Annotated[str | None, typer.Option(help="Limit every engine to an instruction set: avx2.")] = None,
-    checkpoints: Annotated[Path | None, typer.Option(help="Folder of ResNet-20's weights.")] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder with the weights of ResNet-20.")] = None,
 ) -> None:
-    """Measure what is not yet in the results."""
+    """Time the networks that are not yet in the results."""
     os.environ.update(LIMITS[isa] if isa else {})
     wanted = [key for key, engine in ENGINES.items() if not engine.slow] if peers is None else [OURS, *peers.split(",")]
     if isa:
@@ -128,14 +128,14 @@ def measure(
             print(done, flush=True)
             return done.to_dict()
 
-        # Processors of several generations call themselves alike: one that could do more is told apart.
+        # Several generations report the same name: mark processors that support more than the chosen set.
         limited = ", limited" if isa and next(iter(instruction_sets())) != isa else ""
         once(f"{name}, {machine()['processor']}, {chosen_set().name}{limited}", run)
     show()
 
 
 def once(key: str, run: Callable[[], dict[str, Any]]) -> None:
-    """Measure what is not yet in the results, and keep it there with the machine that it was measured on."""
+    """Measure an entry that is not yet in the results, and store it with machine and provenance."""
     if key not in measured():
         entry = {**run(), "machine": machine(), "provenance": provenance()}
         write_json(RESULTS, dict(sorted({**measured(), key: entry}.items())))  # another run may have written meanwhile
@@ -146,8 +146,8 @@ def measured() -> dict[str, Any]:
 
 
 @app.command()
-def operations(threads: Annotated[int, typer.Option(help="That run them.")] = 1) -> None:
-    """Measure each operation of MobileNetV1 1.0-224 by itself, under the machine's roof."""
+def operations(threads: Annotated[int, typer.Option(help="Number of threads.")] = 1) -> None:
+    """Time each operation of MobileNetV1 1.0-224 on its own, for the roofline."""
     entry = NETWORKS["mobilenet_v1-1.0-224"]
     compiled = ts.compile(ready(entry.make, entry.size, None), examples(entry.size)[:1], threads=threads)
     explained = compiled.explain()
@@ -158,7 +158,7 @@ def operations(threads: Annotated[int, typer.Option(help="That run them.")] = 1)
 
 @app.command()
 def show(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Print what has been measured."""
+    """Print the results."""
     results = measured()
     if as_json:
         print(json.dumps(results, indent=2))

@@ -1,9 +1,9 @@
-"""Twenty thousand random layers, every kernel beside PyTorch: the tests of tests/runtime/test_kernels.py, longer.
+"""Compare every kernel with PyTorch on 20,000 random layers: tests/runtime/test_kernels.py with more examples.
 
     python benchmarks/soak.py                    # a few minutes on one core
     python benchmarks/soak.py --cases 2000 --seed 7
 
-Each run draws other cases, unless a seed is given; a failure prints the case, shrunk, and how to repeat it.
+Each run draws new cases unless a seed is given. A failure prints the minimal case and how to repeat it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parents[1] / "tests" / "runtime" / "test_kernel
 
 
 class Longer:
-    """Gives every property of the tests its share of the cases."""
+    """Pytest plugin that distributes the cases over the properties."""
 
     def __init__(self, cases: int) -> None:
         self.cases = cases
@@ -44,8 +44,8 @@ class Longer:
 
 
 def main(
-    cases: Annotated[int, typer.Option(help="How many, over all properties.")] = 20_000,
-    seed: Annotated[int | None, typer.Option(help="Repeats the cases of a run.")] = None,
+    cases: Annotated[int, typer.Option(help="Number of cases over all properties.")] = 20_000,
+    seed: Annotated[int | None, typer.Option(help="Seed that repeats the cases of a run.")] = None,
 ) -> None:
     """Run the kernels' properties on many random cases."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
