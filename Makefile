@@ -8,7 +8,7 @@ JOBS ?= auto
 # The install builds the kernel library, so a change of its sources triggers a new install.
 NATIVE := $(wildcard native/CMakeLists.txt native/*/*.cpp native/*/*.h)
 
-.PHONY: help demo test wheel-test lint sanitize tsan arm64 bench docs clean
+.PHONY: help demo test wheel-test lint clang bench-kernels sanitize tsan arm64 bench docs clean
 
 help:
 	@echo "make demo   train, convert, distill and measure a network on handwritten digits; prints a table, writes a page"
@@ -17,6 +17,8 @@ help:
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make sanitize  run the kernel tests under sanitizers, with AVX-512 and AMX emulated where the processor lacks them"
 	@echo "make tsan  run the tests of workers and callers in several threads under ThreadSanitizer"
+	@echo "make clang  run the kernels' tests with the library built by Clang"
+	@echo "make bench-kernels  time the kernels by shape against the measured peak (1 minute)"
 	@echo "make arm64  run the kernel tests with the ARM64 library, emulated by QEMU"
 	@echo "make bench  measure what benchmarks/results/ lacks and print all results (hours; CIFAR10=npz:FOLDER CHECKPOINTS=FOLDER)"
 	@echo "make docs   regenerate figures, benchmarks.md and the notebook, run the documents' code, build site/index.html"
@@ -69,6 +71,19 @@ tsan: $(VENV)/.installed-test
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(TSAN)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
 		tests/runtime/test_threads.py tests/runtime/test_depth_first.py tests/runtime/test_kernels.py
+
+# GCC builds the library that `make test` runs; this is the other compiler.
+CLANG := build/clang
+CLANG_CXX ?= clang++
+clang: $(VENV)/.installed-test
+	@command -v $(CLANG_CXX) >/dev/null || { echo "$(CLANG_CXX) is needed (Debian: apt install clang)"; exit 2; }
+	cmake -S native -B $(CLANG) -DCMAKE_CXX_COMPILER=$(CLANG_CXX) >/dev/null
+	cmake --build $(CLANG) --parallel
+	TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(CLANG)/libtorch_separable.so \
+		$(BIN)/python -m pytest --numprocesses $(JOBS) tests/runtime/test_kernels.py tests/runtime/test_cpu_features.py
+
+bench-kernels: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/kernels.py
 
 # Only the library runs under emulation: tests/runtime/runner.cpp calls it for the tests, which run natively.
 ARM64 := build/arm64

@@ -238,9 +238,9 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
   shape[2] = from.rows;
   shape[3] = from.channels;
   shape[4] = from.depth;
-  shape[5] = from.factor;
-  shape[6] = from.in_turns;
-  shape[7] = from.halves;
+  shape[5] = from.operand_bytes;
+  shape[6] = from.even_odd;
+  shape[7] = from.paired_tail;
 }
 
 TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->instruction_set]->tasks(*operation); }

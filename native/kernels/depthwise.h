@@ -1,5 +1,13 @@
-// Depthwise convolution of one output row: every channel by itself, so a vector holds kLanes neighbouring channels of one
-// pixel (NHWC).
+// Depthwise convolution of one output row. Each channel is convolved by itself, so a vector holds kLanes neighbouring channels of
+// one pixel (NHWC), and no lane ever meets another:
+//
+//     for each block of 7 pixels                accumulators of the block stay in registers
+//         for each one or two vectors of channels
+//             for each kernel row on the image
+//                 load the row's weights
+//                 for each input column that the block sees     loaded once, used by every pixel whose window covers it
+//
+// Called by convolution.h, for a separable convolution's tile and for a depthwise convolution alone.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +17,8 @@
 
 namespace ts::TS_ISA {
 
-// Output pixels that are computed together: their sums, three weights and a pixel fit the registers of every set, and the
-// usual widths (112, 56, 28, 14, 7) are multiples of it. Narrower images are cut in fours.
+// Output pixels of a block: 7 accumulators, 3 weights and a value fit 16 registers, and the usual widths (112, 56, 28, 14, 7)
+// are multiples of 7. Narrower images use blocks of 4, 2 or 1.
 constexpr int kPixels = 7;
 
 template <class Element>
@@ -27,19 +35,19 @@ struct Filter {
   int64_t begin = 0, end = channels;  // of the channels, those that are computed
 };
 
-// Where an output row goes to.
+// What an output row is written to.
 enum class Role {
-  kMatrix,  // that is multiplied next: rows of Factor, of one filter, and nothing is added
-  kTensor,
+  kMatrix,  // a tile's matrix, which is multiplied next: Operand values, one filter a channel, no residual
+  kTensor,  // an output in the workspace
 };
 
-// What the pixels of an output row share. It is handed on by value: stores of vectors may write anywhere, so that the compiler
-// would read from memory again, after each of them, whatever it does not hold in variables of its own. (There is not
-// room for many: a loop over filters, where there is but one, would have others in memory.)
+// What the pixels of an output row share. It is passed by value: a vector store may alias whatever a pointer reaches, so the
+// compiler would read fields behind a reference again after each store. kRole removes the loop over groups where there is one
+// group, as its variables would push others out of the registers.
 template <class Value, Role Of>
 struct Row {
   using Element = Value;
-  using Out = std::conditional_t<Of == Role::kMatrix, Factor<Element>, Element>;
+  using Out = std::conditional_t<Of == Role::kMatrix, Operand<Element>, Element>;
   static constexpr Role kRole = Of;
   const Element* input;  // first kernel row on the image, where the first column's kernel begins (perhaps on padding)
   const float* weights;  // of that kernel row
@@ -58,9 +66,9 @@ struct Row {
   ts_act activation;
 };
 
-// `Pixels` neighbouring pixels, `Vectors` vectors of channels. Width and Step are the kernel's width and stride, or 0 for
-// the operation's own. Input columns from `left` to `right`, counted from the first that the block sees, are on the image;
-// where Inside, all are.
+// Computes `Pixels` neighbouring pixels of `Vectors` vectors of channels. Width and Step are the kernel's width and stride as
+// constants, or 0 to use the operation's. Input columns [left, right), counted from the first that the block sees, lie on the
+// image; if Inside, all do.
 template <int Pixels, int Width, int Step, bool Inside, int Vectors, class Row>
 TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int64_t left, int64_t right) {
   using Element = typename Row::Element;
@@ -122,13 +130,13 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
   typename Row::Out* out = row.out + column * row.out_stride + channel;
   auto keep = [&](int p, const Vector(&values)[Vectors]) {
     if constexpr (Row::kRole == Role::kMatrix) {
-      store_factors<Element>(out + p * row.out_stride, values);
+      store_operands<Element>(out + p * row.out_stride, values);
     } else {
       store_channels(out + p * row.out_stride, values);
     }
   };
   if (!kActivatesLater<Element> && row.activation.kind != TS_CLAMP) {
-    // A copy: sums that are named by a number in a loop would have to be in memory from the beginning.
+    // Copy the accumulators: dynamic indexing would force the compiler to keep them in memory.
     Vector sums[Pixels][Vectors];
     TS_UNROLL for (int p = 0; p < Pixels; p++) {
       TS_UNROLL for (int v = 0; v < Vectors; v++) sums[p][v] = sum[p][v];
@@ -147,11 +155,11 @@ TS_INLINE void filter_block(const Row row, int64_t column, int64_t channel, int6
   TS_UNROLL for (int p = 0; p < Pixels; p++) keep(p, sum[p]);
 }
 
-// The channels of a block: two vectors at a time where they come in turns, and what is left by itself.
+// Computes a block's channels, two vectors at a time where they are in even/odd order, and the rest one vector at a time.
 template <int Pixels, int Width, int Step, bool Inside, class Row>
 TS_INLINE void filter_channels(const Row& row, int64_t column, int64_t left, int64_t right) {
   int64_t channel = row.begin;
-  if constexpr (kInTurns<typename Row::Element>) {
+  if constexpr (kEvenOdd<typename Row::Element>) {
     for (; channel + 2 * kLanes <= row.end; channel += 2 * kLanes) {
       filter_block<Pixels, Width, Step, Inside, 2>(row, column, channel, left, right);
     }
@@ -161,14 +169,14 @@ TS_INLINE void filter_channels(const Row& row, int64_t column, int64_t left, int
   }
 }
 
-// A row in blocks of equal size, the last of which begins early enough to end with the row: what it computes a second
-// time costs less than pixels one by one, which run at the latency of their additions.
+// Computes a row in blocks of equal size. The last block begins early enough to end with the row: recomputing a few pixels costs
+// less than computing pixels one by one, at the latency of their multiply-adds.
 template <int Pixels, int Width, int Step, class Row>
 static void filter_blocks(const ts_operation& op, const Row& shared) {
   const Row row = shared;
   const int64_t in_width = op.in_width, out_width = op.out_width, pad = row.pad;
   const int64_t seen = (Pixels - 1) * row.step + (row.width - 1) * row.dilation + 1;
-  // Blocks outermost, channels inside: the rows of a block stay in L1 for all of their channels.
+  // Blocks outermost, channels inside: the input of a block is contiguous over its channels and stays in L1.
   for (int64_t next = 0; next < out_width; next += Pixels) {
     const int64_t column = std::min(next, out_width - Pixels);
     const int64_t left = pad - column * row.step, right = left + in_width;
@@ -183,7 +191,7 @@ static void filter_blocks(const ts_operation& op, const Row& shared) {
 template <int Width, int Step, class Row>
 static void filter_columns(const ts_operation& op, const Row& row) {
   const int64_t blocks = (op.out_width + kPixels - 1) / kPixels;
-  const int64_t pixels = (op.out_width + blocks - 1) / blocks;  // of a block, if all were as large
+  const int64_t pixels = (op.out_width + blocks - 1) / blocks;  // of a block if all blocks had the same size
   auto filter_with = pixels > 4 && op.out_width >= kPixels ? filter_blocks<kPixels, Width, Step, Row>
                      : op.out_width >= 4                   ? filter_blocks<4, Width, Step, Row>
                      : op.out_width >= 2                   ? filter_blocks<2, Width, Step, Row>
@@ -191,7 +199,7 @@ static void filter_columns(const ts_operation& op, const Row& row) {
   filter_with(op, row);
 }
 
-// One output row: out[column * out_stride + channel].
+// Computes one output row: out[column * out_stride + channel].
 template <Role Of, class Element>
 static void filter_row(const ts_operation& op, const Filter<Element>& filter, int64_t row,
                        typename Row<Element, Of>::Out* out, int64_t out_stride) {

@@ -1,5 +1,5 @@
-// Compiled once for each instruction set, with -DTS_ISA=name. A set that adds nothing to float32 leaves that to the one
-// which -DTS_FLOAT_SET names.
+// Compiled once for each instruction set, with -DTS_ISA=name. A set that adds nothing to float32 runs float32 operations by the
+// set that -DTS_FLOAT_SET names.
 #include "kernels.h"
 
 #include <utility>
@@ -57,16 +57,16 @@ static void run(const ts_operation& op, void* workspace, const float* external, 
 }
 
 #ifdef TS_TILES
-constexpr Kernels::Shape kNarrow{kLanes, kPanel, kTilePixels, kTileDepth, kTileDepth, kBytes<Factor<Bfloat16>>,
-                                 kInTurns<Bfloat16>, kHalves<Bfloat16>};
+constexpr Kernels::Shape kNarrow{kLanes, kPanel, kTilePixels, kTileDepth, kTileDepth, kBytes<Operand<Bfloat16>>,
+                                 kEvenOdd<Bfloat16>, kPairedTail<Bfloat16>};
 #else
-constexpr Kernels::Shape kNarrow{kLanes, kPanel, kRows, kLanes, kInWord<Bfloat16>, kBytes<Factor<Bfloat16>>,
-                                 kInTurns<Bfloat16>, kHalves<Bfloat16>};
+constexpr Kernels::Shape kNarrow{kLanes, kPanel, kRows, kLanes, kInWord<Bfloat16>, kBytes<Operand<Bfloat16>>,
+                                 kEvenOdd<Bfloat16>, kPairedTail<Bfloat16>};
 #endif
 
 extern const Kernels kernels;
 const Kernels kernels{TS_TEXT(TS_ISA),
-                      {{kLanes, kPanel, kRows, kLanes, 1, kFloat, kInTurns<float>, kHalves<float>}, kNarrow},
+                      {{kLanes, kPanel, kRows, kLanes, 1, kFloat, kEvenOdd<float>, kPairedTail<float>}, kNarrow},
                       tasks,
                       run,
                       {multiply_add<float>, multiply_add<Bfloat16>},

@@ -1,24 +1,24 @@
-// What the machine can do at best, measured: multiply-adds that never wait for each other or for memory, and a plain read.
+// The measured peak of one thread, for rooflines: independent multiply-adds in registers, and reading memory.
 #pragma once
 
-#include "tiles.h"
+#include "amx_gemm.h"
 
 namespace ts::TS_ISA {
 
-// Sums that are independent of each other: two multiply-adds a cycle that take four or five cycles each need ten of them, and
-// dot products of bfloat16 more. A set of 16 registers has no room for as many.
+// Independent accumulators. Two multiply-adds a cycle with a latency of four or five cycles need ten, dot products of bfloat16
+// need more. 16 registers hold 12 beside the operands.
 constexpr int kChains = kRows > 8 ? 20 : 12;
 
 // Floating-point operations of a round, two for a multiply-add.
 template <class Element>
-constexpr int64_t kRound = 2 * kChains * kLanes * kInWord<Factor<Element>>;
+constexpr int64_t kRound = 2 * kChains * kLanes * kInWord<Operand<Element>>;
 
-// Does `rounds` rounds of multiply-adds in registers; the result keeps the compiler from leaving them out.
+// Does `rounds` rounds of multiply-adds in registers. Returns their sum, so that the compiler does not remove them.
 template <class Element>
 static float multiply_add(int64_t rounds) {
   Vector sum[kChains];
   TS_UNROLL for (int i = 0; i < kChains; i++) sum[i] = broadcast(static_cast<float>(i));
-  // Values that the compiler cannot know, and that stay ordinary numbers however many rounds there are.
+  // volatile: the compiler must not compute the rounds itself. The values keep the sums normal numbers for any number of rounds.
   volatile float nearly_one = 0.9999f, small = 1e-4f;
   const Vector factor = broadcast(nearly_one), term = broadcast(small);
   for (int64_t round = 0; round < rounds; round++) {
@@ -37,7 +37,7 @@ static float multiply_add(int64_t rounds) {
 template <>
 constexpr int64_t kRound<Bfloat16> = 2 * 4 * kTile * kTile * kTileDepth;
 
-// Four products of tiles a round, as many as a micro-kernel has sums.
+// Four tile products a round, one for each tile of accumulators.
 template <>
 float multiply_add<Bfloat16>(int64_t rounds) {
   alignas(64) float sums[kTile * kTile] = {};
@@ -65,7 +65,7 @@ float multiply_add<Bfloat16>(int64_t rounds) {
 }
 #endif
 
-// Reads `floats` values, a multiple of four vectors, once.
+// Reads `floats` values, a multiple of four vectors, and returns their sum.
 static float read_through(const float* from, int64_t floats) {
   Vector sum[4] = {};
   for (int64_t i = 0; i < floats; i += 4 * kLanes) {

@@ -1,11 +1,12 @@
-// A thread's own scratch, which grows to the largest tile that it has seen and then stays: no allocation in later calls.
+// Scratch memory of a thread, for the matrix of a tile. It grows to the largest tile so far and is kept, so that later calls do
+// not allocate.
 #pragma once
 
 #include <cstdint>
 
 namespace ts {
 
-// Room for `bytes`, aligned to a cache line; valid until the same thread asks again.
+// Returns `bytes` of memory, aligned to a cache line. Valid until the same thread calls again.
 void* scratch(int64_t bytes);
 
 }  // namespace ts

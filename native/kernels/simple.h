@@ -1,4 +1,5 @@
-// What surrounds convolutions: pooling, means, sums, scales, activations, and bringing tensors in.
+// The operations between convolutions: import, pooling, mean, add, scale, activation, copy, and the repair of grouped
+// convolutions. Each function computes one task; kernels.cpp calls it.
 #pragma once
 
 #include <algorithm>
@@ -8,9 +9,10 @@
 
 namespace ts::TS_ISA {
 
+// Channels up to which an import loops over planes outside: an image has 1, 3 or 4.
 constexpr int64_t kFewChannels = 4;
 
-// Pixels of a row from as many planes as they have channels; their number is known, so that the compiler permutes vectors.
+// Interleaves a row of planes to pixels. The number of channels is a constant, so that the compiler vectorizes with permutes.
 template <int Channels, class Element>
 static void interleave(Element* __restrict to, const float* __restrict from, int64_t plane, int64_t width) {
   for (int64_t x = 0; x < width; x++) {
@@ -18,9 +20,9 @@ static void interleave(Element* __restrict to, const float* __restrict from, int
   }
 }
 
-// Words of two vectors in turns, from the words `First` on.
+// Words of two vectors alternately, from word `First` of each.
 template <int First, int... Lane>
-TS_INLINE Words in_turns(Words a, Words b, std::integer_sequence<int, Lane...>) {
+TS_INLINE Words interleave_words(Words a, Words b, std::integer_sequence<int, Lane...>) {
 #ifdef __clang__
   return __builtin_shufflevector(a, b, (First + Lane / 2 + Lane % 2 * kLanes)...);
 #else
@@ -28,14 +30,14 @@ TS_INLINE Words in_turns(Words a, Words b, std::integer_sequence<int, Lane...>) 
 #endif
 }
 
-// Pixels of three planes and a zero, two words of bfloat16 each.
+// Interleaves three planes and a zero channel to bfloat16 pixels of two words.
 static void interleave_with_zero(Bfloat16* __restrict to, const float* __restrict from, int64_t plane, int64_t width) {
   constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
   int64_t x = 0;
   for (; x + kLanes <= width; x += kLanes, to += 4 * kLanes) {
-    const Words first = (nearest_half(load(from + x)) >> 16) | nearest_half(load(from + plane + x));
-    const Words last = nearest_half(load(from + 2 * plane + x)) >> 16;
-    const Words words[] = {in_turns<0>(first, last, lanes), in_turns<kLanes / 2>(first, last, lanes)};
+    const Words first = (round_to_bfloat16(load(from + x)) >> 16) | round_to_bfloat16(load(from + plane + x));
+    const Words last = round_to_bfloat16(load(from + 2 * plane + x)) >> 16;
+    const Words words[] = {interleave_words<0>(first, last, lanes), interleave_words<kLanes / 2>(first, last, lanes)};
     memcpy(to, words, sizeof words);
   }
   for (; x < width; x++, to += 4) {
@@ -51,7 +53,7 @@ static void import_row(const ts_operation& op, Element* workspace, const float* 
   const int64_t* strides = op.external.strides;
   const float* from = external + (op.external.first_image + image) * strides[0] + row * strides[2];
   Element* to = workspace + op.output + task * op.in_width * op.out_stride;
-  // Channels inside where there are many, so that what is written to lies together; the few of an image outside.
+  // Many channels are looped over inside, so that writes are contiguous; the few of an image outside, so that reads are.
   const int64_t width = op.in_width, channels = op.in_channels, stride = op.out_stride, step = strides[3];
   if (channels == stride && step == 1 && channels <= kFewChannels) {
     constexpr void (*interleave_planes[])(Element*, const float*, int64_t, int64_t) = {
@@ -85,7 +87,7 @@ static void pool_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t top = row * window.stride_height - window.pad_height;
   for (int64_t column = 0; column < op.out_width; column++, to += op.out_stride) {
     const int64_t left = column * window.stride_width - window.pad_width;
-    // Ceil mode may reach beyond the padding; that part counts for nothing in either convention.
+    // In ceil mode a window may reach beyond the padding; PyTorch does not count that part, with or without count_padding.
     const int64_t bottom = std::min(top + window.kernel_height, op.in_height + window.pad_height);
     const int64_t right = std::min(left + window.kernel_width, op.in_width + window.pad_width);
     const int64_t dh = Max ? window.dilation_height : 1, dw = Max ? window.dilation_width : 1;
@@ -113,8 +115,8 @@ static void pool_row(const ts_operation& op, Element* workspace, int64_t task) {
       }
       store(to + c, activate(Max ? result : result * share, op.activation));
     }
-    // The maximum of padding alone (dilated windows reach over small images) is -infinity, which readers of whole
-    // vectors may not meet where there is no channel: times their zero weights it is not zero.
+    // The maximum of a window that lies in padding alone (a dilated one over a small image) is -infinity. Clear it in padding
+    // channels: the next product multiplies them by zero weights, and 0 × ∞ is NaN.
     if (Max && seen == 0) std::fill(to + op.out_channels, to + op.out_stride, Element{});
   }
 }
@@ -126,7 +128,7 @@ static void mean_image(const ts_operation& op, Element* workspace, int64_t task)
   const Element* from = workspace + op.input + task * pixels * op.in_stride;
   Element* to = workspace + op.output + task * op.out_stride;
   for (int64_t c = 0; c < op.out_stride; c += kLanes) {
-    // Four partial sums, for speed and for the rounding.
+    // Four partial sums: independent additions hide their latency, and rounding errors grow slower.
     Vector sum[4] = {Vector{}, Vector{}, Vector{}, Vector{}};
     for (int64_t p = 0; p < pixels; p++) sum[p % 4] += load(from + p * op.in_stride + c);
     const Vector mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * (1.0f / static_cast<float>(pixels));
@@ -134,7 +136,7 @@ static void mean_image(const ts_operation& op, Element* workspace, int64_t task)
   }
 }
 
-// A task is an output row of each of these.
+// A task of the following kinds is an output row.
 template <class Element>
 static void add_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t count = op.out_width * op.out_stride, begin = task * count;
@@ -165,7 +167,7 @@ static void activate_row(const ts_operation& op, Element* workspace, int64_t tas
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(from + i), op.activation));
 }
 
-// Every stride-th pixel; `channel_offset` zero channels stand before the copied ones, and more after.
+// Copies every stride-th pixel. The channels before `channel_offset`, and those after the copied ones, become zero.
 template <class Element>
 static void copy_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;
@@ -179,7 +181,7 @@ static void copy_row(const ts_operation& op, Element* workspace, int64_t task) {
   }
 }
 
-// An output of a grouped convolution, from its own group alone.
+// One output of a grouped convolution, computed from its own group's channels alone.
 template <class Element>
 static float output_of(const ts_operation& op, const Element* image, float sum, int64_t row, int64_t column,
                        int64_t channel) {
@@ -200,8 +202,8 @@ static float output_of(const ts_operation& op, const Element* image, float sum, 
   return sum;
 }
 
-// Groups that are computed together meet each other's values with weights of zero, and zero times infinity is NaN. So
-// what is NaN is computed anew, slowly, for it is rare. A task is an output row.
+// Neighbouring groups are multiplied as one matrix with zero weights between them. 0 × ∞ is NaN, so an infinite input of one
+// group spoils the others' outputs. Recompute the outputs that are NaN, one by one: they are rare. A task is an output row.
 template <class Element>
 static void repair_row(const ts_operation& op, Element* workspace, int64_t task) {
   const int64_t image = task / op.out_height, row = task % op.out_height;

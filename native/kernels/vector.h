@@ -1,6 +1,6 @@
-// The vector type that all kernels are written in: the compiler's own vector extension, as wide as the instruction set
-// that this file is compiled for. One source serves SSE2, AVX2, AVX-512 and NEON. Tensors are of float or of Bfloat16;
-// whatever is loaded is computed with in float, and rounded when it is stored.
+// The vector type that all kernels are written in: GCC's and Clang's vector extension, as wide as the instruction set that this
+// file is compiled for. One source serves SSE2, AVX2, AVX-512 and NEON. Tensors hold float or Bfloat16; a load converts to
+// float, all arithmetic is in float, and a store rounds.
 #pragma once
 
 #include <cmath>
@@ -28,7 +28,7 @@ namespace ts::TS_ISA {
 constexpr int kLanes = TS_LANES;
 typedef float Vector __attribute__((vector_size(TS_LANES * 4)));
 typedef int32_t Mask __attribute__((vector_size(TS_LANES * 4)));
-// The same, at any address: tensors from outside and packed weights need no alignment.
+// A vector at any address: the caller's tensors and packed weights need not be aligned.
 typedef float Unaligned __attribute__((vector_size(TS_LANES * 4), aligned(4), may_alias));
 
 TS_INLINE Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
@@ -42,8 +42,8 @@ typedef uint32_t Words __attribute__((vector_size(TS_LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(TS_LANES * 2)));
 typedef uint16_t UnalignedHalves __attribute__((vector_size(TS_LANES * 2), aligned(2), may_alias));
 
-// Between 16 and 32 bits: one instruction, where GCC makes five of __builtin_convertvector. (All lanes are asked for by
-// name: of the plain form, GCC 12 warns about its own header.)
+// Conversion between 16 and 32 bits as one instruction: GCC makes five of __builtin_convertvector. The masked forms of the
+// intrinsics, with all lanes on, avoid a warning of GCC 12 about its own header.
 TS_INLINE Words longer(Halves h) {
 #if defined(__AVX512F__)
   return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h);
@@ -79,8 +79,8 @@ TS_INLINE float value_of(Bfloat16 x) {
   return value;
 }
 
-// The nearest Bfloat16, ties to even, in the upper half of each word; NaN stays NaN.
-TS_INLINE Words nearest_half(Vector v) {
+// Rounds to Bfloat16 in the upper half of each word, ties to even; NaN stays NaN.
+TS_INLINE Words round_to_bfloat16(Vector v) {
   const Words bits = (Words)v;
   const Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
   const Words nan = Words{} + 0x7fc00000;
@@ -92,14 +92,14 @@ TS_INLINE void store(Bfloat16* p, Vector v) {
   const auto rounded = _mm512_cvtneps_pbh((__m512)v);
   memcpy(p, &rounded, sizeof rounded);
 #else
-  *reinterpret_cast<UnalignedHalves*>(p) = shorter(nearest_half(v) >> 16);
+  *reinterpret_cast<UnalignedHalves*>(p) = shorter(round_to_bfloat16(v) >> 16);
 #endif
 }
 
-// A vector of channels of a pixel, or two, for what is done to each channel by itself. Two vectors of Bfloat16 are the even
-// channels and the odd ones: the halves of words, which become floats by one instruction each.
+// Even/odd order: operations on single channels load 2 x kLanes Bfloat16 channels as two vectors, the even channels and the odd
+// ones. They are the lower and the upper halves of words, and one shift or mask converts each to float.
 template <class Element>
-constexpr bool kInTurns = std::is_same_v<Element, Bfloat16> && kLanes == 16;  // there must be registers for both
+constexpr bool kEvenOdd = std::is_same_v<Element, Bfloat16> && kLanes == 16;  // 16 registers have no space for both
 
 template <int Vectors, class Element>
 TS_INLINE void load_channels(const Element* p, Vector (&to)[Vectors]) {
@@ -113,7 +113,7 @@ TS_INLINE void load_channels(const Element* p, Vector (&to)[Vectors]) {
   }
 }
 
-// Channels as they were loaded, to a tensor of theirs.
+// Stores channels that load_channels loaded, in their original order.
 template <int Vectors, class Element>
 TS_INLINE void store_channels(Element* p, const Vector (&from)[Vectors]) {
   if constexpr (Vectors == 2) {
@@ -123,7 +123,7 @@ TS_INLINE void store_channels(Element* p, const Vector (&from)[Vectors]) {
                                             23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i both = _mm512_maskz_permutexvar_epi16(0xffffffff, places, (__m512i)apart);
 #else
-    const Words both = (nearest_half(from[0]) >> 16) | nearest_half(from[1]);
+    const Words both = (round_to_bfloat16(from[0]) >> 16) | round_to_bfloat16(from[1]);
 #endif
     memcpy(p, &both, sizeof both);
   } else {
@@ -131,10 +131,10 @@ TS_INLINE void store_channels(Element* p, const Vector (&from)[Vectors]) {
   }
 }
 
-// To be multiplied: as `Factor`, rounded as Element, and two vectors one after the other, even channels and odd ones, in
-// the order of the rows of the weights that they meet.
+// Stores channels that will be multiplied: as Operand values, rounded to Element. Two vectors stay in even/odd order; the rows
+// of the weights are packed in the same order.
 template <class Element, int Vectors, class Value>
-TS_INLINE void store_factors(Value* p, const Vector (&from)[Vectors]) {
+TS_INLINE void store_operands(Value* p, const Vector (&from)[Vectors]) {
 #ifdef TS_DOT
   if constexpr (Vectors == 2) {
     const auto both = _mm512_cvtne2ps_pbh((__m512)from[1], (__m512)from[0]);
@@ -146,7 +146,7 @@ TS_INLINE void store_factors(Value* p, const Vector (&from)[Vectors]) {
     if constexpr (std::is_same_v<Element, Value>) {
       store(p + v * kLanes, from[v]);
     } else {
-      store(p + v * kLanes, (Vector)nearest_half(from[v]));
+      store(p + v * kLanes, (Vector)round_to_bfloat16(from[v]));
     }
   }
 }
@@ -157,29 +157,28 @@ TS_INLINE Vector splat(float x, std::integer_sequence<int, Lane...>) {
 }
 TS_INLINE Vector broadcast(float x) { return splat(x, std::make_integer_sequence<int, kLanes>()); }
 
-// Packed weights are read four bytes at a time, whatever they hold: one float, or two neighbouring Bfloat16.
+// Packed weights are read in words of four bytes: one float, or two neighbouring Bfloat16.
 template <class Element>
 constexpr int64_t kInWord = static_cast<int64_t>(sizeof(float) / sizeof(Element));
 typedef float Word __attribute__((aligned(2), may_alias));
 typedef float UnalignedWords __attribute__((vector_size(TS_LANES * 4), aligned(2), may_alias));
 TS_INLINE Vector load_words(const Word* p) { return *reinterpret_cast<const UnalignedWords*>(p); }
 
-// What the pixels of a matrix product are of. Where there are instructions for it, Bfloat16 are multiplied as they are,
-// two with a word's at once. Elsewhere they are made floats before, once for all channels, and a word is multiplied in
-// two steps.
+// Type of the pixels' values in a matrix product. With AVX512-BF16 or AMX, Bfloat16 is multiplied directly, two values of a word
+// at once. Elsewhere a tile's values are converted to float once, and a word of weights is multiplied in two steps.
 #if defined(TS_DOT) || defined(TS_TILES)
 template <class Element>
-using Factor = Element;
+using Operand = Element;
 #else
 template <class Element>
-using Factor = float;
+using Operand = float;
 #endif
 
-// Steps in which a word is multiplied: two where each of its values is made a float.
+// Steps in which a word of weights is multiplied: two where each of its values is converted to float.
 template <class Element>
-constexpr int64_t kSteps = kInWord<Element> / kInWord<Factor<Element>>;
+constexpr int64_t kSteps = kInWord<Element> / kInWord<Operand<Element>>;
 
-// The floats that a step of a word multiplies with, or the word itself.
+// The weights of one step: floats, or words of two Bfloat16.
 template <class Element>
 TS_INLINE Vector weights_of(const Word* p, int64_t step) {
   if constexpr (kSteps<Element> == 1) return load_words(p);
@@ -197,11 +196,11 @@ TS_INLINE Vector accumulate(Vector sum, Vector pixel, Vector weight) {
   return sum + pixel * weight;
 }
 
-// Comparisons with NaN are false, so NaN passes through both, as it does through torch.clamp.
+// Comparisons with NaN are false, so NaN passes through both, as through torch.clamp.
 TS_INLINE Vector at_least(Vector x, Vector low) { return low > x ? low : x; }
 TS_INLINE Vector at_most(Vector x, Vector high) { return high < x ? high : x; }
 
-// Whether a lane is NaN: as the sum of vectors times zero is, where one of their values was not finite.
+// Whether a lane is NaN. Callers sum vectors times zero: the sum is NaN where any value was not finite.
 TS_INLINE bool has_nan(Vector x) {
   float lanes[kLanes];
   memcpy(lanes, &x, sizeof lanes);
@@ -230,7 +229,7 @@ TS_INLINE Vector exponential(Vector x) {
   Vector power;
   memcpy(&power, &bits, sizeof power);
   Vector result = p * power;
-  // Beyond the largest number it is infinite, so that a sigmoid's tail is an exact zero; NaN stays NaN.
+  // Overflow gives infinity, so that a sigmoid's tail is exactly zero; NaN stays NaN.
   result = x > 88.7f ? broadcast(std::numeric_limits<float>::infinity()) : result;
   return x == x ? result : x;
 }
@@ -264,14 +263,15 @@ TS_INLINE Vector activate(Vector x, const ts_act& act) {
   }
 }
 
-// Kernels clamp in registers. The other activations cost far more than a second look at values that are still in cache,
-// or, where stored values have been rounded, than a call for each vector.
+// Micro-kernels clamp in registers. Other activations cost far more than reading the stored values again from cache, so float
+// outputs get them in a second pass (activate_rest). Stored bfloat16 values are rounded already, so there the micro-kernel calls
+// `activated` for each vector.
 TS_INLINE ts_act clamp_of(const ts_act& act) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   return act.kind == TS_CLAMP ? act : ts_act{TS_CLAMP, -kInfinity, kInfinity, 0};
 }
 
-// Whether there is anything to clamp.
+// Whether a clamp has a finite bound.
 TS_INLINE bool clamps(const ts_act& clamp) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   return clamp.alpha > -kInfinity || clamp.beta < kInfinity;

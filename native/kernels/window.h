@@ -1,4 +1,4 @@
-// Where a kernel lies on the image.
+// Which part of a window lies on the image, and not on padding.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ struct KernelRows {
   int64_t first, last;
 };
 
-// Those that fall on the image for a row of the output; there may be none.
+// Kernel rows that lie on the image for a row of the output; there may be none.
 static inline KernelRows rows_inside(const ts_window& window, int64_t in_height, int64_t output_row) {
   const int64_t top = output_row * window.stride_height - window.pad_height, dilation = window.dilation_height;
   const int64_t below = in_height - top;  // kernel rows kh with kh * dilation < below

@@ -117,8 +117,10 @@ class Elsewhere:
     def instruction_sets(self, dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
         """Do what `library.instruction_sets` does."""
         answer = self.ask(PRECISIONS.index(dtype), b"", answer=64)
-        vector, panel, rows, lanes, depth, factor, in_turns, halves = (ctypes.c_int64 * 8).from_buffer_copy(answer)
-        shape = (vector, panel, rows, lanes, depth, factor, bool(in_turns), bool(halves))
+        vector, panel, rows, lanes, depth, operand_bytes, even_odd, paired_tail = (ctypes.c_int64 * 8).from_buffer_copy(
+            answer
+        )
+        shape = (vector, panel, rows, lanes, depth, operand_bytes, bool(even_odd), bool(paired_tail))
         return {"baseline": InstructionSet(0, "baseline", dtype, *shape)}
 
     def keep(self, kept: Callable[[Any, Tensor], int]) -> Callable[[Any, Tensor], int]:

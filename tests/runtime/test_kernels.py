@@ -26,7 +26,7 @@ from torch_separable.runtime.graph.ir import (
     Convolution,
     Copy,
     Depthwise,
-    Filtering,
+    DepthwiseConv,
     Mean,
     Node,
     Pool,
@@ -231,7 +231,7 @@ def test_pixels_whose_channels_are_a_page_or_a_part_of_it_lie_a_line_apart(
     factors = Mean("a", "x", "a")
     means = x.mean((2, 3), keepdim=True)
     cases: list[tuple[list[Node], Tensor]] = [
-        ([Filtering("y", "x", "y", depthwise)], filtered),
+        ([DepthwiseConv("y", "x", "y", depthwise)], filtered),
         ([Convolution("a", "x", "a", mixed, zeros, Window()), Add("y", "a", "x", "y")],
          convolved(x, mixed, zeros, Window()) + x),
         ([Convolution("y", "x", "y", narrow, torch.zeros(24), Window(), depthwise=depthwise)],
@@ -404,7 +404,7 @@ def test_depthwise_and_separable_convolution(
     size = output_size(window, size)
     if multiplier == 1:
         alone = execute(
-            [Filtering("y", "x", "y", depthwise)],
+            [DepthwiseConv("y", "x", "y", depthwise)],
             {"x": tuple(x.shape), "y": (batch, channels, *size)},  # type: ignore[dict-item]
             x, isa, workers, dtype=dtype,
         )  # fmt: skip
@@ -417,7 +417,7 @@ def test_depthwise_and_separable_convolution(
     expected = F.relu(convolved(stored(inner, dtype), weight, bias, Window()))
     assert_close(got, expected, slack=two_ties(inner, weight, between, dtype))
     # As several threads take late layers apart: a filtered block of channels for each kernel of a channel.
-    apart = [Filtering("z", "x", "z", depthwise), replace(node, input="z", depthwise=None)]
+    apart = [DepthwiseConv("z", "x", "z", depthwise), replace(node, input="z", depthwise=None)]
     between_them = {**shapes, "z": (batch, multiplier * channels, *size)}
     got = execute(apart, between_them, x, isa, workers, {"z": multiplier}, dtype)  # type: ignore[arg-type]
     assert_close(got, expected, slack=two_ties(inner, weight, between, dtype))
@@ -452,7 +452,7 @@ def test_few_channels_are_padded_to_a_narrow_vector(isa: str, channels: int, out
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (5, 3), (9, 16), (20, 31)])
 @pytest.mark.parametrize("outputs", [17, 24, 40, 72])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("isa", [isa for isa in SETS if available() and instruction_sets()[isa].halves])
+@pytest.mark.parametrize("isa", [isa for isa in SETS if available() and instruction_sets()[isa].paired_tail])
 def test_two_pixels_share_a_vector_that_is_half_empty(
     isa: str, dtype: torch.dtype, outputs: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,12 +474,12 @@ def test_two_pixels_share_a_vector_that_is_half_empty(
     for workers in (1, 2):
         plan = schedule(Program("x", tuple(nodes), shapes, {}, frozenset(), ("y",), None), kernels, workers)  # type: ignore[arg-type]
         assert {bool(o.convolution.paired_tail) for o in plan.steps[0].operations if o.kind == Kind.CONVOLUTION} == {
-            kernels.halves
+            kernels.paired_tail
         }
         shared = execute(nodes, shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
         with monkeypatch.context() as patched:
             for module in (schedule_module, packing):
-                patched.setattr(module, "halved", lambda channels, kernels: False)
+                patched.setattr(module, "has_paired_tail", lambda channels, kernels: False)
             alone = execute(nodes, shapes, x, isa, workers, dtype=dtype)  # type: ignore[arg-type]
         assert torch.equal(shared.nan_to_num(7.0), alone.nan_to_num(7.0))
         assert shared.isfinite().any() or size == (1, 1)
@@ -501,7 +501,7 @@ def test_pointwise_first_sums_filtered_blocks(
         torch.zeros(outputs * rank), Window(),
     )  # fmt: skip
     filters = Depthwise(taps.flatten(2).permute(1, 2, 0), bias[None], window, activation)
-    second = Filtering("y", "p", "y", filters, summed=True)
+    second = DepthwiseConv("y", "p", "y", filters, summed=True)
     shapes = {
         "x": tuple(x.shape),
         "p": (2, outputs * rank, *size),
@@ -627,7 +627,7 @@ def test_what_a_depthwise_stage_makes_is_rounded_as_pytorch_rounds_it(isa: str) 
     filters = Depthwise(torch.full((1, 1, channels), factor), torch.zeros(1, channels), Window())
     shapes = {"x": tuple(x.shape), "y": tuple(x.shape)}
     expected = (x * factor).bfloat16().float()
-    alone = execute([Filtering("y", "x", "y", filters)], shapes, x, isa, 1, dtype=torch.bfloat16)  # type: ignore[arg-type]
+    alone = execute([DepthwiseConv("y", "x", "y", filters)], shapes, x, isa, 1, dtype=torch.bfloat16)  # type: ignore[arg-type]
     torch.testing.assert_close(alone, expected, rtol=0, atol=0, equal_nan=True)
     x = x.nan_to_num(3.0)  # the product would spread a NaN over all channels
     same = torch.eye(channels).view(channels, channels, 1, 1)

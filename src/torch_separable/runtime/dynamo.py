@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from torch_separable.errors import SeparableError
 from torch_separable.runtime.engine import CompiledModel
-from torch_separable.runtime.graph.ir import Convolution, Filtering, TorchCall
+from torch_separable.runtime.graph.ir import Convolution, DepthwiseConv, TorchCall
 from torch_separable.runtime.native.bindings import InstructionSet, chosen_set
 
 _KEPT = 64  # sets of weights, and sizes, for which a subgraph stays packed: modules that share its code have their own
@@ -145,7 +145,7 @@ def _check(compiled: CompiledModel, bound: nn.Module, x: Tensor) -> None:
         SeparableError: the reason why the graph is PyTorch's.
     """
     nodes = compiled.program(x).nodes
-    if not any(isinstance(node, Convolution | Filtering) for node in nodes):
+    if not any(isinstance(node, Convolution | DepthwiseConv) for node in nodes):
         raise SeparableError("no operator in it has a kernel that pays")
     training = [n for n in nodes if isinstance(n, TorchCall) and n.function == torch.ops.aten.batch_norm.default]
     if any("training" in node.reason for node in training):

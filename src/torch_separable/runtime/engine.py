@@ -312,7 +312,7 @@ class Prepared:
     def _outputs(self, room: _Workspace, x: Tensor) -> list[tuple[Any, bool]]:
         """Run, and return each output, and whether it is a view of ``room``."""
         values: dict[str, Any] = {}
-        room.take(x)
+        room.bind_input(x)
         for step in self.plan.steps:
             self._step(room, step, x, values)
         return [
@@ -347,13 +347,13 @@ class Prepared:
     def profile(self, x: Tensor, rounds: int) -> list[NodeTime]:
         """Time every operation by itself, those of several shares of the images together, less an empty call."""
         room = _Workspace(self.plan, self.kernels.dtype)
-        room.take(x)
+        room.bind_input(x)
         values: dict[str, Any] = {}
         calls: list[tuple[Node, list[Operation], Callable[[], None]]] = []
         for step in self.plan.steps:
             if step.call is not None:
                 calls.append((step.call, [], partial(self._step, room, step, x, values)))
-            for places in step.together:
+            for places in step.shard_groups:
                 operations = [room.operations[id(step)][place] for place in places]
                 alone = (Operation * len(operations))(*operations)
                 shares = [[Part(place, 0, tasks(o))] for place, o in enumerate(operations)]
@@ -399,7 +399,7 @@ class _Workspace:
         places = [name for name in plan.program.outputs if name in plan.offsets]
         self.outputs = {name: view_of(self.memory, plan, name) for name in places}
 
-    def take(self, x: Tensor) -> None:
+    def bind_input(self, x: Tensor) -> None:
         """Let ``x`` be what is read next."""
         for operation in self.imports:
             operation.external.strides[:] = x.stride()

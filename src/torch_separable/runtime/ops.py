@@ -18,7 +18,7 @@ from torch_separable.runtime.graph.ir import (
     ActivationKind,
     Convolution,
     Depthwise,
-    Filtering,
+    DepthwiseConv,
     Node,
     Program,
     Shape,
@@ -170,7 +170,7 @@ def _program(
         shapes["p"] = (n, first.shape[0], h, w)
         filters = Depthwise(second.flatten(2).permute(1, 2, 0), second_bias[None], window, last)
         point = Convolution("p", "x", "p", blocked(first, rank, 0), blocked(first_bias, rank, 0), Window(), inner)
-        nodes = (point, Filtering("y", "p", "y", filters, summed=True))
+        nodes = (point, DepthwiseConv("y", "p", "y", filters, summed=True))
         blocks = {"p": rank} if rank > 1 else {}
     else:
         rank = first.shape[0] // channels

@@ -16,7 +16,7 @@ from torch_separable.runtime.graph.ir import (
     Convolution,
     Copy,
     Depthwise,
-    Filtering,
+    DepthwiseConv,
     Mean,
     Node,
     Pool,
@@ -71,7 +71,7 @@ def _readers(program: Program) -> Counter[str]:
 
 def _merge_norm(program: Program, first: Node, second: Node) -> Node | None:
     """Fold an affine function of each channel (a batch norm) into the weights before it."""
-    if not isinstance(second, Filtering) or not second.depthwise.window.is_pointwise or second.residual is not None:
+    if not isinstance(second, DepthwiseConv) or not second.depthwise.window.is_pointwise or second.residual is not None:
         return None
     if second.depthwise.weight.shape[:2] != (1, 1) or second.summed:
         return None
@@ -80,7 +80,7 @@ def _merge_norm(program: Program, first: Node, second: Node) -> Node | None:
         weight = first.weight.double() * scale[:, None, None, None]
         bias = first.bias.double() * scale + shift
         return replace(first, output=second.output, weight=weight.float(), bias=bias.float())
-    if isinstance(first, Filtering) and first.activation.is_identity and first.residual is None:
+    if isinstance(first, DepthwiseConv) and first.activation.is_identity and first.residual is None:
         d = first.depthwise
         factor, offset = (scale[None], shift[None]) if first.summed else (scale, shift)
         rows = d.bias.shape[0]
@@ -94,7 +94,7 @@ def _merge_norm(program: Program, first: Node, second: Node) -> Node | None:
 def _merge_activation(program: Program, first: Node, second: Node) -> Node | None:
     if not isinstance(second, Activate):
         return None
-    if isinstance(first, Filtering) and first.activation.is_identity:
+    if isinstance(first, DepthwiseConv) and first.activation.is_identity:
         activated = replace(first.depthwise, activation=second.activation)
         return replace(first, output=second.output, depthwise=activated)
     if isinstance(first, Convolution | Pool | Mean | Add | Scale) and first.activation.is_identity:
@@ -154,7 +154,7 @@ def _with_residuals(program: Program) -> Program:
 
 def _plus(first: Node, node: Add, readers: Counter[str]) -> Node | None:
     """Fuse a convolution with the sum that is its only reader."""
-    if not isinstance(first, Convolution | Filtering) or first.output not in (node.input, node.residual):
+    if not isinstance(first, Convolution | DepthwiseConv) or first.output not in (node.input, node.residual):
         return None
     if readers[first.output] > 1 or first.residual is not None or not first.activation.is_identity:
         return None
@@ -167,7 +167,7 @@ def _plus(first: Node, node: Add, readers: Counter[str]) -> Node | None:
 
 def _merge_separable(program: Program, first: Node, second: Node) -> Node | None:
     """Fuse a depthwise convolution with the pointwise convolution that reads it."""
-    if not (isinstance(first, Filtering) and isinstance(second, Convolution)):
+    if not (isinstance(first, DepthwiseConv) and isinstance(second, Convolution)):
         return None
     if first.summed or first.residual is not None or second.depthwise is not None or not second.window.is_pointwise:
         return None

@@ -115,7 +115,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Filtering:
+class DepthwiseConv:
     """A depthwise convolution by itself.
 
     Attributes:
@@ -399,7 +399,7 @@ class Reference:
     value: str
 
 
-Native = Convolution | Filtering | Pool | Mean | Add | Scale | Activate | Copy
+Native = Convolution | DepthwiseConv | Pool | Mean | Add | Scale | Activate | Copy
 # Pool, Mean and Copy work on uint8 values, too. Maximum pooling and Copy keep scale and zero point, and zero channels
 # hold the zero point. Averages are float32(Σ (x - zx)) · float32(sx / (sy · count)), then clamped to
 # Quantization.bounds(activation) of the output, rounded half to even and moved by its zero point.

@@ -24,7 +24,7 @@ from torch_separable.runtime.graph.ir import (
     Convolution,
     Copy,
     Depthwise,
-    Filtering,
+    DepthwiseConv,
     Mean,
     Node,
     Pair,
@@ -373,11 +373,11 @@ def _convolution(lowering: _Lowering, node: fx.Node) -> None:
         multiplier = blocks_out
         filters = weight.flatten(1).view(inputs, multiplier, -1).permute(1, 2, 0)
         depthwise = Depthwise(filters, bias.view(inputs, multiplier).T, window)
-        lowering.nodes.append(Filtering(node.name, source, node.name, depthwise))
+        lowering.nodes.append(DepthwiseConv(node.name, source, node.name, depthwise))
     elif groups == outputs and inputs // outputs == blocks_in:
         filters = weight.flatten(2).permute(1, 2, 0)
         depthwise = Depthwise(filters, bias[None], window)
-        lowering.nodes.append(Filtering(node.name, source, node.name, depthwise, summed=True))
+        lowering.nodes.append(DepthwiseConv(node.name, source, node.name, depthwise, summed=True))
     elif blocks_in == blocks_out == 1:
         lowering.nodes.append(Convolution(node.name, source, node.name, weight, bias, window, groups=groups))
     else:
@@ -401,7 +401,7 @@ def _batch_norm(lowering: _Lowering, node: fx.Node) -> None:
     blocks = lowering.blocks.get(node.name, 1)
     scale, shift = (blocked(values, blocks, 0).float() for values in (scale, shift))
     depthwise = Depthwise(scale.view(1, 1, -1), shift.view(1, -1), Window())
-    lowering.nodes.append(Filtering(node.name, source, node.name, depthwise))
+    lowering.nodes.append(DepthwiseConv(node.name, source, node.name, depthwise))
 
 
 def _linear(lowering: _Lowering, node: fx.Node) -> None:

@@ -26,8 +26,8 @@ from torch_separable.runtime.graph.ir import (
     Convolution,
     Copy,
     Depthwise,
+    DepthwiseConv,
     Dequantize,
-    Filtering,
     LookUp,
     Mean,
     Node,
@@ -111,7 +111,7 @@ class _Run:
         match node:
             case TorchCall():
                 return self._torch_call(node)
-            case Convolution() | Filtering():
+            case Convolution() | DepthwiseConv():
                 return self._float_convolution(node)
             case QuantizedConvolution():
                 return self._convolution(node)
@@ -197,10 +197,10 @@ class _Run:
         zero = self.quantization(node.output).zero_point if node.output in self.program.quantized else 0
         return F.pad(x, (0, 0, 0, 0, node.before, channels - node.before - x.shape[1]), value=zero)
 
-    def _float_convolution(self, node: Convolution | Filtering) -> Tensor:
+    def _float_convolution(self, node: Convolution | DepthwiseConv) -> Tensor:
         x = self.image(node.input)
         residual = None if node.residual is None else self.image(node.residual)
-        if isinstance(node, Filtering):
+        if isinstance(node, DepthwiseConv):
             y = _filtered(x, node.depthwise, node.summed)
         else:
             if node.depthwise is not None:

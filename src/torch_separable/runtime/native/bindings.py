@@ -232,9 +232,9 @@ class InstructionSet:
         rows: pixels that a micro-kernel computes at once.
         lanes: channels are padded to multiples of it.
         depth: so are the rows of packed weights.
-        factor: bytes of a pixel's value when it is multiplied: a float's where bfloat16 has no instructions of its own.
-        in_turns: whether depthwise stages take even and odd channels in turns, see `in_turns` of pack.py.
-        halves: whether two pixels can share a vector of output channels that is half empty, see `pack_matrix`.
+        operand_bytes: bytes of a pixel's value when it is multiplied: 4 where bfloat16 is converted to float32.
+        even_odd: whether depthwise stages take even channels first, then odd ones (`even_odd` in planning/packing.py).
+        paired_tail: whether two pixels can share a half-empty vector of output channels (`pack_matrix`).
         pays: whether it is faster here than the sets after it.
         narrow: the set with half as many lanes that tensors of few channels are for; ``None`` where there is none.
     """
@@ -247,9 +247,9 @@ class InstructionSet:
     rows: int
     lanes: int
     depth: int
-    factor: int
-    in_turns: bool = False
-    halves: bool = False
+    operand_bytes: int
+    even_odd: bool = False
+    paired_tail: bool = False
     pays: bool = True
     narrow: InstructionSet | None = None
 
@@ -337,9 +337,20 @@ def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, Instructio
             library.ts_set_shape(ctypes.c_int64(number), ctypes.c_int64(PRECISIONS.index(dtype)), shape)
             name = library.ts_set_name(ctypes.c_int64(number)).decode()
             pays = bool(library.ts_set_pays_here(ctypes.c_int64(number)))
-            vector, panel, rows, lanes, depth, factor, in_turns, halves = shape
+            vector, panel, rows, lanes, depth, operand_bytes, even_odd, paired_tail = shape
             found[name] = InstructionSet(
-                number, name, dtype, vector, panel, rows, lanes, depth, factor, bool(in_turns), bool(halves), pays
+                number,
+                name,
+                dtype,
+                vector,
+                panel,
+                rows,
+                lanes,
+                depth,
+                operand_bytes,
+                bool(even_odd),
+                bool(paired_tail),
+                pays,
             )
     # Where bfloat16 are multiplied as they are, or made floats in turns, half of a vector is not twice as fast.
     avx2 = found.get("avx2") if dtype == torch.float32 else None

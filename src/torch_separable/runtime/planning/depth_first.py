@@ -1,8 +1,8 @@
-"""The early layers of a network depth first: a tile is computed when the next layer needs it.
+"""Depth-first order for the early layers of a network: a tile is computed when the next layer needs it.
 
-Early layers have few weights and large maps, in batches above all. One layer after the other, every map goes out to
-memory and comes back; taken a few rows at a time through all of these layers, what one writes the next still finds in
-L2. The same tasks run, in another order, so nothing is computed twice and results are the same to the last bit.
+Early layers have few weights and large maps. Layer by layer, every map is written to memory and read back. If a few
+rows at a time pass through all of these layers, each layer reads its input from L2. The same tasks run in another
+order, so nothing is computed twice and the results are bit-identical.
 """
 
 from __future__ import annotations
@@ -10,20 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.graph.ir import Activate, Add, Convolution, Copy, Filtering, Node, Pool, Program, inputs_of
+from torch_separable.runtime.graph.ir import (
+    Activate,
+    Add,
+    Convolution,
+    Copy,
+    DepthwiseConv,
+    Node,
+    Pool,
+    Program,
+    inputs_of,
+)
 from torch_separable.runtime.native.bindings import Kind, MatrixSource, Operation, Part
 
-# Bytes of a map that the caches behind L2 hand back as fast as kernels ask: about a core's share of the last one. For
-# smaller maps, going from layer to layer costs more than it saves.
+# Bytes of a map up to which it stays in a core's share of the last-level cache, which is fast enough for the kernels.
+# For smaller maps depth-first order costs more than it saves.
 _NEAR = 3 * 2**20
 
-_BY_ROWS = (Convolution, Filtering, Pool, Add, Activate, Copy)
+_BY_ROWS = (Convolution, DepthwiseConv, Pool, Add, Activate, Copy)
 
 
 def early_layers(program: Program, strides: Mapping[str, int], bytes_each: int = 4) -> int:
-    """How many nodes, from the first, are to run depth first, where a value has ``bytes_each``.
+    """Count the nodes, from the first, that should run depth first, for values of ``bytes_each`` bytes.
 
-    Those whose maps are too large for the caches, while the weights of all of them fit in half of L2.
+    Their maps are too large for the caches, and the weights of all of them together fit in half of L2.
     """
     room, weights = cache_bytes(2) // 2, 0
 

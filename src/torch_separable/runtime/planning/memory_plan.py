@@ -1,4 +1,4 @@
-"""The place of every value in one workspace: memory is planned once, and a call allocates nothing."""
+"""The memory plan: the offset of every value in one workspace, so that a call allocates nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ CACHE_LINE = 64  # bytes
 
 
 def place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[dict[str, int], int]:
-    """Give every value a place, in bytes, for as long as it is read; those not alive together share memory.
+    """Assign an offset in bytes to every value; values that are not alive at the same time share memory.
 
-    Those of the first ``early`` nodes are all alive together, as these run in turns. A value's middle is put where an
-    earlier one's was, if that takes no more memory: each of two threads writes one half of every value, and so writes
-    again what its own caches hold. To take it from a core with another third-level cache costs the most.
+    The values of the first ``early`` nodes are all alive together, as these nodes run depth first. If it takes no more
+    memory, the middle of a value is put where the middle of an earlier one was: each of two threads computes one half
+    of every value, so it writes lines that its own cache holds already. Lines of another core's cache cost more.
     """
     last: dict[str, int] = {}
     for at, node in enumerate(program.nodes):

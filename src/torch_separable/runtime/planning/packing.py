@@ -27,9 +27,9 @@ def pad_blocks(tensor: Tensor, blocks: int, lanes: int, dimension: int) -> Tenso
 def pack_matrix(weight: Tensor, kernels: InstructionSet) -> Tensor:
     """Pack a matrix (M, K) as [panel][K][panel's channels], in the kernels' type, padded with zeros.
 
-    A micro-kernel reads a panel from front to back, four bytes of each channel at a time: of bfloat16, pairs of
-    neighbouring rows lie together, [panel][K / 2][panel's channels, two values each]. Channels that would fill half of
-    a last vector stand there twice, for two pixels, behind those of a whole one (see `halved`).
+    A micro-kernel reads a panel from front to back, in words of four bytes for each channel. For bfloat16 a word holds
+    two neighbouring values of K: [panel][K / 2][panel's channels][2]. The channels of a paired tail stand twice, once
+    for each of the two pixels that share the vector (see `has_paired_tail`).
     """
     depth = padded(weight.shape[1], kernels.depth)
     full = _in_panels(F.pad(weight, (0, depth - weight.shape[1])), kernels).to(kernels.dtype)
@@ -38,17 +38,17 @@ def pack_matrix(weight: Tensor, kernels: InstructionSet) -> Tensor:
 
 
 def pack_bias(bias: Tensor, kernels: InstructionSet) -> Tensor:
-    """Pad a bias (M,) to whole panels, as the rows of `pack_matrix`."""
+    """Pad a bias (M,) to whole panels, in the channel order of `pack_matrix`."""
     return _in_panels(bias[:, None], kernels)[:, 0].contiguous()
 
 
-def halved(channels: int, kernels: InstructionSet) -> bool:
-    """Whether the last of so many output channels fill at most half of a vector, which two pixels can share then."""
-    return kernels.halves and channels > kernels.vector and 0 < channels % kernels.vector <= kernels.vector // 2
+def has_paired_tail(channels: int, kernels: InstructionSet) -> bool:
+    """Return whether the last output channels fill at most half of a vector, so that two pixels can share it."""
+    return kernels.paired_tail and channels > kernels.vector and 0 < channels % kernels.vector <= kernels.vector // 2
 
 
 def _in_panels(rows: Tensor, kernels: InstructionSet) -> Tensor:
-    if not halved(len(rows), kernels):
+    if not has_paired_tail(len(rows), kernels):
         return _padded_rows(rows, kernels.panel)
     whole = len(rows) // kernels.vector * kernels.vector
     first, beside, half = rows.tensor_split((whole - kernels.vector, whole))
@@ -67,19 +67,19 @@ def pack_dense(weight: Tensor, channels: int) -> Tensor:
 
 
 def pack_filters(weight: Tensor, lanes: int, kernels: InstructionSet) -> Tensor:
-    """Pad depthwise kernels (multiplier, taps, C) as channels are padded, in the order that `in_turns` gives."""
+    """Pad depthwise weights (multiplier, taps, C) to whole vectors of channels, in the order of `even_odd`."""
     full = torch.constant_pad_nd(weight, (0, padded(weight.shape[2], lanes) - weight.shape[2]))
-    return in_turns(full, kernels).contiguous()
+    return even_odd(full, kernels).contiguous()
 
 
-def in_turns(tensor: Tensor, kernels: InstructionSet) -> Tensor:
-    """Order the last dimension's channels as the depthwise stage of the kernels takes them and hands them on.
+def even_odd(tensor: Tensor, kernels: InstructionSet) -> Tensor:
+    """Reorder the channels of the last dimension as the depthwise stage of the kernels computes them.
 
-    Of each two vectors of bfloat16, wide sets take the even channels first, then the odd ones; whatever is not two
-    vectors stays as it is.
+    With 16 lanes and bfloat16, each two whole vectors hold their even channels first, then the odd ones (even/odd
+    order, see native/README.md). The channels beyond the last two whole vectors keep their order.
     """
     both = tensor.shape[-1] // (2 * kernels.vector) * 2 * kernels.vector
-    if not kernels.in_turns or not both:
+    if not kernels.even_odd or not both:
         return tensor
     turns = tensor[..., :both].unflatten(-1, (-1, kernels.vector, 2)).transpose(-1, -2).flatten(-3)
     return torch.cat([turns, tensor[..., both:]], -1)

@@ -17,7 +17,7 @@ from torch_separable.runtime.graph.ir import (
     Add,
     Convolution,
     Copy,
-    Filtering,
+    DepthwiseConv,
     Mean,
     Native,
     Node,
@@ -45,8 +45,8 @@ from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
 from torch_separable.runtime.planning.depth_first import depth_first, early_layers, of_share
 from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place
 from torch_separable.runtime.planning.packing import (
-    halved,
-    in_turns,
+    even_odd,
+    has_paired_tail,
     pack_bias,
     pack_dense,
     pack_filters,
@@ -75,7 +75,7 @@ class Step:
     courses: Courses | None = None
 
     @property
-    def together(self) -> list[range]:
+    def shard_groups(self) -> list[range]:
         """Places of the operations that are one for different shares of the images; mostly each by itself."""
         covered, shares = (0, 1) if self.courses is None else (self.courses.covered, len(self.courses.ends))
         early = [range(place, covered, covered // shares) for place in range(covered // shares)]
@@ -164,7 +164,7 @@ def _unfused(
             between = f"{node.output}.depthwise"
             multiplier, _, channels = depthwise.weight.shape
             shapes[between], blocks[between] = (n, multiplier * channels, h, w), multiplier
-            nodes.append(Filtering(f"{node.name}.depthwise", node.input, between, depthwise))
+            nodes.append(DepthwiseConv(f"{node.name}.depthwise", node.input, between, depthwise))
             nodes.append(replace(node, input=between, depthwise=None))
         else:
             nodes.append(node)
@@ -284,7 +284,7 @@ class _Builder:
                 return self._grouped(node)
             case Convolution():
                 return [self._convolution(node)]
-            case Filtering():
+            case DepthwiseConv():
                 return self._filtering(node)
             case Pool():
                 operation = self._base(Kind.POOL_MAX if node.maximum else Kind.POOL_AVERAGE, node)
@@ -326,7 +326,7 @@ class _Builder:
             convolution.depthwise_weights = self._keep(pack_filters(depthwise.weight, lanes_in, kernels))
             convolution.depthwise_bias = self._keep(pack_filters(depthwise.bias[:, None], lanes_in, kernels))
             matrix = pad_blocks(node.weight.flatten(1), convolution.depth_multiplier, lanes_in, 1)
-            matrix = in_turns(matrix.unflatten(1, (convolution.depth_multiplier, -1)), kernels).flatten(1)
+            matrix = even_odd(matrix.unflatten(1, (convolution.depth_multiplier, -1)), kernels).flatten(1)
         elif node.window.is_pointwise and self._fits(node):
             convolution.source = MatrixSource.POINTWISE
             matrix = node.weight.flatten(1)
@@ -348,7 +348,7 @@ class _Builder:
             operation.in_channels = convolution.depth // taps if in_lines else node.weight.shape[1]
             operation.out_channels = node.weight.shape[0]
         convolution.out_vectors = padded(matrix.shape[0], lanes_out) // kernels.vector
-        convolution.paired_tail = halved(matrix.shape[0], kernels)
+        convolution.paired_tail = has_paired_tail(matrix.shape[0], kernels)
         convolution.weights = self._keep(pack_matrix(matrix, kernels))
         convolution.bias = self._keep(pack_bias(bias, kernels))
         tile = tile_of(operation, kernels, self.threads, self.tiles, self.depth_first)
@@ -403,7 +403,7 @@ class _Builder:
         repair.bias = self._keep(node.bias.float().contiguous())
         return operation
 
-    def _filtering(self, node: Filtering) -> list[Operation]:
+    def _filtering(self, node: DepthwiseConv) -> list[Operation]:
         kernels, lanes, depthwise = self._set_for(node), self.lanes[node.output], node.depthwise
         multiplier, _, channels = depthwise.weight.shape
         filters = pack_filters(depthwise.weight, lanes, kernels)
@@ -443,9 +443,12 @@ def line_channels(node: Convolution, out_width: int, kernels: InstructionSet) ->
     half of it are better gathered.
     """
     channels, window = node.weight.shape[1], node.window
-    fits = window.kernel[1] * channels % kernels.depth == 0 and window.stride[1] * channels * kernels.factor % 4 == 0
+    fits = (
+        window.kernel[1] * channels % kernels.depth == 0
+        and window.stride[1] * channels * kernels.operand_bytes % 4 == 0
+    )
     whole = channels if fits else padded(channels, kernels.depth)
-    few = (whole - channels) * (3 if kernels.factor == kernels.dtype.itemsize else 16) <= channels
+    few = (whole - channels) * (3 if kernels.operand_bytes == kernels.dtype.itemsize else 16) <= channels
     shares = window.kernel != (1, 1) and window.dilation[1] == 1
     return whole if shares and few and 2 * out_width >= kernels.rows else None
 

@@ -10,10 +10,11 @@ from torch_separable.runtime.native.bindings import InstructionSet, Kind, Matrix
 # Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
 Tile = tuple[int, int]
 
-# Pixels of a map for each thread below which threads share out large weights by output channels, and not the pixels.
+# Pixels a thread below which large weights are divided among threads by output channels, instead of the pixels: each
+# thread would stream all weights for fewer than five blocks of 14 pixels.
 FEW_PIXELS = 64
 
-# A tile's patches where layers run depth first, in bytes: few, so that the rows that wait for the next layer are few.
+# Bytes of a tile's matrix in depth-first order. It is small, so that few rows wait for the next layer.
 _DEPTH_FIRST_BYTES = 48 * 1024
 
 
@@ -29,12 +30,12 @@ def tile_of(
 
 
 def _by_rule(operation: Operation, kernels: InstructionSet, threads: int, depth_first: bool) -> Tile:
-    """Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
+    """Choose the rows of a tile (pixels for a pointwise convolution) and the parts of its output channels.
 
-    Small weights stay in L2 beside the tiles that pass by, of an eighth of it: a panel of weights is in L1 while
-    several blocks of pixels are multiplied with it. Larger ones are streamed from L3 once for every tile, so tiles are
-    as large as L2 allows. With several threads there is at least a tile for each, or else the channels of a tile are
-    shared out.
+    Weights that fit in half of L2 stay there while tiles of an eighth of L2 pass by, and a panel of weights stays in L1
+    while several blocks of pixels are multiplied with it. Larger weights are streamed from L3 once for each tile, so
+    tiles are as large as L2 allows. With several threads there is at least one tile for each, or the output channels
+    of a tile are divided.
     """
     panels = panels_of(operation, kernels)
     weights = kernels.dtype.itemsize * operation.convolution.depth * panels * kernels.panel
@@ -69,7 +70,7 @@ def _shared_out(tile: int, rows: int, images: int, threads: int) -> int:
 
 def _rows_within(operation: Operation, kernels: InstructionSet, room: int) -> int:
     """Rows of a tile whose matrix takes ``room`` bytes; more where they would not fill a micro-kernel."""
-    o, value, convolution = operation, kernels.factor, operation.convolution
+    o, value, convolution = operation, kernels.operand_bytes, operation.convolution
     if convolution.source == MatrixSource.ROW_VIEW:
         window = convolution.window
         line = value * o.in_channels * ((o.out_width - 1) * window.stride_width + window.kernel_width)

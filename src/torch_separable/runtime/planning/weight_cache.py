@@ -1,6 +1,6 @@
-"""Weights in memory once, however many shapes of input and numbers of threads a network is prepared for.
+"""Sharing of weights between the input shapes and thread counts that a network is compiled for.
 
-Every shape is captured, folded and packed by itself, which gives the same weights again, as a rule to the byte.
+Each of them is captured, folded and packed separately, which nearly always gives the same bytes again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from torch_separable.runtime.graph.ir import Convolution, Depthwise, Filtering, Node, Program
+from torch_separable.runtime.graph.ir import Convolution, Depthwise, DepthwiseConv, Node, Program
 from torch_separable.runtime.planning.schedule import Schedule, readdress
 
 
@@ -37,7 +37,7 @@ def with_shared_weights(program: Program, others: Iterable[Program]) -> Program:
             case Convolution():
                 depthwise = None if node.depthwise is None else of_stage(node.depthwise)
                 return replace(node, weight=same(node.weight), bias=same(node.bias), depthwise=depthwise)
-            case Filtering():
+            case DepthwiseConv():
                 return replace(node, depthwise=of_stage(node.depthwise))
             case _:
                 return node

@@ -1,5 +1,5 @@
-// AMX in plain C++, for testing the loops around it on processors without: what each instruction is documented to do, with
-// every breach of its rules an abort. The names are those of the compiler's intrinsics.
+// AMX in plain C++, to test amx_gemm.h on processors without it. Each function does what Intel documents for the instruction and
+// aborts on any misuse. The macros at the end have the names of the compiler's intrinsics.
 #pragma once
 
 #include <cstdint>
