@@ -217,11 +217,11 @@ def test_an_edited_plan_is_carried_out(separable: Callable[..., Any], place: Pat
 
 
 def test_layers_that_are_asked_for_stay_dense(separable: Callable[..., Any], place: Path) -> None:
-    assert separable(*shlex.split(f"{CONVERT} --rank 1 --keep 0 -o kept --quiet")).code == 0
+    assert separable(*shlex.split(f"{CONVERT} --rank 1 --exclude 0 -o kept --quiet")).code == 0
     layers = {layer.name: layer for layer in Plan.load(place / "kept" / "plan.json").layers}
-    assert (layers["0"].order, layers["0"].reason) == (None, "as was asked for")
+    assert (layers["0"].order, layers["0"].reason) == (None, "excluded")
     assert any(layer.order for layer in layers.values())
-    assert json.loads((place / "kept" / "config.json").read_text())["settings"]["keep"] == ["0"]
+    assert json.loads((place / "kept" / "config.json").read_text())["settings"]["exclude"] == ["0"]
 
 
 def test_full_rank_conversion_is_as_accurate_as_the_dense_network(separable: Callable[..., Any]) -> None:

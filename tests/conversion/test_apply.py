@@ -67,19 +67,19 @@ class Shared(nn.Module):
         return self.first(x)
 
 
-def test_a_shared_layer_is_replaced_at_all_its_places_and_counted_for_each_call() -> None:
+def test_shared_layer_is_replaced_everywhere_and_counted_for_each_call() -> None:
     net, images = Shared(), torch.randn(16, 4, 8, 8)
     statistics = calibrate(net, images)
     chosen = plan(net, statistics, rank=9)
     converted = apply(net, chosen, statistics)
     assert converted.first is converted.stages["again"][1]
     assert isinstance(converted.first, DepthwiseSeparableConv2d)
-    assert chosen.layers[0].macs[0] == 2 * 4 * 4 * 9 * 64
+    assert chosen.layers[0].macs.dense == 2 * 4 * 4 * 9 * 64
     with torch.no_grad():
         torch.testing.assert_close(converted(images), net(images), rtol=0, atol=1e-5)
 
 
-def test_frozen_layers_and_hooks_stay_so() -> None:
+def test_requires_grad_and_hooks_are_preserved() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     net[0].requires_grad_(False)
     seen: list[torch.Size] = []
@@ -94,7 +94,7 @@ def test_frozen_layers_and_hooks_stay_so() -> None:
 
 
 @pytest.mark.parametrize("method", ["svd", "least_squares"])
-def test_a_saved_plan_gives_the_same_network_to_load_weights_into(method: str, tmp_path: Path) -> None:
+def test_network_rebuilt_from_a_saved_plan_loads_the_weights(method: str, tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 6, 3))
     images = torch.randn(16, 3, 10, 10)
     statistics = calibrate(net, images)
@@ -107,7 +107,7 @@ def test_a_saved_plan_gives_the_same_network_to_load_weights_into(method: str, t
         assert torch.equal(rebuilt(images), converted(images))
 
 
-def test_a_plan_for_another_network_names_the_first_layer_that_differs() -> None:
+def test_plan_for_another_network_raises_and_names_the_first_difference() -> None:
     net, other = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 5, 3))
     chosen = plan(net, calibrate(net, torch.randn(16, 3, 8, 8)), rank=1)
     with pytest.raises(
@@ -116,11 +116,11 @@ def test_a_plan_for_another_network_names_the_first_layer_that_differs() -> None
         apply(other, chosen)
 
 
-def test_grouped_depthwise_and_pointwise_layers_are_left_alone_and_said_so() -> None:
+def test_depthwise_and_pointwise_layers_are_skipped_with_a_reason() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3))
     chosen = plan(net, calibrate(net, torch.randn(16, 4, 9, 9)), rank=1)
     assert [layer.name for layer in chosen.converted] == ["2"]
     assert {layer.name: layer.reason for layer in chosen.layers if layer.order is None} == {
-        "0": "depthwise already",
-        "1": "1x1: there is no kernel to separate",
+        "0": "already depthwise",
+        "1": "1x1: no spatial kernel to factorise",
     }

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torch_separable.conversion import LayerStatistics, apply, calibrate, plan
-from torch_separable.conversion.calibration.calibrate import moments_of
-from torch_separable.conversion.layers import patches_of
+from torch_separable.conversion.calibration.moments import layer_moments
+from torch_separable.conversion.convolutions import patches_of
 from torch_separable.cost import analyze
 from torch_separable.errors import SeparableError, SeparableValueError
 
@@ -45,7 +45,7 @@ def inputs_of(model: nn.Module, name: str, given: Tensor) -> Tensor:
     return torch.cat(seen)
 
 
-def test_moments_are_those_of_all_patches_where_all_are_taken() -> None:
+def test_moments_equal_those_of_all_patches_when_none_are_left_out() -> None:
     model, given = small(), images()
     for layer in calibrate(model, given).layers:
         conv = model.get_submodule(layer.name)
@@ -66,7 +66,7 @@ def test_moments_are_those_of_all_patches_where_all_are_taken() -> None:
             torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)
 
 
-def test_groups_of_a_convolution_have_moments_of_their_own() -> None:
+def test_each_group_has_its_own_moments() -> None:
     model, given = nn.Sequential(nn.Conv2d(6, 4, 3, groups=2)), images(channels=6)
     (layer,) = calibrate(model, given).layers
     assert layer.moments is not None
@@ -81,7 +81,7 @@ def test_groups_of_a_convolution_have_moments_of_their_own() -> None:
         torch.testing.assert_close(moments.target_mean, expected.target_mean)
 
 
-def test_sample_of_pixels_is_drawn_evenly_and_bounded() -> None:
+def test_pixels_are_sampled_uniformly_up_to_a_limit() -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1))
     given = torch.randn(16, 2, 80, 80)
     (layer,) = calibrate(model, given).layers
@@ -91,7 +91,7 @@ def test_sample_of_pixels_is_drawn_evenly_and_bounded() -> None:
     torch.testing.assert_close(layer.moments[0].patches, exact.patches, rtol=0.1, atol=0.1)
 
 
-def test_layers_stand_in_the_order_in_which_they_run() -> None:
+def test_layers_are_in_execution_order() -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -104,8 +104,8 @@ def test_layers_stand_in_the_order_in_which_they_run() -> None:
     for memory in (2**31, 1):
         statistics = calibrate(Backwards(), images(), memory=memory)
         assert [layer.name for layer in statistics.layers] == ["first", "last"]
-        assert statistics.kept == {
-            "mixer": "1x1: there is no kernel to separate",
+        assert statistics.skipped == {
+            "mixer": "1x1: no spatial kernel to factorise",
             "unused": "never ran on the calibration images",
         }
 
@@ -133,14 +133,14 @@ def test_layer_called_several_times_is_counted_and_sampled_at_each_call() -> Non
     assert calibrate(model, given).macs == analyze(model, given[:1]).macs
 
 
-def test_layer_that_stands_at_two_places_is_one_layer() -> None:
+def test_layer_used_at_two_places_is_one_layer() -> None:
     shared = nn.Conv2d(4, 4, 3, padding=1)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(shared, nn.ReLU()), shared)
     layers = calibrate(model, images()).layers
     assert [(layer.name, layer.calls) for layer in layers] == [("0", 1), ("1.0", 2)]
 
 
-def test_costs_are_counted_for_each_image_where_one_image_makes_several_inputs() -> None:
+def test_costs_are_per_image_when_one_image_makes_several_inputs() -> None:
     class Halves(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -156,7 +156,7 @@ def test_costs_are_counted_for_each_image_where_one_image_makes_several_inputs()
     assert statistics["conv"].inputs == ((2, 8, 4),)
 
 
-def test_each_image_has_as_many_pixels_in_the_sample_whatever_its_batch() -> None:
+def test_each_image_contributes_equally_whatever_its_batch() -> None:
     model, given = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 2, 3)), torch.zeros(64, 1, 32, 32)
     given[60:] = 1.0  # in a batch of 4, beside one of 60
     nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def test_memory_is_bounded() -> None:
+def test_memory_limit_is_respected() -> None:
     model = nn.Sequential(*(nn.Conv2d(24, 24, 3, padding=1) for _ in range(5)))
     given = images(12, 24, 24)
     with torch.no_grad(), LiveBytes() as running:
@@ -205,13 +205,15 @@ def test_memory_is_bounded() -> None:
             assert live.most - running.most > 1.5 * memory, "more would be taken where more may be"
 
 
-def test_results_are_the_same_whatever_the_memory() -> None:
+def test_results_do_not_depend_on_the_memory_limit() -> None:
     model, given = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))), images(12, 16, 6)
     roomy, tight = calibrate(model, given), calibrate(model, given, memory=2**18)
     assert all(layer.moments is not None for layer in roomy.layers)
     assert [layer.moments is None for layer in tight.layers] == [True] * 4
     for layer in roomy.layers:
-        for one, other in zip(moments_of(model, roomy, layer.name), moments_of(model, tight, layer.name), strict=True):
+        conv: Any = model.get_submodule(layer.name)
+        pairs = (layer_moments(model, conv, statistics, layer.name) for statistics in (roomy, tight))
+        for one, other in zip(*pairs, strict=True):
             for name in ("patches", "cross", "patch_mean", "target_mean", "target_variance"):
                 torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
     chosen = plan(model, roomy, rank=2)
@@ -225,7 +227,7 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(tensor, others[name]), name
 
 
-def test_network_is_left_as_it_was() -> None:
+def test_network_and_random_state_are_unchanged() -> None:
     model = small()
     model[1].train()
     model[0].eval()
@@ -239,14 +241,14 @@ def test_network_is_left_as_it_was() -> None:
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_batch_norm_that_follows_gives_scale_and_shift() -> None:
+def test_scale_and_shift_are_those_of_the_following_batch_norm() -> None:
     model = small().eval()
     with torch.no_grad():
         for tensor in (model[1].weight, model[1].bias, model[1].running_mean):
             tensor.normal_()
         model[1].running_var.uniform_(0.5, 2)
     first, last = calibrate(model, images()).layers
-    assert (first.flow.norm, last.flow.norm) == ("1", None)
+    assert (first.consumer.norm, last.consumer.norm) == ("1", None)
     y = torch.randn(5, 4, 2, 2)
     with torch.no_grad():
         expected = model[1](y)
@@ -270,7 +272,7 @@ class Flowing(nn.Module):
 
 
 def flow(then: Callable[[Any, Tensor, Tensor], Any], norm: nn.Module | None = None) -> tuple[bool, bool, bool]:
-    found = calibrate(Flowing(then, norm), images())["conv"].flow
+    found = calibrate(Flowing(then, norm), images())["conv"].consumer
     return found.norm == "norm", found.residual, found.rectified
 
 
@@ -293,7 +295,7 @@ SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS)
 @pytest.mark.parametrize("add", SUMS.values(), ids=SUMS)
-def test_residual_sums_and_rectifiers_are_found_in_every_form(
+def test_residual_sums_and_relus_are_found_in_every_form(
     relu: Callable[[Tensor], Tensor], add: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
     after: Callable[[Any, Tensor], Tensor] = lambda m, y: m.after(y).mean((2, 3))  # noqa: E731
@@ -328,13 +330,13 @@ def test_residual_sums_and_rectifiers_are_found_in_every_form(
         (lambda m, y, x: m.norm(input=y).relu().mean((2, 3)), nn.BatchNorm2d(3), (True, False, True)),
     ],
 )  # fmt: skip
-def test_other_ways_of_an_output_are_not_taken_for_a_rectifier(
+def test_other_uses_of_an_output_are_not_taken_for_a_relu(
     then: Callable[[Any, Tensor, Tensor], Any], norm: nn.Module | None, expected: tuple[bool, bool, bool]
 ) -> None:
     assert flow(then, norm) == expected
 
 
-def test_both_operands_of_a_sum_see_the_rectifier() -> None:
+def test_both_operands_of_a_sum_see_the_relu() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -347,19 +349,19 @@ def test_both_operands_of_a_sum_see_the_rectifier() -> None:
             return y.relu_().mean((2, 3))
 
     layers = calibrate(Block(), images()).layers
-    assert [(x.flow.norm, x.flow.residual, x.flow.rectified) for x in layers] == [
+    assert [(x.consumer.norm, x.consumer.residual, x.consumer.rectified) for x in layers] == [
         ("bn", True, True),
         ("bn_side", True, True),
     ]
 
 
-def test_hook_of_the_network_that_changes_an_output_comes_after_what_is_recorded() -> None:
+def test_outputs_are_recorded_before_the_networks_own_hooks() -> None:
     model, given = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images()
     plain = calibrate(model, given)["0"]
     model[0].register_forward_hook(lambda module, args, output: 3 * output)
     hooked = calibrate(model, given)["0"]
-    assert plain.flow.rectified
-    assert not hooked.flow.rectified
+    assert plain.consumer.rectified
+    assert not hooked.consumer.rectified
     converted = apply(model, plan(model, calibrate(model, given), rank=9), given)
     torch.testing.assert_close(converted(given), model(given), rtol=1e-4, atol=1e-5)
 
@@ -373,7 +375,7 @@ class ByName(nn.Module):
         return {"logits": self.conv(input=pixel_values).mean((2, 3)) + ids[:, :1]}
 
 
-def test_images_in_every_form() -> None:
+def test_images_are_accepted_in_every_form() -> None:
     model, given = small(), images(40)
     of_tensor = calibrate(model, given).layers
     for form in (given.split(16), [given[:0], *given.split(10)], (batch for batch in given.split(7))):
@@ -391,7 +393,7 @@ def test_images_in_every_form() -> None:
     assert statistics["conv"].moments[0].count == 40 * 36
 
 
-def test_sequences_and_volumes_are_images_too() -> None:
+def test_sequences_and_volumes_are_accepted() -> None:
     for conv, shape in ((nn.Conv1d(3, 4, 5), (16, 3, 20)), (nn.Conv3d(2, 4, 3), (16, 2, 5, 6, 7))):
         layer = calibrate(nn.Sequential(conv), torch.randn(shape))["0"]
         assert layer.inputs == ((1, *shape[2:]),)
@@ -399,71 +401,71 @@ def test_sequences_and_volumes_are_images_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_images_are_taken_to_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
+def test_images_are_cast_to_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
     layer = calibrate(small().to(dtype), images())["0"]
     assert layer.moments is not None
     assert layer.moments[0].patches.dtype == torch.float64
 
 
-def refused(message: str, kind: type[Exception] = SeparableError) -> Any:
+def raises(message: str, kind: type[Exception] = SeparableError) -> Any:
     return pytest.raises(kind, match=message)
 
 
-def test_images_of_no_use_are_refused_in_words() -> None:
+def test_unusable_images_raise() -> None:
     model = small()
-    with refused("0 calibration images: at least 8 are needed"):
+    with raises("0 calibration images"):
         calibrate(model, images(0))
-    with refused("0 calibration images"):
+    with raises("0 calibration images"):
         calibrate(model, [])
-    with refused("1 calibration images: at least 8"):
+    with raises("1 calibration images"):
         calibrate(model, images(1))
-    with refused("7 calibration images: at least 8 are needed, and 256 to 1,024 recommended"):
+    with raises("7 calibration images: at least 8 "):
         calibrate(model, images(7))
-    with refused(r"images have shape \(8, 8\): expected \(N, C, H, W\)", SeparableValueError):
+    with raises(r"\(8, 8\): expected \(N, C, H, W\)", SeparableValueError):
         calibrate(model, torch.zeros(8, 8))
-    with refused("images are a NoneType: expected a tensor", SeparableValueError):
+    with raises("NoneType", SeparableValueError):
         calibrate(model, None)  # type: ignore[arg-type]
-    with refused("batch 0 of the calibration images is a list: .* leave labels away", SeparableValueError):
+    with raises("batch 0 .* list", SeparableValueError):
         calibrate(model, [[images(), torch.zeros(16)]])  # type: ignore[list-item]
-    with refused("batch 0 of the calibration images is of torch.uint8: expected floating point", SeparableValueError):
+    with raises("batch 0 .* torch.uint8", SeparableValueError):
         calibrate(model, torch.zeros(16, 3, 8, 8, dtype=torch.uint8))
     for held, shapes in ((torch.tensor(3.0), r"\(8, 3, 8, 8\), \(\)"), (torch.ones(3), r"\(8, 3, 8, 8\), \(3,\)")):
-        with refused(f"batch 0 .* holds tensors of shapes {shapes}: all need the images as their first dimension"):
+        with raises(f"batch 0 .* shapes {shapes}"):
             calibrate(ByName(), [{"pixel_values": images(8), "ids": held}])
     for same in (torch.zeros(16, 3, 8, 8), images(1).expand(16, 3, 8, 8), [images(1)] * 16):
-        with refused("all 16 calibration images are the same: nothing can be fitted to them"):
+        with raises("all 16 calibration images are identical"):
             calibrate(model, same)
     broken = images(80)
     broken[70, 0, 2, 2] = torch.nan
-    with refused("batch 1 of the calibration images holds NaN or infinity: leave these images out"):
+    with raises("batch 1 .* NaN"):
         calibrate(model, broken)
-    with refused(r"Sequential cannot take a batch of shape \(8, 4, 8, 8\): .*expected input.* to have 3 channels"):
+    with raises(r"Sequential .*\(8, 4, 8, 8\): .* 3 channels"):
         calibrate(model, images(channels=4))
-    with refused(r"Sequential cannot take a batch of shape \(8, 3, 9, 9\): .* Give images of the size"):
+    with raises(r"Sequential .*\(8, 3, 9, 9\)"):
         calibrate(model, images(size=11)[..., :9, :9])
-    with refused(r"ByName cannot take a batch of shape {'x': \(8, 3, 8, 8\)}"):
+    with raises(r"ByName .*{'x': \(8, 3, 8, 8\)}"):
         calibrate(ByName(), [{"x": images()}])
-    with refused("gives 256 outputs an image for batch 1 of the calibration images, and 144 for the first"):
+    with raises("256 .* batch 1 .* 144 .* batch 0"):
         calibrate(nn.Sequential(nn.Conv2d(3, 4, 3)), [images(8), images(8, size=10)])
 
 
-def test_networks_of_no_use_are_refused_in_words() -> None:
-    with refused(r"Sequential has no convolution to convert \(0: 1x1: there is no kernel to separate\)"):
+def test_unusable_networks_raise() -> None:
+    with raises(r"Sequential has no convolution to convert \(0: 1x1"):
         calibrate(nn.Sequential(nn.Conv2d(3, 4, 1)), images())
-    with refused(r"Linear has no convolution to convert \(none at all\)"):
+    with raises(r"Linear has no convolution to convert .*nn\.Conv1d"):
         calibrate(nn.Linear(2, 2), images())
-    with refused("none to convert ran on the images"):
+    with raises("Idle"):
         calibrate(Idle(), images())
     model = small()
     with torch.no_grad():
         model[3].weight[1, 2, 0, 1] = torch.inf
-    with refused("3.weight holds NaN or infinity"):
+    with raises("3.weight"):
         calibrate(model, images())
     model = small()
     model[1].running_var[2] = torch.nan
-    with refused("1.running_var holds NaN or infinity"):
+    with raises("1.running_var"):
         calibrate(model, images())
-    with refused("0.weight is uninitialized"):
+    with raises("0.weight"):
         calibrate(nn.Sequential(nn.LazyConv2d(4, 3)), images())
 
 
@@ -476,31 +478,31 @@ class Idle(nn.Module):
         return x.mean((2, 3))
 
 
-def test_layer_whose_activation_is_not_finite_is_named() -> None:
+def test_error_names_the_layer_whose_activation_is_not_finite() -> None:
     class Root(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.sqrt()
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Root(), nn.Conv2d(4, 4, 3))
-    with refused("input of layer 2 holds NaN or infinity in batch 0: check the weights, and the images' range"):
+    with raises("input of layer 2 .* batch 0"):
         calibrate(model, images())
     with torch.no_grad():
         model[0].weight.fill_(1e38)
-    with refused("output of layer 0 holds NaN or infinity in batch 0"):
+    with raises("output of layer 0 .* batch 0"):
         calibrate(model, images())
 
 
-def test_images_that_look_unnormalised_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match="calibration images reach 255: they look unnormalised"):
+def test_unnormalised_images_warn() -> None:
+    with pytest.warns(UserWarning, match="up to 255"):
         calibrate(small(), torch.linspace(0, 255, 16 * 3 * 64).view(16, 3, 8, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         calibrate(small(), images())
 
 
-def test_layers_with_fewer_pixels_than_unknowns_are_warned_of() -> None:
+def test_layers_with_fewer_pixels_than_patch_entries_warn() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(3), nn.Conv2d(16, 4, 3))
-    message = r"1 of 2 layers \(the first is 2\) give fewer pixels for these images than .* Give more images"
+    message = r"1 of 2 layers \(the first is 2\)"
     with pytest.warns(UserWarning, match=message):
         calibrate(model, images(143))
     with warnings.catch_warnings():

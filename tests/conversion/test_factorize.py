@@ -12,22 +12,24 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_separable.conversion.calibration.calibrate import sample_moments
+from torch_separable.conversion.calibration.moments import sample_moments
+from torch_separable.conversion.solvers.alternating import (
+    _Iterate,
+    _Problem,
+    _sweep_depthwise_first,
+    _sweep_pointwise_first,
+    fit,
+)
 from torch_separable.conversion.solvers.factorize import (
     Factors,
     Moments,
     Order,
-    _Fitted,
-    _Problem,
-    _sweep_depthwise_first,
-    _sweep_pointwise_first,
+    add_ridge,
     best_bias,
     decouple,
     decouple_weighted,
     dense_moments,
-    fit,
     output_error,
-    ridged,
 )
 
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -164,7 +166,7 @@ def best_depthwise(factors: Factors, x: Tensor, t: Tensor) -> Factors:
 
 
 @order_of_each
-def test_dense_least_squares_on_the_samples_finds_nothing_better(order: Order) -> None:
+def test_dense_least_squares_on_the_samples_is_not_better(order: Order) -> None:
     weight, moments, x = case((5, 3, 4))
     t = x @ weight.flatten(1).T
     for rank in (1, 2, 3):
@@ -174,7 +176,7 @@ def test_dense_least_squares_on_the_samples_finds_nothing_better(order: Order) -
             assert output_error(refit.kernel(), moments) == pytest.approx(error, rel=1e-3)
 
 
-def test_one_sweep_depthwise_first_takes_the_steps_of_dense_least_squares() -> None:
+def test_sweep_depthwise_first_equals_dense_least_squares() -> None:
     weight, moments, x = case((5, 1, 9))
     t = x @ weight.flatten(1).T
     start = decouple(weight, "depthwise_first", 1)
@@ -184,30 +186,34 @@ def test_one_sweep_depthwise_first_takes_the_steps_of_dense_least_squares() -> N
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_one_sweep_depthwise_first_says_what_is_lost(rank: int) -> None:
+def test_sweep_depthwise_first_returns_the_loss(rank: int) -> None:
     weight, moments, _ = case((5, 20, 9))
     weights = torch.rand(5).double()
     problem = _Problem(
-        ridged(moments.patches).view(20, 9, 20, 9), moments.cross.view(-1, 20, 9), moments.target_variance, weights, 0.0
+        add_ridge(moments.patches).view(20, 9, 20, 9),
+        moments.cross.view(-1, 20, 9),
+        moments.target_variance,
+        weights,
+        0.0,
     )
-    begin = _Fitted(decouple(weight, "depthwise_first", rank), moments.cross)
+    begin = _Iterate(decouple(weight, "depthwise_first", rank), moments.cross)
     fitted, lost = _sweep_depthwise_first(begin, problem)
     assert lost == pytest.approx(output_error(fitted.factors.kernel(), moments, weights), rel=1e-3)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_one_sweep_pointwise_first_goes_towards_dense_least_squares(rank: int) -> None:
+def test_sweep_pointwise_first_approaches_dense_least_squares(rank: int) -> None:
     weight, moments, x = case((5, 4, 9))
     t = x @ weight.flatten(1).T
     start = decouple(weight, "pointwise_first", rank)
     best = best_depthwise(best_pointwise(start, x, t), x, t).kernel()
-    S, T = ridged(moments.patches).view(4, 9, 4, 9), moments.cross.view(-1, 4, 9)
+    S, T = add_ridge(moments.patches).view(4, 9, 4, 9), moments.cross.view(-1, 4, 9)
     problem = _Problem(S, T, moments.target_variance, torch.ones(5).double(), 0.0)
-    begin = _Fitted(start, problem.left_by(start.kernel()))
+    begin = _Iterate(start, problem.residual(start.kernel()))
     swept = [_sweep_pointwise_first(begin, problem, steps) for steps in (0, 2, 4, 60)]
     kernels = [fitted.factors.kernel() for fitted, _ in swept]
     for kernel, (fitted, lost) in zip(kernels, swept, strict=True):
-        torch.testing.assert_close(fitted.left, problem.left_by(kernel))
+        torch.testing.assert_close(fitted.residual, problem.residual(kernel))
         assert lost == pytest.approx(output_error(kernel, moments), rel=1e-3)
     distances = [float((kernel - best).norm() / best.norm()) for kernel in kernels]
     assert distances[-1] < 1e-3
@@ -216,7 +222,7 @@ def test_one_sweep_pointwise_first_goes_towards_dense_least_squares(rank: int) -
 
 @order_of_each
 @given(shape=shapes, rank=st.integers(1, 8))
-def test_with_white_inputs_the_svd_is_the_optimum(order: Order, shape: tuple[int, int, int], rank: int) -> None:
+def test_svd_is_optimal_for_white_inputs(order: Order, shape: tuple[int, int, int], rank: int) -> None:
     weight, rank = torch.randn(shape).double(), min(rank, shape[2])
     n = shape[1] * shape[2]
     moments = dense_moments(weight, None, torch.eye(n).double(), torch.zeros(n).double(), 1000)
@@ -237,7 +243,7 @@ def weighted_low_rank(W: Tensor, over_rows: Tensor, over_columns: Tensor, rank: 
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
-def test_closed_form_where_channels_do_not_correlate(rank: int) -> None:
+def test_closed_form_is_optimal_for_uncorrelated_channels(rank: int) -> None:
     weight = torch.randn(6, 4, 9).double()
     blocks = [definite(9) for _ in range(4)]
     moments = dense_moments(weight, None, torch.block_diag(*blocks), torch.zeros(36).double(), 1000)
@@ -247,7 +253,7 @@ def test_closed_form_where_channels_do_not_correlate(rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
-def test_closed_form_where_channels_and_taps_correlate_apart(rank: int) -> None:
+def test_closed_form_is_optimal_for_kronecker_moments(rank: int) -> None:
     weight = torch.randn(6, 4, 9).double()
     over_channels, over_taps = definite(4), definite(9)
     moments = dense_moments(weight, None, torch.kron(over_channels, over_taps), torch.zeros(36).double(), 1000)
@@ -256,7 +262,7 @@ def test_closed_form_where_channels_and_taps_correlate_apart(rank: int) -> None:
     assert error == pytest.approx(optimum / float(moments.target_variance.sum()), rel=1e-4)
 
 
-def test_one_output_or_one_input_channel_needs_one_kernel_only() -> None:
+def test_single_channel_needs_rank_one() -> None:
     for order, shape in (("depthwise_first", (1, 5, 9)), ("pointwise_first", (5, 1, 9))):
         weight, moments, _ = case(shape)
         torch.testing.assert_close(fitted(weight, moments, order, 1).kernel(), weight, rtol=0, atol=1e-10)  # type: ignore[arg-type]
@@ -264,7 +270,7 @@ def test_one_output_or_one_input_channel_needs_one_kernel_only() -> None:
 
 @order_of_each
 @pytest.mark.parametrize("rank", [1, 3, 9])
-def test_dead_channels_and_constant_inputs_leave_factors_finite(order: Order, rank: int) -> None:
+def test_factors_are_finite_for_dead_channels_and_constant_inputs(order: Order, rank: int) -> None:
     weight, _, x = case((5, 4, 9))
     for dead in (slice(9, 18), slice(None)):
         x[:, dead] = 0.5
@@ -290,7 +296,7 @@ def test_filters_that_are_zero_stay_zero(order: Order) -> None:
 
 
 @order_of_each
-def test_fewer_patches_than_entries_give_a_kernel_that_is_not_blown_up(order: Order) -> None:
+def test_kernel_stays_bounded_with_fewer_patches_than_entries(order: Order) -> None:
     weight, moments, _ = case((5, 4, 9), count=12)
     kernel = fitted(weight, moments, order, 2).kernel()
     assert output_error(kernel, moments) < 0.05
@@ -299,7 +305,7 @@ def test_fewer_patches_than_entries_give_a_kernel_that_is_not_blown_up(order: Or
 
 @order_of_each
 @given(scale=st.floats(-5, 5))
-def test_unit_of_the_inputs_does_not_matter(order: Order, scale: float) -> None:
+def test_result_is_invariant_to_the_scale_of_the_inputs(order: Order, scale: float) -> None:
     weight, _, x = case((4, 3, 4))
     errors = []
     for unit in (1.0, 10.0**scale):
@@ -308,7 +314,7 @@ def test_unit_of_the_inputs_does_not_matter(order: Order, scale: float) -> None:
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
-def test_important_outputs_lose_less_where_outputs_share_kernels() -> None:
+def test_important_outputs_lose_less_when_outputs_share_kernels() -> None:
     weight, moments, x = case((6, 3, 9))
     weights = torch.tensor([100.0, 100.0, 1.0, 1.0, 1.0, 1.0]).double()
 
@@ -323,14 +329,14 @@ def test_important_outputs_lose_less_where_outputs_share_kernels() -> None:
     assert uneven.sum() > even.sum()
 
 
-def test_outputs_with_kernels_of_their_own_need_no_importance() -> None:
+def test_importance_does_not_matter_pointwise_first() -> None:
     weight, moments, _ = case((4, 3, 9))
     weights = torch.tensor([100.0, 1.0, 0.01, 7.0]).double()
     one, other = (fitted(weight, moments, "pointwise_first", 2, weights=w, tolerance=0) for w in (None, weights))
     torch.testing.assert_close(one.kernel(), other.kernel(), rtol=1e-3, atol=1e-4)
 
 
-def test_error_and_bias_are_those_of_the_samples() -> None:
+def test_error_and_bias_equal_those_of_the_samples() -> None:
     weight, moments, x = case((5, 4, 9))
     t = x @ weight.flatten(1).T + torch.randn(5).double() + 0.3 * torch.randn(len(x), 5).double()
     moments = moments_of(x, t)
@@ -344,7 +350,7 @@ def test_error_and_bias_are_those_of_the_samples() -> None:
     assert output_error(kernel, moments, importance) == pytest.approx(expected)
 
 
-def test_moments_of_a_dense_layer_follow_from_its_patches() -> None:
+def test_dense_moments_equal_sampled_moments() -> None:
     weight, moments, x = case((5, 4, 9))
     bias = torch.randn(5).double()
     expected = moments_of(x, x @ weight.flatten(1).T + bias)
@@ -354,7 +360,7 @@ def test_moments_of_a_dense_layer_follow_from_its_patches() -> None:
 
 
 @given(groups=st.sampled_from([1, 2, 3]), count=st.integers(2, 9000))
-def test_moments_of_samples_are_numpys_covariances(groups: int, count: int) -> None:
+def test_sample_moments_equal_numpy_covariances(groups: int, count: int) -> None:
     x, t = torch.randn(count, 12) + 5, torch.randn(count, 6) - 3
     for g, moments in enumerate(sample_moments(x, t, groups)):
         xs, ts = x.chunk(groups, 1)[g].double().numpy(), t.chunk(groups, 1)[g].double().numpy()

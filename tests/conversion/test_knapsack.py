@@ -38,7 +38,7 @@ def problems(draw: st.DrawFn, size: st.SearchStrategy[float]) -> tuple[Options, 
 
 
 @given(problem=problems(st.integers(1, 10**10).map(float)))
-def test_choice_is_that_of_brute_force(problem: tuple[Options, Options, float]) -> None:
+def test_choice_equals_brute_force(problem: tuple[Options, Options, float]) -> None:
     costs, sizes, budget = problem
     chosen = solve_knapsack(costs, sizes, budget)
     assert total(sizes, chosen) <= budget
@@ -46,7 +46,7 @@ def test_choice_is_that_of_brute_force(problem: tuple[Options, Options, float]) 
 
 
 @given(problem=problems(st.floats(0.001, 50)))
-def test_choice_is_that_of_brute_force_for_milliseconds(problem: tuple[Options, Options, float]) -> None:
+def test_choice_equals_brute_force_for_milliseconds(problem: tuple[Options, Options, float]) -> None:
     costs, sizes, budget = problem
     chosen = solve_knapsack(costs, sizes, budget)
     assert total(sizes, chosen) <= budget * (1 + 1e-9)
@@ -54,7 +54,7 @@ def test_choice_is_that_of_brute_force_for_milliseconds(problem: tuple[Options, 
 
 
 @given(problem=problems(st.integers(1, 30).map(float)))
-def test_a_unit_too_little_is_enough_to_forbid_a_choice(problem: tuple[Options, Options, float]) -> None:
+def test_choice_is_excluded_by_one_unit_too_little(problem: tuple[Options, Options, float]) -> None:
     costs, sizes, budget = problem
     if sum(map(min, sizes)) <= budget - 1:
         chosen = solve_knapsack(costs, sizes, budget - 1)
@@ -70,20 +70,20 @@ def test_more_budget_costs_less(problem: tuple[Options, Options, float]) -> None
     assert found[-1] >= sum(map(min, costs)) * (1 - 1e-12)
 
 
-def test_budget_that_no_choice_meets_is_refused_with_the_smallest_that_one_does() -> None:
+def test_unreachable_budget_raises_with_the_smallest_reachable() -> None:
     costs, sizes = [[0.0, 1.0], [0.0, 5.0]], [[10, 4], [10, 3]]
     with pytest.raises(SeparableError, match="the budget of 6 cannot be met: the smallest reachable is 7"):
         solve_knapsack(costs, sizes, 6)
     assert solve_knapsack(costs, sizes, 7) == [1, 1]
 
 
-def test_options_that_another_beats_are_not_chosen() -> None:
+def test_dominated_options_are_not_chosen() -> None:
     assert solve_knapsack([[3.0, 1.0, 1.0]], [[5, 5, 4]], 5) == [2]
     assert solve_knapsack([[0.0]], [[5]], 5) == [0]
     assert solve_knapsack([], [], 5) == []
 
 
-def test_deep_networks_are_solved_at_once() -> None:
+def test_deep_networks_are_solved_quickly() -> None:
     random = np.random.default_rng(0)
     rank = np.arange(1, 10)
     costs, sizes = [], []

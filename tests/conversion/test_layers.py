@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from torch_separable._network.weights import refresh_weights
-from torch_separable.conversion.layers import find_convertible, grouped_weight, patches_of, spec_of
+from torch_separable.conversion.convolutions import grouped_weight, patches_of, spec_of
+from torch_separable.conversion.layers import find_convertible
 
 CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 MODES = ["zeros", "reflect", "replicate", "circular"]
@@ -39,27 +40,27 @@ class Quantising(nn.Conv2d):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(8, 8, 3, groups=8), "depthwise already"),
-        (nn.Conv1d(8, 24, 3, groups=8), "depthwise already"),
-        (nn.Conv2d(8, 4, 1), "1x1: there is no kernel to separate"),
-        (nn.Conv3d(8, 4, 1, groups=2), "1x1: there is no kernel to separate"),
-        (nn.ConvTranspose2d(8, 4, 3), "transposed convolution: its factorisations are not implemented"),
-        (nn.ConvTranspose1d(8, 4, 3), "transposed convolution: its factorisations are not implemented"),
-        (Standardised(8, 4, 3), "Standardised computes something else than Conv2d: it overrides forward"),
-        (Quantising(8, 4, 3), "Quantising computes something else than Conv2d: it overrides _conv_forward"),
+        (nn.Conv2d(8, 8, 3, groups=8), "already depthwise"),
+        (nn.Conv1d(8, 24, 3, groups=8), "already depthwise"),
+        (nn.Conv2d(8, 4, 1), "1x1: no spatial kernel to factorise"),
+        (nn.Conv3d(8, 4, 1, groups=2), "1x1: no spatial kernel to factorise"),
+        (nn.ConvTranspose2d(8, 4, 3), "transposed convolution: not implemented"),
+        (nn.ConvTranspose1d(8, 4, 3), "transposed convolution: not implemented"),
+        (Standardised(8, 4, 3), "Standardised overrides Conv2d.forward"),
+        (Quantising(8, 4, 3), "Quantising overrides Conv2d._conv_forward"),
         (nn.Conv2d(8, 4, 3, dtype=torch.complex64), "complex weights"),
     ],
 )
-def test_what_cannot_be_converted_is_kept_with_the_reason(layer: nn.Module, reason: str) -> None:
-    found = find_convertible(nn.ModuleDict({"kept": layer, "taken": nn.Conv2d(8, 4, 3)}))
-    assert found.kept == {"kept": reason}
+def test_layer_that_cannot_be_converted_is_skipped_with_a_reason(layer: nn.Module, reason: str) -> None:
+    found = find_convertible(nn.ModuleDict({"skipped": layer, "taken": nn.Conv2d(8, 4, 3)}))
+    assert found.skipped == {"skipped": reason}
     assert list(found.convertible) == ["taken"]
 
 
-def test_convolution_whose_forward_was_replaced_on_the_instance_is_kept() -> None:
+def test_convolution_with_a_replaced_forward_is_skipped() -> None:
     conv = nn.Conv2d(4, 4, 3)
     conv.forward = lambda x: F.relu(F.conv2d(x, conv.weight))  # type: ignore[method-assign]
-    assert find_convertible(conv).kept == {"": "Conv2d computes something else than Conv2d: it overrides forward"}
+    assert find_convertible(conv).skipped == {"": "Conv2d overrides Conv2d.forward"}
 
 
 @pytest.mark.parametrize(
@@ -75,13 +76,13 @@ def test_convolution_whose_forward_was_replaced_on_the_instance_is_kept() -> Non
         nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 4, 3)),
     ],
 )
-def test_ordinary_convolutions_are_taken(layer: nn.Module) -> None:
+def test_ordinary_convolutions_are_convertible(layer: nn.Module) -> None:
     found = find_convertible(nn.Sequential(layer))
     assert list(found.convertible) == ["0"]
-    assert not found.kept
+    assert not found.skipped
 
 
-def test_names_are_those_of_the_network_and_a_shared_layer_is_listed_once() -> None:
+def test_shared_layer_is_listed_once_under_its_first_name() -> None:
     shared = nn.Conv2d(4, 4, 3)
     net = nn.ModuleDict({"a": nn.Sequential(nn.ReLU(), shared), "b": nn.ModuleList([shared, nn.Conv2d(4, 4, 3)])})
     assert list(find_convertible(net).convertible) == ["a.1", "b.1"]
@@ -98,7 +99,7 @@ def applied(conv: Any, inputs: Tensor) -> Tensor:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 @given(data=st.data())
-def test_patches_times_the_kernel_are_the_convolution(dimensions: int, mode: str, data: st.DataObject) -> None:
+def test_patches_times_kernel_equal_the_convolution(dimensions: int, mode: str, data: st.DataObject) -> None:
     def one_each(least: int, most: int) -> tuple[int, ...]:
         return tuple(data.draw(st.integers(least, most)) for _ in range(dimensions))
 
@@ -124,7 +125,7 @@ def test_patches_times_the_kernel_are_the_convolution(dimensions: int, mode: str
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (2, 4)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_patches_are_those_of_unfold(kernel: tuple[int, int], stride: int, dilation: int) -> None:
+def test_patches_equal_unfold(kernel: tuple[int, int], stride: int, dilation: int) -> None:
     conv = nn.Conv2d(3, 4, kernel, stride=stride, padding=1, dilation=dilation)
     inputs = torch.randn(2, 3, 11, 12)
     unfolded = F.unfold(inputs, kernel, dilation=dilation, padding=1, stride=stride)  # (N, C·K, positions)
@@ -132,7 +133,7 @@ def test_patches_are_those_of_unfold(kernel: tuple[int, int], stride: int, dilat
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_same_padding_of_even_kernels_is_torchs(mode: str) -> None:
+def test_same_padding_of_even_kernels_equals_torch(mode: str) -> None:
     conv = nn.Conv2d(2, 3, (4, 2), padding="same", dilation=(1, 3), padding_mode=mode, bias=False)
     inputs = torch.randn(1, 2, 9, 8)
     with torch.no_grad():
@@ -154,7 +155,7 @@ def test_weights_of_groups_keep_their_channels() -> None:
     assert torch.equal(weight[1, 0, 2].float(), conv.weight[2, 2].flatten())
 
 
-def test_spec_counts_what_the_layer_has() -> None:
+def test_spec_counts_weights_and_parameters() -> None:
     conv = nn.Conv2d(6, 4, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
     spec = spec_of(conv)
     assert (spec.weights, spec.parameters) == (conv.weight.numel(), conv.weight.numel() + 4)
@@ -171,7 +172,7 @@ def test_spec_counts_what_the_layer_has() -> None:
     ids=["weight_norm", "spectral_norm", "pruned"],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_weights_that_a_hook_computes_are_fresh_and_can_be_copied(wrap: Any, source: str) -> None:
+def test_weights_computed_by_a_hook_are_refreshed_and_can_be_copied(wrap: Any, source: str) -> None:
     conv = wrap(nn.Conv2d(4, 4, 3)).eval()
     with torch.no_grad():
         stale = conv.weight.clone()

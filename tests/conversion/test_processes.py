@@ -15,7 +15,7 @@ WORKER = Path(__file__).with_name("conversion_worker.py")
 
 
 @pytest.mark.slow
-def test_processes_with_parts_of_the_images_make_the_network_of_one_with_all(tmp_path: Path) -> None:
+def test_processes_with_shards_of_the_images_equal_one_process(tmp_path: Path) -> None:
     worker = runpy.run_path(str(WORKER))
     alone = worker["run"](worker["images"]())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

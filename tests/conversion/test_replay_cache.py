@@ -71,7 +71,7 @@ def convolutions(network: nn.Module) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("network", [Winding(), resnet20(), mobilenet_v2(0.35)], ids=["winding", "resnet", "v2"])
-def test_every_pass_gives_what_it_would_from_the_beginning(network: nn.Module) -> None:
+def test_replayed_pass_equals_a_full_pass(network: nn.Module) -> None:
     torch.manual_seed(0)
     network.eval()
     images = torch.randn(4, 4, 6, 6) if isinstance(network, Winding) else torch.randn(4, 3, 32, 32)
@@ -80,14 +80,14 @@ def test_every_pass_gives_what_it_would_from_the_beginning(network: nn.Module) -
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_any_layers_may_be_looked_at_in_the_order_in_which_they_run(data: st.DataObject) -> None:
+def test_any_subset_of_layers_in_execution_order_can_be_replayed(data: st.DataObject) -> None:
     network = Winding()
     wanted = sorted(data.draw(st.sets(st.integers(0, 4), min_size=1)))
     memory = data.draw(st.sampled_from([0, 2000, 2**20]))
     passes(network, [network.layers[i] for i in wanted], torch.randn(4, 4, 6, 6), ReplayCache(memory))
 
 
-def test_what_came_before_is_not_computed_again() -> None:
+def test_cached_operations_are_not_computed_again() -> None:
     network = resnet20().eval()
     layers, images, cache = convolutions(network), torch.randn(2, 3, 32, 32), ReplayCache(memory=2**26)
     counts = []
@@ -100,13 +100,13 @@ def test_what_came_before_is_not_computed_again() -> None:
     assert counts == [len(layers), *range(len(layers), 1, -1)]
 
 
-def test_only_what_is_still_in_use_is_kept() -> None:
+def test_only_tensors_still_in_use_are_kept() -> None:
     network = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6)))
     images, cache = torch.randn(2, 4, 16, 16), ReplayCache(memory=2**26)
     sizes = []
     for layer in network:
         cache.run(0, layer, lambda: network(images))
-        sizes.append(cache.known[0].size // images.nbytes)
+        sizes.append(cache.cached[0].size // images.nbytes)
     assert max(sizes) <= 1
 
 
@@ -118,7 +118,7 @@ def test_batches_beyond_the_memory_run_from_the_beginning() -> None:
         for i, batch in enumerate(batches):
             expected = network(batch)
             assert torch.equal(cache.run(i, layer, lambda batch=batch: network(batch)), expected)
-    assert list(cache.known) == [0]
+    assert list(cache.cached) == [0]
 
 
 class Fickle(nn.Module):
@@ -135,7 +135,7 @@ class Fickle(nn.Module):
         return x if function is None else self.last(function(x))
 
 
-def test_a_network_that_does_something_else_the_next_time_is_run_from_the_beginning() -> None:
+def test_network_that_diverges_runs_from_the_beginning() -> None:
     network, x, cache = (
         Fickle(torch.relu, torch.sigmoid, torch.tanh),
         torch.randn(2, 3),
@@ -147,13 +147,13 @@ def test_a_network_that_does_something_else_the_next_time_is_run_from_the_beginn
         torch.testing.assert_close(result, network.last(network.first(x).tanh()))  # the second call was given up
 
 
-def test_a_network_that_ends_before_the_layer_the_next_time_is_run_from_the_beginning() -> None:
+def test_network_that_ends_before_the_layer_runs_from_the_beginning() -> None:
     network, x, cache = Fickle(torch.relu, None, None), torch.randn(2, 3), ReplayCache(memory=2**20)
     cache.run(0, network.last, lambda: network(x))
     torch.testing.assert_close(cache.run(0, network.last, lambda: network(x)), network.first(x))
 
 
-def test_tensors_without_memory_of_their_own_are_computed_again() -> None:
+def test_tensors_without_storage_are_computed_again() -> None:
     class Sparse(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -165,10 +165,10 @@ def test_tensors_without_memory_of_their_own_are_computed_again() -> None:
     network, cache = Sparse(), ReplayCache(memory=2**20)
     for x in torch.randn(2, 2, 3):
         torch.testing.assert_close(cache.run(0, network.last, lambda x=x: network(x)), network(x))
-    assert not cache.known
+    assert not cache.cached
 
 
-def test_a_pass_may_be_left_as_soon_as_the_layer_was_seen() -> None:
+def test_pass_may_stop_at_the_layer() -> None:
     class EnoughError(Exception):
         pass
 

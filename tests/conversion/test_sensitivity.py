@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable.conversion import calibrate
-from torch_separable.conversion.calibration.calibrate import moments_of
+from torch_separable.conversion.calibration.moments import layer_moments
 from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.conversion.layers import find_convertible
-from torch_separable.conversion.planning.sensitivity import Option, fit_options, measure
+from torch_separable.conversion.planning.options import Option, fit_options
+from torch_separable.conversion.planning.sensitivity import measure_changes
 from torch_separable.conversion.solvers.factorize import Order
-from torch_separable.conversion.solvers.reconstruct import biases
+from torch_separable.conversion.solvers.layer_fit import biases
 
 CHOICES = [(order, rank) for order in get_args(Order) for rank in range(1, 10)]
 
@@ -38,9 +39,10 @@ def images() -> Tensor:
 
 def options_of(name: str, method: Any, every: bool = False) -> tuple[list[Option], list[float]]:
     model, statistics = network(), calibrate(network(), images())
-    conv, moments = find_convertible(model).convertible[name], moments_of(model, statistics, name)
+    conv = find_convertible(model).convertible[name]
+    moments = layer_moments(model, conv, statistics, name)
     options = fit_options(statistics[name], conv, moments, CHOICES, method, every=every)
-    return options, measure(model, statistics, statistics[name], conv, moments, options, method, ReplayCache(2**24))
+    return options, measure_changes(model, statistics, conv, moments, options, method, ReplayCache(2**24))
 
 
 def change(name: str, option: Option, method: Any) -> float:
@@ -51,14 +53,15 @@ def change(name: str, option: Option, method: Any) -> float:
     with torch.no_grad():
         conv.weight.copy_(torch.cat([f.kernel() for f in option.factors]).reshape(conv.weight.shape))
         if method == "least_squares":
-            moments = moments_of(model, calibrate(model, images()), name)
+            original: Any = model.get_submodule(name)
+            moments = layer_moments(model, original, calibrate(model, images()), name)
             conv.bias = nn.Parameter(biases(option.factors, moments).float())
         return float((replaced(images()) - model(images())).square().mean())
 
 
 @pytest.mark.parametrize("method", ["least_squares", "svd"])
 @pytest.mark.parametrize("name", ["0", "3"])
-def test_change_is_that_of_the_outputs_when_the_layer_alone_is_converted(name: str, method: Any) -> None:
+def test_change_equals_that_of_converting_the_layer_alone(name: str, method: Any) -> None:
     options, changes = options_of(name, method)
     exact = [change(name, o, method) if o.factors is not None else None for o in options]
     ratios = [c / e for c, e in zip(changes, exact, strict=True) if e is not None and e > 1e-10]
@@ -89,13 +92,14 @@ def test_more_rank_changes_less_and_full_rank_nothing() -> None:
             assert of_order[-1] < 1e-6 * of_order[0]
 
 
-def test_model_is_left_as_it_was() -> None:
+def test_measuring_leaves_the_model_unchanged() -> None:
     model = network().train()
     statistics = calibrate(model, images())
-    conv, moments = find_convertible(model).convertible["0"], moments_of(model, statistics, "0")
+    conv = find_convertible(model).convertible["0"]
+    moments = layer_moments(model, conv, statistics, "0")
     before = copy.deepcopy(model)
     options = fit_options(statistics["0"], conv, moments, CHOICES, "least_squares")
-    measure(model, statistics, statistics["0"], conv, moments, options, "least_squares", ReplayCache(2**24))
+    measure_changes(model, statistics, conv, moments, options, "least_squares", ReplayCache(2**24))
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
     others = before.state_dict()

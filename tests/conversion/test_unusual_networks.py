@@ -74,7 +74,7 @@ def masked(net: Written, x: Tensor) -> Tensor:
     "forward",
     [viewed, changing_its_input, reading_a_list, one_number, taking_gradients, asking_for_the_bias, masked],
 )
-def test_a_network_converted_at_full_rank_is_what_it_was(forward: Callable[[Written, Tensor], Tensor]) -> None:
+def test_network_converted_at_full_rank_is_unchanged(forward: Callable[[Written, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     model, images = Written(forward).eval(), torch.randn(72, 3, 8, 8)
     before = images.clone()
@@ -90,7 +90,7 @@ def test_a_network_converted_at_full_rank_is_what_it_was(forward: Callable[[Writ
     assert torch.equal(images, before)
 
 
-def test_convolutions_that_stand_in_a_list_are_replaced_there() -> None:
+def test_convolutions_in_a_plain_list_are_replaced() -> None:
     class Listed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,12 +107,14 @@ def test_convolutions_that_stand_in_a_list_are_replaced_there() -> None:
 
     model, images = Listed().eval(), torch.randn(16, 4, 8, 8)
     conversion = ts.convert(model, images, rank=1)
-    assert ts.analyze(conversion.model, images[:1]).macs == conversion.report.macs[1] < conversion.report.macs[0]
+    assert (
+        ts.analyze(conversion.model, images[:1]).macs == conversion.report.macs.converted < conversion.report.macs.dense
+    )
     assert isinstance(model.stages["all"][0][0], nn.Conv2d)
 
 
 @pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
-def test_a_converted_network_is_converted_again(order: str) -> None:
+def test_converted_network_can_be_converted_again(order: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval()
     images = torch.randn(16, 4, 8, 8)
     statistics = ts.calibrate(model, images)
@@ -124,16 +126,16 @@ def test_a_converted_network_is_converted_again(order: str) -> None:
     assert isinstance(twice.model[0], DepthwiseSeparableConv2d)
 
 
-def test_a_buffer_may_be_infinite_and_a_weight_may_not(tmp_path: object) -> None:
+def test_buffer_may_be_infinite_but_not_nan(tmp_path: object) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
     model.register_buffer("mask", torch.full((2,), -torch.inf))
     assert ts.convert(model, torch.randn(8, 3, 8, 8), rank=1).report.agreement >= 0
     model.mask.fill_(torch.nan)
-    with pytest.raises(SeparableError, match="mask holds NaN"):
+    with pytest.raises(SeparableError, match="mask"):
         ts.calibrate(model, torch.randn(8, 3, 8, 8))
 
 
-def test_a_networks_own_train_is_not_called() -> None:
+def test_networks_own_train_method_is_not_called() -> None:
     class Merging(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -153,14 +155,14 @@ def test_a_networks_own_train_is_not_called() -> None:
     assert not model.merged
 
 
-def test_what_a_network_put_on_its_convolutions_stays_there() -> None:
+def test_attributes_of_a_convolution_are_preserved() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     model[0].place = [1, 2]  # type: ignore[assignment]
     converted = ts.convert(model, torch.randn(8, 3, 8, 8), rank=1).model
     assert converted[0].place == [1, 2]
 
 
-def test_a_weight_that_a_hook_of_the_networks_own_computes_is_kept() -> None:
+def test_weight_computed_by_a_custom_hook_is_skipped() -> None:
     def scaled(module: nn.Module, args: object) -> None:
         module.weight = module.weight_orig * 2  # type: ignore[operator]
 
@@ -176,7 +178,7 @@ def test_a_weight_that_a_hook_of_the_networks_own_computes_is_kept() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"bias": None}, {"weight": None, "bias": None}])
-def test_batch_norms_without_all_of_their_parameters(changed: dict[str, None]) -> None:
+def test_batch_norms_without_weight_or_bias(changed: dict[str, None]) -> None:
     norm = nn.BatchNorm2d(8)
     for name in changed:
         setattr(norm, name, None)
@@ -187,12 +189,12 @@ def test_batch_norms_without_all_of_their_parameters(changed: dict[str, None]) -
     torch.testing.assert_close(converted(images), model(images), rtol=1e-3, atol=1e-3)
 
 
-def test_a_kernel_of_two_layers_stays_theirs() -> None:
+def test_kernel_shared_by_two_layers_is_skipped() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
     model[1].weight = model[0].weight
     conversion = ts.convert(model, torch.randn(16, 4, 12, 12), rank=1)
     assert conversion.report.converted == ("2",)
-    assert conversion.report.kept["0"] == "its kernel is another layer's as well"
+    assert conversion.report.kept["0"] == "shares its kernel with another layer"
     assert conversion.model[1].weight is conversion.model[0].weight
 
 
@@ -216,7 +218,7 @@ class Stacking(nn.Module):
 
 
 @pytest.mark.parametrize("place", [-1, 0])
-def test_what_passes_push_onto_a_network_does_not_stay_there(place: int) -> None:
+def test_activations_pushed_onto_the_network_are_removed(place: int) -> None:
     model, images = Stacking(place).eval(), torch.randn(16, 4, 8, 8)
     conversion = ts.convert(model, images, budget=Budget(macs=0.6))
     assert model.skips == []
@@ -242,15 +244,15 @@ class Routed(nn.Module):
         return pooled(self.last(mixed.relu()))
 
 
-def test_experts_that_see_other_images_after_conversion_are_named_and_can_be_kept() -> None:
+def test_experts_that_receive_other_images_are_named_and_can_be_excluded() -> None:
     torch.manual_seed(0)
     net, images = Routed().eval(), torch.randn(64, 3, 12, 12)
     assert ts.convert(net, images, rank=9).report.output_error < 1e-6
-    with pytest.raises(SeparableError, match=r"layer experts\.\d does not see the same images .* keep=\['experts"):
+    with pytest.raises(SeparableError, match=r"layer experts\.\d .*exclude=\['experts"):
         ts.convert(net, images, rank=2)
-    report = ts.convert(net, images, rank=2, keep=["experts"]).report
+    report = ts.convert(net, images, rank=2, exclude=["experts"]).report
     assert report.converted == ("first", "last")
-    assert report.kept == {f"experts.{i}": "as was asked for" for i in range(3)}
+    assert report.kept == {f"experts.{i}": "excluded" for i in range(3)}
 
 
 @pytest.mark.parametrize(
@@ -258,13 +260,13 @@ def test_experts_that_see_other_images_after_conversion_are_named_and_can_be_kep
     [
         (
             lambda conv: lambda x: conv(x.abs()),
-            r"layer second is not called in the converted network: a function that Hidden",
+            r"layer second is not called in the converted copy of Hidden",
         ),
-        (partial, r"layer second was replaced, and Hidden goes on with the dense one"),
+        (partial, r"Hidden never calls the separable layer that replaced second"),
     ],
     ids=["function", "object"],
 )
-def test_a_layer_that_is_called_behind_the_networks_attributes_is_not_said_to_be_converted(
+def test_layer_called_through_an_opaque_object_raises(
     hidden: Callable[[nn.Module], Callable[[Tensor], Tensor]], message: str
 ) -> None:
     class Hidden(nn.Module):
@@ -277,13 +279,13 @@ def test_a_layer_that_is_called_behind_the_networks_attributes_is_not_said_to_be
             return pooled(self.call(self.first(x).relu()))
 
     net, images = Hidden().eval(), torch.randn(64, 3, 12, 12)
-    with pytest.raises(SeparableError, match=rf"{message}.*keep=\['second'\]"):
+    with pytest.raises(SeparableError, match=rf"{message}.*exclude=\['second'\]"):
         ts.convert(net, images, rank=2)
-    assert ts.convert(net, images, rank=2, keep=["second"]).report.converted == ("first",)
+    assert ts.convert(net, images, rank=2, exclude=["second"]).report.converted == ("first",)
 
 
 @pytest.mark.parametrize("reassigned", [False, True], ids=["in place", "another tensor"])
-def test_buffers_that_a_network_writes_in_evaluation_are_put_back(reassigned: bool) -> None:
+def test_buffers_written_in_evaluation_are_restored(reassigned: bool) -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -307,14 +309,12 @@ def test_buffers_that_a_network_writes_in_evaluation_are_put_back(reassigned: bo
     assert (net.seen, converted.seen) == (3, 5)
 
 
-def test_what_cannot_be_copied_is_named_with_what_to_do() -> None:
+def test_attribute_that_cannot_be_copied_is_named() -> None:
     net, images = Written(one_number).eval(), torch.randn(64, 3, 12, 12)
     statistics = ts.calibrate(net, images)
     plan = ts.plan(net, statistics, rank=2)
     vars(net.first)["remembered"] = [net.first(images)]  # as a pass of training may leave
-    with pytest.raises(
-        SeparableError, match=r"Written cannot be copied: first\.remembered holds what a pass with grad"
-    ):
+    with pytest.raises(SeparableError, match=r"Written .*first\.remembered"):
         ts.apply(net, plan, statistics)
     vars(net.first)["remembered"] = None
     vars(net)["lock"] = Lock()
@@ -324,11 +324,11 @@ def test_what_cannot_be_copied_is_named_with_what_to_do() -> None:
     ts.apply(net, plan, statistics)
 
 
-def test_statistics_of_another_network_are_refused() -> None:
+def test_statistics_of_another_network_raise() -> None:
     images = torch.randn(64, 3, 12, 12)
     net, other = nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(nn.Conv2d(3, 8, 5))
     statistics = ts.calibrate(net, images)
-    with pytest.raises(SeparableError, match="statistics are of another network: their layer 0 is no such convolution"):
+    with pytest.raises(SeparableError, match=r"statistics are of another network: Sequential .* 0 "):
         ts.plan(other, statistics, rank=1)
     with pytest.raises(SeparableError, match="statistics are of another network"):
         ts.apply(other, ts.plan(other, ts.calibrate(other, images), rank=1), statistics)
@@ -346,7 +346,7 @@ class Masks(nn.Module):
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_answers_are_counted_position_by_position(classes: int) -> None:
+def test_agreement_counts_positions(classes: int) -> None:
     torch.manual_seed(0)
     net, images = Masks(classes).eval(), torch.randn(64, 3, 12, 12)
     conversion = ts.convert(net, images, rank=1)
@@ -357,7 +357,7 @@ def test_answers_are_counted_position_by_position(classes: int) -> None:
     assert 0.5 < conversion.report.agreement < 1
 
 
-def test_an_edited_plan_is_carried_out_and_counted_anew() -> None:
+def test_edited_plan_is_applied_and_recounted() -> None:
     torch.manual_seed(0)
     net, images = Masks(5).eval(), torch.randn(64, 3, 12, 12)
     made = ts.convert(net, images, rank=1)
@@ -369,15 +369,15 @@ def test_an_edited_plan_is_carried_out_and_counted_anew() -> None:
     assert isinstance(conversion.model.first, nn.Conv2d)
     assert conversion.model.second.depth_multiplier == 3
     assert conversion.plan.macs == (ts.analyze(net, images[:1]).macs, ts.analyze(conversion.model, images[:1]).macs)
-    assert conversion.plan.parameters[1] == sum(p.numel() for p in conversion.model.parameters())
-    assert conversion.plan.layers[0].macs[1] == conversion.plan.layers[0].macs[0]
-    assert {(layer.reason, layer.error) for layer in conversion.plan.layers} == {("as was asked for", 0.0)}
+    assert conversion.plan.parameters.converted == sum(p.numel() for p in conversion.model.parameters())
+    assert conversion.plan.layers[0].macs.converted == conversion.plan.layers[0].macs.dense
+    assert {(layer.reason, layer.error) for layer in conversion.plan.layers} == {("edited", 0.0)}
     same = ts.convert(net, images, plan=made.plan).plan
     assert [layer.reason for layer in same.layers] == [layer.reason for layer in made.plan.layers]
     assert conversion.report.output_error < made.report.output_error
-    with pytest.raises(SeparableError, match="plan is given beside budget, rank, order or keep"):
-        ts.convert(net, images, plan=edited, keep=["first"])
-    with pytest.raises(SeparableError, match="method='svd' is given beside a plan of method 'least_squares'"):
+    with pytest.raises(SeparableError, match="plan and exclude"):
+        ts.convert(net, images, plan=edited, exclude=["first"])
+    with pytest.raises(SeparableError, match=r"method='svd'.*'least_squares'"):
         ts.convert(net, images, plan=edited, method="svd")
-    with pytest.raises(SeparableError, match=r"budget=0\.5: give a Budget, as Budget\(macs=0\.5\)"):
+    with pytest.raises(SeparableError, match=r"budget=0\.5: give a Budget"):
         ts.convert(net, images, budget=0.5)  # type: ignore[arg-type]

@@ -127,7 +127,7 @@ def test_each_layer_has_a_row_with_what_became_of_it(run: RunFiles) -> None:
         "36",
         "0.01 →to 0.02",
         "",
-        "1x1: there is no kernel to separate",
+        "1x1: no spatial kernel to factorise",
     ]
     assert rest[2:7] == ["1 BatchNorm2d, 1 Linear", "40", "", "56", "0.50 →to 0.95"]
     assert total[3] == f"{plan.macs[0]:,} →to {plan.macs[1]:,}"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torch_separable.artifacts import run_directory
-from torch_separable.conversion import Conversion, LayerPlan, Plan
+from torch_separable.conversion import Conversion, LayerPlan, Plan, Reduction
 from torch_separable.conversion.apply_plan import build_skeleton
 from torch_separable.conversion.layers import find_convertible
 from torch_separable.cost import analyze
@@ -133,7 +133,7 @@ def _plan_found(dense: nn.Module, model: nn.Module) -> Plan:
         if not isinstance(layer, separable):
             layers.append(LayerPlan(name, shape, None, reason="kept"))
             continue
-        sizes = (_parameters(conv), _parameters(layer))
+        sizes = Reduction(_parameters(conv), _parameters(layer))
         layers.append(LayerPlan(name, shape, layer.order, layer.depth_multiplier, "found so", parameters=sizes))
         last = layer.conv_pw if layer.order == "depthwise_first" else layer.conv_dw
         fitted |= conv.bias is None and last.bias is not None
@@ -149,9 +149,9 @@ def _check_plain(name: str, values: Mapping[str, Any]) -> None:
 
 def _counted(plan: Plan, dense: nn.Module, model: nn.Module, input_shape: tuple[int, ...] | None) -> Plan:
     """Return the plan with the totals of these networks; those in the plan may be missing, or from before an edit."""
-    plan = replace(plan, parameters=(_parameters(dense), _parameters(model)))
+    plan = replace(plan, parameters=Reduction(_parameters(dense), _parameters(model)))
     if input_shape is not None:
-        plan = replace(plan, macs=(_macs(dense, input_shape), _macs(model, input_shape)))
+        plan = replace(plan, macs=Reduction(_macs(dense, input_shape), _macs(model, input_shape)))
     return plan
 
 

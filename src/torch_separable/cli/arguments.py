@@ -130,7 +130,7 @@ def keyword_arguments(option: str, texts: Iterable[str] | None) -> dict[str, Any
 
 
 def read_budget(text: str, engine: str | None = None) -> Budget:
-    """Read ``macs=0.5``, ``params=0.3`` or ``latency_ms=4``, which is measured with ``engine``."""
+    """Read ``macs=0.5``, ``parameters=0.3`` or ``latency_ms=4``, which is measured with ``engine``."""
     from torch_separable.conversion import Budget
 
     kind, _, value = text.partition("=")
@@ -139,7 +139,7 @@ def read_budget(text: str, engine: str | None = None) -> Budget:
     except (TypeError, ValueError) as error:
         reason = f": {error}" if isinstance(error, SeparableValueError) else ""
         raise SeparableValueError(
-            f"--budget {text}: expected macs=SHARE, params=SHARE or latency_ms=NUMBER{reason}"
+            f"--budget {text}: expected macs=RATIO, parameters=RATIO or latency_ms=NUMBER{reason}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""``separable convert``: from a trained dense network to a depthwise separable one."""
+"""``separable convert``: convert a trained dense network to a depthwise separable one."""
 
 from __future__ import annotations
 
@@ -37,41 +37,44 @@ def convert(
     model_arg: ModelArgs = None,
     weights: Weights = None,
     budget: Annotated[
-        str | None, typer.Option(help="macs=SHARE, params=SHARE (of the dense network's) or latency_ms=NUMBER.")
+        str | None,
+        typer.Option(
+            help="macs=RATIO or parameters=RATIO to the dense network's, or latency_ms=NUMBER; macs=0.5 by default."
+        ),
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="What latency_ms is measured with: compiled (by ts.compile; the default) or pytorch."),
+        typer.Option(help="What latency_ms is measured with: compiled (the default) or pytorch."),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="One rank for all layers, instead of a budget.")] = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="Carry out this plan.json, edited perhaps, instead of making one.")
-    ] = None,
-    order: Annotated[str | None, typer.Option(help="Allow only depthwise_first or pointwise_first.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Carry out this plan.json instead of making a plan.")] = None,
+    order: Annotated[str | None, typer.Option(help="Allow only depthwise_first or only pointwise_first.")] = None,
     method: Annotated[
-        str, typer.Option(help="least_squares, or svd: the baseline that sees no data.")
+        str, typer.Option(help="least_squares, or svd, the baseline that uses the weights alone.")
     ] = "least_squares",
-    keep: Annotated[
+    exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Leave a layer, or all in a module, dense: conv1, or a pattern; repeatable."),
+        typer.Option(
+            metavar="NAME", help="Leave a layer, or all layers of a module, dense: conv1 or 'layer3.*'. Repeatable."
+        ),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=1, help="Calibration images; 256 to 1,024 suffice. No labels are used.")
+        int, typer.Option(min=1, help="Number of calibration images; 256 to 1,024 suffice. No labels are used.")
     ] = 512,
-    split: Annotated[str, typer.Option(help="Split that they are drawn from.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of the data that they are sampled from.")] = "train",
     evaluate: Annotated[
-        str | None, typer.Option(metavar="SPLIT", help="Measure the accuracy of both networks on this split, too.")
+        str | None, typer.Option(metavar="SPLIT", help="Also measure the accuracy of both networks on this split.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed for sampling calibration images.")] = 0,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
-    memory: Annotated[str, typer.Option(help="What samples may take at a time, as 4GB.")] = "4GB",
-    force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,
+    memory: Annotated[str, typer.Option(help="Memory that samples may take at a time, such as 4GB.")] = "4GB",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a converted network in the folder.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Convert a trained network, its weights kept: no labels, no training.
+    """Convert a trained network to a depthwise separable one, without labels and without training.
 
     Example: **separable convert resnet20 --weights resnet20.th --data npz:cifar10/ --mean imagenet --std imagenet
     --budget macs=0.5 -o runs/half**
@@ -90,21 +93,23 @@ def convert(
     from torch_separable.models.registry import Network
 
     if (output / run_directory.WEIGHTS).exists() and not force:
-        raise SeparableError(f"{output} already holds a converted network: choose another folder, or give --force")
+        raise SeparableError(f"{output} already contains a converted network: choose another folder or give --force")
     run_directory.check_place(output)
     if budget is not None and rank is not None:
         raise SeparableValueError(f"--budget {budget} and --rank {rank} are both given: give one of them")
     if engine is not None and rank is not None:
-        raise SeparableValueError(f"--engine {engine} is of --budget latency_ms=NUMBER, and --rank {rank} is given")
+        raise SeparableValueError(
+            f"--engine {engine} only applies to --budget latency_ms=NUMBER, but --rank {rank} is given"
+        )
     given = None if plan is None else Plan.load(plan)
     for option, value in (("--budget", budget), ("--rank", rank), ("--order", order), ("--engine", engine)):
         if given is not None and value is not None:
-            raise SeparableValueError(f"--plan {plan} and {option} {value} are both given: the plan says what to do")
+            raise SeparableValueError(f"--plan {plan} and {option} {value} are both given: the plan already decides it")
     if budget is None and rank is None and given is None:
         budget = "macs=0.5"
     progress = not (quiet or json)
     arguments = keyword_arguments("--model-arg", model_arg)
-    Network(model, arguments).check("the network to convert")  # what could not be written in the end
+    Network(model, arguments).check("the network to convert")  # now, not when it is written after minutes
     network = build_network(model, arguments, weights, trained=True)
     prepared = preparation(image_size, mean, std, progress=progress)
     source = load_data(data, split, **prepared)
@@ -120,7 +125,7 @@ def convert(
         plan=given,
         order=order,  # type: ignore[arg-type]
         method=method,  # type: ignore[arg-type]
-        keep=keep or (),
+        exclude=exclude or (),
         memory=read_bytes(memory),
         progress=progress,
     )
@@ -143,7 +148,7 @@ def convert(
         "plan": None if plan is None else str(plan),
         "order": order,
         "method": conversion.plan.method,
-        "keep": keep or [],
+        "exclude": exclude or [],
         "evaluate": evaluate,
     }
     results = {
@@ -173,7 +178,7 @@ def convert(
             print("accuracy    {} -> {}".format(*evaluations))
     print(f"written to {output}")
     if stale:
-        print(f"of what was there before, these are left and belong to another conversion: {', '.join(stale)}")
+        print(f"left over from an earlier conversion: {', '.join(stale)}")
     print(page_of(output))
 
 
@@ -190,7 +195,7 @@ def read_bytes(text: str) -> int:
     try:
         size = int(float(number) * units[unit])
     except (ValueError, KeyError, OverflowError):
-        raise SeparableValueError(f"--memory {text}: expected a number of bytes, as 4GB or 512MB") from None
+        raise SeparableValueError(f"--memory {text}: expected a number of bytes, such as 4GB or 512MB") from None
     if size < 2**20:
         raise SeparableValueError(f"--memory {text}: at least 1MB is needed")
     return size

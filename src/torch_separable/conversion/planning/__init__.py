@@ -1,1 +1,1 @@
-"""Which convolution becomes which factorization of which rank, within a budget."""
+"""Planning: which convolution is replaced by which factorisation of which rank, within a budget."""

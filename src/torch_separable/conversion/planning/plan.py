@@ -1,4 +1,4 @@
-"""The plan of a conversion: for each convolution, whether to keep it, or which factorisation of which rank."""
+"""The plan of a conversion: for each convolution, whether it stays dense, or its factorisation and rank."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch_separable._system.files import read_json, write_json
+from torch_separable.conversion.reduction import Reduction
 from torch_separable.conversion.solvers.factorize import Order
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableError
@@ -16,22 +17,23 @@ from torch_separable.errors import SeparableError
 SCHEMA = 1
 Method = Literal["least_squares", "svd"]
 Engine = Literal["compiled", "pytorch"]
+UNKNOWN: Reduction[int] = Reduction(0, 0)  # of plans that were written by hand
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one convolution.
+    """The plan for one convolution.
 
     Attributes:
-        name: its module name in the dense network.
-        weight_shape: of its dense kernel: (M, C/groups, *kernel size).
-        order: ``"depthwise_first"``, ``"pointwise_first"``, or ``None`` to keep it as it is.
-        rank: depth multiplier, or rank, of the factorisation; 0 where the layer is kept.
-        reason: why it is kept, or what spoke for the choice.
-        macs: multiply-accumulates for each image (dense, planned).
-        parameters: (dense, planned).
-        error: share of the output's variance that a fit to this layer alone loses on the calibration images.
-        dense: the dense convolution in words, as ``Conv2d(16, 32, 3x3/2)``: channels, kernel, stride.
+        name: module name in the dense network.
+        weight_shape: shape of the dense kernel, (M, C/groups, *kernel size).
+        order: ``"depthwise_first"``, ``"pointwise_first"``, or ``None`` to keep the layer dense.
+        rank: depth multiplier or rank of the factorisation; 0 where the layer is kept dense.
+        reason: why the layer is kept dense, or what the alternative to the choice would have been.
+        macs: multiply-accumulates for one image: ``.dense`` and ``.converted``.
+        parameters: ``.dense`` and ``.converted``.
+        error: share of the output's variance that a fit of this layer alone loses on the calibration images.
+        dense: description of the dense convolution, such as ``Conv2d(16, 32, 3x3/2)``: channels, kernel, stride.
     """
 
     name: str
@@ -39,37 +41,37 @@ class LayerPlan:
     order: Order | None
     rank: int = 0
     reason: str = ""
-    macs: tuple[int, int] = (0, 0)
-    parameters: tuple[int, int] = (0, 0)
+    macs: Reduction[int] = UNKNOWN
+    parameters: Reduction[int] = UNKNOWN
     error: float = 0.0
     dense: str = ""
 
     def __post_init__(self) -> None:
         where = f"layer {self.name!r} of the plan"
         if not isinstance(self.name, str) or not self.name:
-            raise SeparableError(f"a layer of the plan has the name {self.name!r}: expected a module's name")
-        for name in ("weight_shape", "macs", "parameters"):
-            value = getattr(self, name)
-            if not _is_whole(value) or (name != "weight_shape" and len(value) != 2):
-                raise SeparableError(f"{where} has {name}={value!r}: expected whole numbers")
-            object.__setattr__(self, name, tuple(value))
+            raise SeparableError(f"a layer of the plan has name={self.name!r}: expected a module name")
+        if not _are_whole(self.weight_shape):
+            raise SeparableError(f"{where} has weight_shape={self.weight_shape!r}: expected whole numbers")
+        object.__setattr__(self, "weight_shape", tuple(self.weight_shape))
+        for name in ("macs", "parameters"):
+            object.__setattr__(self, name, _as_reduction(getattr(self, name), name, where))
         if self.order is not None and self.order not in get_args(Order):
             raise SeparableError(
-                f"{where} has order={self.order!r}: expected one of {', '.join(get_args(Order))}, or null to keep it"
+                f"{where} has order={self.order!r}: expected one of {', '.join(get_args(Order))}, or null (kept dense)"
             )
         if type(self.rank) is not int or self.rank < 0 or (self.rank == 0) != (self.order is None):
             raise SeparableError(
-                f"{where} has rank={self.rank!r} with order={self.order!r}: expected 1 or more, or 0 for a kept layer"
+                f"{where} has rank={self.rank!r} with order={self.order!r}: expected 1 or more, or 0 with no order"
             )
         if type(self.error) not in (int, float) or not abs(self.error) <= sys.float_info.max:
             raise SeparableError(f"{where} has error={self.error!r}: expected a number")
         for name in ("reason", "dense"):
             if not isinstance(getattr(self, name), str):
-                raise SeparableError(f"{where} has {name}={getattr(self, name)!r}: expected words")
+                raise SeparableError(f"{where} has {name}={getattr(self, name)!r}: expected text")
 
     @property
     def before(self) -> str:
-        """The dense convolution in words."""
+        """Description of the dense convolution."""
         if self.dense or len(self.weight_shape) < 3:
             return self.dense or f"kernel {'x'.join(map(str, self.weight_shape))}"
         outputs, inputs, *kernel = self.weight_shape
@@ -77,7 +79,7 @@ class LayerPlan:
 
     @property
     def after(self) -> str:
-        """What stands in its place, in words and in the order in which it runs; empty where it is kept.
+        """Description of the layers that replace it, in execution order; empty where it is kept dense.
 
         Example:
             >>> LayerPlan("conv1", (8, 4, 3, 3), "pointwise_first", rank=2).after
@@ -92,15 +94,15 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Latency:
-    """What one image takes, put together of layers that were timed one by one.
+    """Predicted time for one image: the sum of layers that were timed one by one.
 
     Attributes:
-        milliseconds: of the whole network (dense, planned).
-        engine: that was timed: ``"compiled"``, by `torch_separable.compile`, or ``"pytorch"``.
-        threads: at most so many.
+        milliseconds: for the whole network: ``.dense`` and ``.converted``.
+        engine: what was timed: ``"compiled"`` (`torch_separable.compile`) or ``"pytorch"``.
+        threads: maximum number of threads.
     """
 
-    milliseconds: tuple[float, float]
+    milliseconds: Reduction[float]
     engine: Engine
     threads: int
 
@@ -108,9 +110,9 @@ class Latency:
         times = self.milliseconds
         if not isinstance(times, list | tuple) or len(times) != 2 or not all(map(_is_time, times)):
             raise SeparableError(
-                f"the plan's latency has milliseconds={times!r}: expected two numbers, dense and planned"
+                f"the plan's latency has milliseconds={times!r}: expected two numbers, dense and converted"
             )
-        object.__setattr__(self, "milliseconds", tuple(times))
+        object.__setattr__(self, "milliseconds", Reduction(*times))
         if self.engine not in get_args(Engine):
             raise SeparableError(
                 f"the plan's latency has engine={self.engine!r}: expected one of {', '.join(get_args(Engine))}"
@@ -125,11 +127,11 @@ class Plan:
 
     Attributes:
         method: how kernels are found: by least squares on the outputs, or by the SVD of the weights alone.
-        layers: in the order in which they run; convolutions that cannot be converted stand with the reason.
-        macs: of the whole network for each image (dense, planned).
-        parameters: of the whole network (dense, planned).
-        latency: what one image takes, where that was the budget.
-        version: of this layout.
+        layers: convolutions in execution order, then those that cannot be converted, with the reason.
+        macs: multiply-accumulates of the whole network for one image: ``.dense`` and ``.converted``.
+        parameters: parameters of the whole network: ``.dense`` and ``.converted``.
+        latency: predicted time for one image, where a latency was the budget.
+        version: version of this layout.
 
     Example:
         >>> layer = LayerPlan("conv1", (8, 4, 3, 3), "depthwise_first", rank=1)
@@ -140,8 +142,8 @@ class Plan:
 
     method: Method
     layers: tuple[LayerPlan, ...]
-    macs: tuple[int, int] = (0, 0)
-    parameters: tuple[int, int] = (0, 0)
+    macs: Reduction[int] = UNKNOWN
+    parameters: Reduction[int] = UNKNOWN
     latency: Latency | None = None
     version: int = SCHEMA
 
@@ -150,13 +152,10 @@ class Plan:
         if self.method not in get_args(Method):
             raise SeparableError(f"the plan has method={self.method!r}: expected one of {', '.join(get_args(Method))}")
         for name in ("macs", "parameters"):
-            value = getattr(self, name)
-            if not _is_whole(value) or len(value) != 2:
-                raise SeparableError(f"the plan has {name}={value!r}: expected two whole numbers, dense and planned")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, _as_reduction(getattr(self, name), name, "the plan"))
         repeated = [name for name, n in Counter(layer.name for layer in self.layers).items() if n > 1]
         if repeated:
-            raise SeparableError(f"layer {repeated[0]!r} stands twice in the plan")
+            raise SeparableError(f"layer {repeated[0]!r} occurs twice in the plan")
 
     @property
     def converted(self) -> tuple[LayerPlan, ...]:
@@ -169,14 +168,14 @@ class Plan:
 
     @classmethod
     def from_dict(cls, document: object) -> Plan:
-        """Build a plan from plain values.
+        """Build a plan from plain JSON values.
 
         Raises:
-            SeparableError: something is missing, unknown or of another kind; the message names it.
+            SeparableError: a field is missing, unknown or of the wrong type; the message names it.
         """
         if not isinstance(document, dict):
             raise SeparableError(f"a plan is a JSON object, not a {type(document).__name__}")
-        _check_version(document.get("version"))  # before the names, since another version has other ones
+        _check_version(document.get("version"))  # before the names, because another version has others
         _check_names(cls, document, "the plan", required={"method", "layers"})
         if not isinstance(document["layers"], list | tuple):
             raise SeparableError("the plan's layers are not a list")
@@ -195,15 +194,15 @@ class Plan:
         return cls(**{**document, "layers": tuple(layers), "latency": latency})
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, whole or not at all."""
+        """Write the plan as JSON, atomically."""
         write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan that `save` wrote, or that was edited since.
+        """Read a plan that `save` wrote and somebody may have edited.
 
         Raises:
-            SeparableError: the file is absent, is not JSON, or is not a plan.
+            SeparableError: the file is missing, is not JSON, or is not a plan.
         """
         document = read_json(path, "a plan")
         try:
@@ -212,7 +211,7 @@ class Plan:
             raise SeparableError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
-        from torch_separable.conversion.planning.render import render_plan  # which imports this file
+        from torch_separable.conversion.planning.render import render_plan  # it imports this file
 
         return render_plan(self).plain
 
@@ -227,7 +226,13 @@ def _check_version(version: object) -> None:
         raise SeparableError(f"the plan has version {version!r}; this release reads version {SCHEMA}: plan again")
 
 
-def _is_whole(value: object) -> bool:
+def _as_reduction(value: object, name: str, where: str) -> Reduction[int]:
+    if not _are_whole(value) or len(value) != 2:  # type: ignore[arg-type]
+        raise SeparableError(f"{where} has {name}={value!r}: expected two whole numbers, dense and converted")
+    return Reduction(*value)  # type: ignore[misc]
+
+
+def _are_whole(value: object) -> bool:
     return isinstance(value, list | tuple) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
@@ -241,7 +246,7 @@ def _check_names(kind: type, document: dict[str, Any], where: str, required: set
     if missing:
         raise SeparableError(f"{where} lacks {missing[0]!r}")
     if unknown:
-        raise SeparableError(f"{where} has {unknown[0]!r}, which no plan has: known are {', '.join(sorted(known))}")
+        raise SeparableError(f"{where} has an unknown field {unknown[0]!r}: known are {', '.join(sorted(known))}")
 
 
 def separable_specs(spec: ConvSpec, order: Order, rank: int) -> tuple[ConvSpec, ConvSpec]:
@@ -267,10 +272,10 @@ def separable_specs(spec: ConvSpec, order: Order, rank: int) -> tuple[ConvSpec, 
 
 
 def separable_macs(spec: ConvSpec, order: Order, rank: int, input_pixels: int, output_pixels: int) -> int:
-    """Multiply-accumulates of the factorised layer for as many pixels of its input and output.
+    """Return the multiply-accumulates of a factorised layer for given numbers of input and output pixels.
 
-    arXiv 1704.04861, section 3.1, with a multiplier: depthwise first ``D·C·(k² + M)`` for each output pixel; pointwise
-    first ``D·M·k²`` for each output pixel and ``D·M·C`` for each *input* pixel.
+    arXiv 1704.04861, section 3.1, with a depth multiplier: depthwise first ``D·C·(k² + M)`` for each output pixel;
+    pointwise first ``D·M·k²`` for each output pixel and ``D·M·C`` for each *input* pixel.
     """
     first, second = separable_specs(spec, order, rank)
     between = output_pixels if order == "depthwise_first" else input_pixels

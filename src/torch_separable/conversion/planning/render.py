@@ -1,4 +1,4 @@
-"""A plan as text and HTML: what each convolution was, and what it becomes."""
+"""Render a plan as text and HTML: each convolution before and after."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Column:
 
 
 def _printable(text: str) -> str:
-    """A plan that was read from a file may hold anything; what would move the cursor is shown escaped."""
+    """Escape control characters: a plan read from a file may contain any text."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -41,7 +41,7 @@ def _before(layer: LayerPlan) -> str:
     return _printable(layer.before)
 
 
-def _why(layer: LayerPlan) -> str:
+def _reason(layer: LayerPlan) -> str:
     return _printable(layer.reason)
 
 
@@ -49,45 +49,48 @@ def _change(layer: LayerPlan) -> str:
     return f"{_before(layer)} ⇒ {layer.after or 'kept'}"
 
 
-def _fewer(layer: LayerPlan) -> str:
-    dense, planned = layer.macs
-    return f"{dense / planned:.2f}" if layer.order and dense and planned else ""
+def _ratio(layer: LayerPlan) -> str:
+    return f"{layer.macs.ratio:.2f}" if layer.order and all(layer.macs) else ""
 
 
 def _macs(layer: LayerPlan) -> str:
-    dense, planned = layer.macs
-    return f"{dense:,} → {planned:,}" if layer.order and dense else f"{dense:,}" if dense else ""
+    dense, converted = layer.macs
+    return f"{dense:,} → {converted:,}" if layer.order and dense else f"{dense:,}" if dense else ""
 
 
 _LAYER = _Column("layer", _name)
 _CHANGE = _Column("dense ⇒ planned", _change)
 _MACS = _Column("MACs", _macs, right=True)
-_FEWER = _Column("MACs ÷", _fewer, right=True, style="green")
+_RATIO = _Column("MACs ÷", _ratio, right=True, style="green")
 _ERROR = _Column("error", lambda layer: f"{100 * layer.error:.2g} %" if layer.order else "", right=True)
-_WHY = _Column("why", _why, style="dim")
-# What a line shows, and what it adds where there is room, the most wanted first.
-_ONE_LINE = (_LAYER, _CHANGE, _FEWER)
-_ROOM = (_ERROR, _WHY, _MACS)
-_ORDER = (_LAYER, _CHANGE, _MACS, _FEWER, _ERROR, _WHY)
+_REASON = _Column("reason", _reason, style="dim")
+# The columns that a line always shows, and those that it adds while the width allows, most important first.
+_ALWAYS = (_LAYER, _CHANGE, _RATIO)
+_OPTIONAL = (_ERROR, _REASON, _MACS)
+_ORDER = (_LAYER, _CHANGE, _MACS, _RATIO, _ERROR, _REASON)
 
 
 def render_plan(plan: Plan, width: int | None = None) -> Text:
-    """Return what becomes of each convolution, with as much as fits ``width`` (the terminal's; 80 where there is none).
+    """Return the plan layer by layer, with as many columns as fit.
 
-    Where a line for each does not fit, there are two; a name that is too long even so loses its beginning. ``.plain``
-    of the result is the text without styles.
+    Where one line for each layer does not fit, there are two. A name that is still too long loses its beginning.
+    ``.plain`` of the result is the text without styles.
+
+    Args:
+        plan: the plan.
+        width: in characters; by default the terminal's, or 80 where there is none.
     """
     width = width or shutil.get_terminal_size((80, 24)).columns
-    columns: tuple[_Column, ...] = _ONE_LINE
+    columns: tuple[_Column, ...] = _ALWAYS
     if _needed(plan, columns) <= width:
-        for more in _ROOM:
+        for more in _OPTIONAL:
             wider = tuple(column for column in _ORDER if column in (*columns, more))
             if any(more.cell(layer) for layer in plan.layers) and _needed(plan, wider) <= width:
                 columns = wider
         lines = list(_table(plan, columns, width))
     else:
         lines = list(_pairs(plan, width))
-    lines += [Text(line, "bold") for line in _whole(plan)]
+    lines += [Text(line, "bold") for line in _totals(plan)]
     for line in lines:
         line.rstrip()
     return Text("\n", no_wrap=True).join(lines)
@@ -97,15 +100,15 @@ def render_plan_html(plan: Plan) -> str:
     """Return a table for notebooks, with all columns; names from the model are escaped."""
     rows = [[column.cell(layer) for column in _ORDER] for layer in plan.layers]
     shown = table([column.head for column in _ORDER], rows, right=[column.right for column in _ORDER])
-    return f"{shown}<p>{'<br>'.join(map(escape, _whole(plan)))}</p>"
+    return f"{shown}<p>{'<br>'.join(map(escape, _totals(plan)))}</p>"
 
 
-def _whole(plan: Plan) -> list[str]:
-    """What the network came to, in lines."""
-    dense, planned = plan.macs
+def _totals(plan: Plan) -> list[str]:
+    """Return the whole network's costs, one line each."""
+    dense, converted = plan.macs
     lines = []
-    if dense and planned:
-        lines.append(f"whole network: {dense:,} -> {planned:,} MACs ({dense / planned:.2f}x fewer)")
+    if dense and converted:
+        lines.append(f"whole network: {dense:,} -> {converted:,} MACs ({plan.macs.ratio:.2f}x fewer)")
     if plan.latency is not None:
         before, after = plan.latency.milliseconds
         engine = "compiled" if plan.latency.engine == "compiled" else "in PyTorch"
@@ -137,9 +140,9 @@ def _table(plan: Plan, columns: Sequence[_Column], width: int) -> Iterator[Text]
     for layer in plan.layers:
         styles = [column.style for column in columns] if layer.order else ["dim"] * len(columns)
         row = line([column.cell(layer) for column in columns], styles)
-        if layer.reason and not layer.order and _WHY not in columns:
-            row.rstrip()  # the last columns are empty: room to say why it is kept
-            row.append(f"  {_why(layer)}" if _MACS in columns else f": {_why(layer)}", "dim")
+        if layer.reason and not layer.order and _REASON not in columns:
+            row.rstrip()  # the last columns are empty, so the reason fits there
+            row.append(f"  {_reason(layer)}" if _MACS in columns else f": {_reason(layer)}", "dim")
             row.truncate(width, overflow="ellipsis")
         yield row
 
@@ -151,14 +154,14 @@ def _pairs(plan: Plan, width: int) -> Iterator[Text]:
     for layer in plan.layers:
         yield Text(_fitted(_name(layer), name) + _GAP + _before(layer), "" if layer.order else "dim")
         if not layer.order:
-            yield Text(f"  kept: {_why(layer)}" if layer.reason else "  kept", "dim")
+            yield Text(f"  kept: {_reason(layer)}" if layer.reason else "  kept", "dim")
             continue
-        parts = [f"MACs ÷ {_fewer(layer)}" if _fewer(layer) else "", f"error {100 * layer.error:.2g} %"]
+        parts = [f"MACs ÷ {_ratio(layer)}" if _ratio(layer) else "", f"error {100 * layer.error:.2g} %"]
         yield Text(f"  ⇒ {layer.after}").append(_GAP + ", ".join(part for part in parts if part), "green")
 
 
 def _fitted(name: str, width: int) -> str:
-    """Pad a name, or cut its beginning: its end tells it from others."""
+    """Pad a name, or cut its beginning: names of one network differ in their ends."""
     if cell_len(name) <= width:
         return set_cell_size(name, width)
     while cell_len(name) >= width:

@@ -1,4 +1,4 @@
-"""Choosing one option for each layer at the least total cost within a budget: an exact multiple-choice knapsack."""
+"""Choose one option for each layer at the least total cost within a budget: an exact multiple-choice knapsack."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch_separable.errors import SeparableError
 
 Numbers = NDArray[np.float64]
 
-# Sums are compared up to their rounding.
+# Relative tolerance when sums are compared: their rounding error.
 _ROUNDING = 1e-12
 
 
 def solve_knapsack(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[float]], budget: float) -> list[int]:
-    """Choose one option a layer so that the sizes stay within ``budget`` and the sum of the costs is least.
+    """Choose one option for each layer so that the sizes sum to at most ``budget`` and the sum of the costs is least.
 
-    The multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, chapter 11),
-    solved to optimality by dynamic programming over undominated sums, from which those are left out that cannot beat a
-    greedy choice even if the layers to come could mix their options (the linear relaxation). A solver for
-    mixed-integer programs would do, but for its tolerances: costs span ten orders of magnitude here.
+    This is the multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, chapter
+    11). It is solved to optimality by dynamic programming over undominated sums. A sum is dropped if it cannot beat a
+    greedy choice even when the remaining layers may mix their options (the linear relaxation). A solver for
+    mixed-integer programs is no alternative: costs span ten orders of magnitude here, more than its tolerances allow.
 
     Args:
-        costs: for each layer the cost of each of its options (any unit; they are added).
+        costs: for each layer the cost of each of its options, in any unit that adds up.
         sizes: for each layer the size of each of its options, in the budget's unit.
-        budget: the most that the chosen sizes may add up to.
+        budget: maximum sum of the chosen sizes.
 
     Returns:
         The index of the chosen option of each layer.
@@ -44,13 +44,13 @@ def solve_knapsack(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[fl
     if smallest > budget:
         raise SeparableError(f"the budget of {budget:.6g} cannot be met: the smallest reachable is {smallest:.6g}")
     layers = [_Layer.of(c, s) for c, s in zip(costs, sizes, strict=True)]
-    # Layers with much to save first: what is decided early is decided among few.
+    # Layers with the largest savings first, while there are few sums.
     order = sorted(range(len(layers)), key=lambda i: layers[i].sizes[0] - layers[i].sizes[-1])
     relaxed = [_Relaxation.of([layers[i] for i in order[n:]]) for n in range(len(order) + 1)]
     lowest = float(relaxed[0].least_cost(np.array([float(budget)]), _ROUNDING * abs(budget))[0])
     greedy = _greedy_cost(layers, budget)
-    # The optimum is mostly far closer to the relaxed one than the greedy choice is, and the less is allowed for, the
-    # fewer sums there are. Where nothing as cheap as that is found, more is allowed for.
+    # The optimum is usually far closer to the relaxed bound than to the greedy choice, and a tight bound leaves fewer
+    # sums. If no choice is within the bound, it is loosened.
     for share in (1e-4, 1e-2, 1.0):
         chosen = _search([layers[i] for i in order], relaxed, budget, lowest + share * (greedy - lowest))
         if chosen is not None:
@@ -83,13 +83,13 @@ def _search(layers: Sequence[_Layer], relaxed: Sequence[_Relaxation], budget: fl
 
 
 def _falling(costs: Numbers) -> NDArray[np.bool_]:
-    """Which costs are lower than all before."""
+    """Return which costs are lower than all costs before them."""
     return costs < np.minimum.accumulate(np.concatenate([[np.inf], costs]))[:-1]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """The options of one layer that no other beats in both respects: sizes rise, costs fall."""
+    """The undominated options of one layer: sizes ascend, costs descend."""
 
     options: NDArray[np.intp]
     sizes: Numbers
@@ -103,7 +103,7 @@ class _Layer:
         return cls(order, size[order], cost[order])
 
     def segments(self) -> list[tuple[float, float]]:
-        """Steps along the lower convex hull of cost over size, (size gained, cost saved), the most profitable first."""
+        """Return the steps along the lower convex hull, (size added, cost saved), the most profitable first."""
         hull = [0]
         for i in range(1, len(self.sizes)):
             while len(hull) > 1 and self._slope(hull[-2], hull[-1]) <= self._slope(hull[-1], i):
@@ -117,28 +117,28 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Relaxation:
-    """The least cost of some layers in any room, if each could mix its options: a bound for what they really cost."""
+    """Lower bound of the cost of some layers within any size: their least cost if each could mix its options."""
 
-    rooms: Numbers
+    limits: Numbers
     costs: Numbers
 
     @classmethod
     def of(cls, layers: Sequence[_Layer]) -> _Relaxation:
         steps = sorted((step for layer in layers for step in layer.segments()), key=lambda s: s[1] / s[0], reverse=True)
         gained, saved = (np.array([step[i] for step in steps]) for i in (0, 1))
-        rooms = sum(layer.sizes[0] for layer in layers) + np.concatenate([[0.0], np.cumsum(gained)])
-        # Added up from the small costs to the large ones, so that the small ones are not lost in rounding.
+        limits = sum(layer.sizes[0] for layer in layers) + np.concatenate([[0.0], np.cumsum(gained)])
+        # Summed from the smallest, so that small costs are not lost in rounding.
         costs = np.concatenate([np.cumsum(saved[::-1])[::-1], [0.0]]) + sum(layer.costs[-1] for layer in layers)
-        return cls(rooms, costs)
+        return cls(limits, costs)
 
-    def least_cost(self, room: Numbers, slack: float) -> Numbers:
-        return np.where(room < self.rooms[0] - slack, np.inf, np.interp(room, self.rooms, self.costs))
+    def least_cost(self, free: Numbers, slack: float) -> Numbers:
+        return np.where(free < self.limits[0] - slack, np.inf, np.interp(free, self.limits, self.costs))
 
 
 def _greedy_cost(layers: Sequence[_Layer], budget: float) -> float:
-    """What it costs to begin with the smallest options and take the most profitable steps that there is room for."""
+    """Return the cost of starting at the smallest options and taking the most profitable steps that fit."""
     chosen = [0] * len(layers)
-    room = budget - sum(float(layer.sizes[0]) for layer in layers)
+    free = budget - sum(float(layer.sizes[0]) for layer in layers)
     steps = [
         ((layer.costs[0] - layer.costs[k]) / (layer.sizes[k] - layer.sizes[0]), i, k)
         for i, layer in enumerate(layers)
@@ -146,7 +146,7 @@ def _greedy_cost(layers: Sequence[_Layer], budget: float) -> float:
     ]
     for _, i, k in sorted(steps, reverse=True):
         extra = float(layers[i].sizes[k] - layers[i].sizes[chosen[i]])
-        if k > chosen[i] and extra <= room:
-            room -= extra
+        if k > chosen[i] and extra <= free:
+            free -= extra
             chosen[i] = k
     return sum(float(layer.costs[k]) for layer, k in zip(layers, chosen, strict=True))

@@ -1,12 +1,13 @@
-"""Fitting one layer to what the network around it needs: the sequential, rectifier-aware reconstruction.
+"""Fit one layer at its place in the partly converted network: sequential, residual- and rectifier-aware.
 
-A layer that is converted gets its input from layers that were converted before, and hands its output to a batch norm,
-perhaps a residual sum, perhaps a ReLU. So it is fitted on the inputs that the converted network delivers, and not to
-the dense layer's own output but to what makes the *sum* right: ``t = y + (r − r') / a``, with ``y`` the dense output,
-``r`` and ``r'`` the residual branch's values in the dense and the converted network, ``a`` the batch norm's scale.
+A converted layer receives the output of layers that were converted before it, and its own output goes into a batch
+norm, perhaps a residual sum, perhaps a ReLU. So it is fitted to the activations of the partly converted network. Its
+target is not the dense layer's own output but the output that makes the *sum* right: ``t = y + (r − r') / a``, where
+``y`` is the dense output, ``r`` and ``r'`` are the residual branch's values in the dense and the converted network,
+and ``a`` is the batch norm's scale.
 
-Where a ReLU follows, what happens below zero does not matter. Following Zhang et al., "Accelerating Very Deep
-Convolutional Networks" (arXiv 1505.06798, section 3.2), an auxiliary target ``z`` is alternated with the fit:
+Where a ReLU follows, values below zero may be anything below zero. Following Zhang et al., "Accelerating Very Deep
+Convolutional Networks" (arXiv 1505.06798, section 3.2), the fit alternates with an auxiliary target ``z``:
 
     min over z, Ŵ of  ‖relu(v) − relu(z)‖² + λ ‖z − v̂‖²,
 
@@ -15,27 +16,39 @@ where ``v`` and ``v̂`` are the dense and the fitted values before the ReLU; ``z
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from torch_separable.conversion.calibration.calibrate import LayerStatistics, sample_moments
-from torch_separable.conversion.calibration.observer import Recording
-from torch_separable.conversion.solvers.factorize import (
-    SINGLE,
-    Factors,
-    Moments,
-    Order,
-    best_bias,
-    decouple_weighted,
-    fit,
-)
+from torch_separable.conversion.calibration.moments import sample_moments
+from torch_separable.conversion.calibration.recording import Recording
+from torch_separable.conversion.calibration.statistics import LayerStatistics
+from torch_separable.conversion.solvers.alternating import SINGLE, fit
+from torch_separable.conversion.solvers.factorize import Factors, Moments, Order, best_bias, decouple_weighted
 
-# λ of each alternation: small at first, so that the target may move, then 1 (section 3.2.2 of the paper).
+# λ of each alternation: small at first, so that the target can move, then 1 (section 3.2.2 of the paper).
 RECTIFIER_SCHEDULE = (0.3, 1.0, 1.0, 1.0)
 
-# A batch norm's scale below this share of the layer's typical one does not divide a residual error: such a channel
-# could not correct it, and would be asked for huge outputs.
-_LEAST_SCALE = 0.05
+# A channel whose batch norm scale is below this share of the layer's median cannot correct a residual error: the
+# division would ask it for huge outputs.
+_SMALLEST_SCALE = 0.05
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Which parts of the method a fit uses; all by default, and fewer for ablations.
+
+    Attributes:
+        rectifier: whether fits take the ReLU after a layer into account.
+        residual: whether fits correct the error of the residual branch that a layer is added to.
+        sequential: whether each layer is fitted to the activations of the partly converted network, or to the dense
+            network's.
+    """
+
+    rectifier: bool = True
+    residual: bool = True
+    sequential: bool = True
 
 
 def fit_groups(
@@ -48,16 +61,16 @@ def fit_groups(
     start: tuple[Factors, ...] | None = None,
     sweeps: int = 12,
 ) -> tuple[tuple[Factors, ...], float]:
-    """Fit each group of a convolution; see `fit`. Returns the factors, and the share of the outputs' variance lost.
+    """Fit each group of a convolution by `fit`; return the factors and the share of the outputs' variance lost.
 
     Args:
-        moments: one entry a group.
+        moments: one entry for each group.
         weight: dense kernel by group, (groups, M/groups, C/groups, K), float64.
         order: which factor runs first.
         rank: ``D``.
         importance: of each output channel, (M,).
-        start: factors to begin from; by default the closed form on these moments.
-        sweeps: at most so many alternations.
+        start: initial factors; by default the closed form on these moments.
+        sweeps: maximum number of alternations.
     """
     if start is None:
         start = tuple(decouple_weighted(w, m.patches, order, rank) for w, m in zip(weight, moments, strict=True))
@@ -77,21 +90,19 @@ def biases(factors: tuple[Factors, ...], moments: tuple[Moments, ...]) -> Tensor
 
 
 def importance_of(layer: LayerStatistics) -> Tensor:
-    """Weigh each output channel by the square of the batch norm's scale that follows, (M,)."""
+    """Weight each output channel by the square of the scale of the batch norm that follows, (M,)."""
     squared = layer.scale.square()
     return squared.clamp_min(1e-6 * float(squared.mean()) + 1e-30)
 
 
-def reconstruct(
+def fit_layer(
     layer: LayerStatistics,
     weight: Tensor,
     dense: Recording,
     converted: Recording,
     order: Order,
     rank: int,
-    *,
-    rectifier: bool = True,
-    residual: bool = True,
+    options: FitOptions = FitOptions(),
 ) -> tuple[tuple[Factors, ...], Tensor]:
     """Fit a factorised layer at its place in the converted network.
 
@@ -99,41 +110,40 @@ def reconstruct(
         layer: its statistics.
         weight: dense kernel by group, (groups, M/groups, C/groups, K), float64.
         dense: outputs and residual values in the dense network.
-        converted: patches and residual values, at the same pixels, in the network converted so far.
+        converted: patches and residual values in the partly converted network, at the same pixels.
         order: which factor runs first.
         rank: ``D``.
-        rectifier: whether to mind the ReLU that follows.
-        residual: whether to correct the residual branch's error.
+        options: which parts of the method to use.
 
     Returns:
-        The factors, one entry a group, and the bias (M,).
+        The factors, one entry for each group, and the bias (M,).
     """
     assert converted.patches is not None
     scale, shift = layer.scale.to(dense.outputs), layer.shift.to(dense.outputs)
+    # Whether there is a residual sum says the whole pass: one that stopped early may have missed another use.
+    has_residual = layer.consumer.residual and dense.residual is not None
+    dense_residual = dense.residual if has_residual and dense.residual is not None else torch.zeros(())
+    converted_residual = dense_residual
     target = dense.outputs
-    # By the flow of a whole pass: one that was left early has not seen what else an output may be used for.
-    residuals = (dense.residual, converted.residual) if layer.flow.residual else (None, None)
-    own = torch.zeros(()) if residuals[0] is None else residuals[0]
-    theirs = own
-    if residual and residuals[0] is not None and residuals[1] is not None:
-        theirs = residuals[1]
-        least = _LEAST_SCALE * scale.abs().median().clamp_min(1e-12)
-        correction = (own - theirs) / torch.where(scale.abs() < least, torch.inf, scale)
-        target = target + correction
+    if options.residual and has_residual and converted.residual is not None:
+        converted_residual = converted.residual
+        smallest = _SMALLEST_SCALE * scale.abs().median().clamp_min(1e-12)
+        divisor = torch.where(scale.abs() < smallest, torch.inf, scale)
+        target = target + (dense_residual - converted_residual) / divisor
 
     groups, importance = layer.spec.groups, importance_of(layer)
     moments = sample_moments(converted.patches, target, groups)
     factors, lost = fit_groups(moments, weight, order, rank, importance)
-    if not (rectifier and layer.flow.rectified):
+    if not (options.rectifier and layer.consumer.rectified):
         return factors, biases(factors, moments)
 
-    wanted = (scale * dense.outputs + shift + own).clamp_min(0)
+    wanted = (scale * dense.outputs + shift + dense_residual).clamp_min(0)
     divisor = torch.where(scale == 0, 1.0, scale)
     for strength in RECTIFIER_SCHEDULE:
         fitted = _apply(factors, converted.patches) + biases(factors, moments).to(target)
-        before = scale * fitted + shift + theirs
+        before = scale * fitted + shift + converted_residual
         z = _rectified_target(wanted, before, strength)
-        target = (z - shift - theirs) / divisor
+        target = (z - shift - converted_residual) / divisor
         moments = sample_moments(converted.patches, target, groups, moments, single=lost > SINGLE)
         factors, _ = fit_groups(moments, weight, order, rank, importance, start=factors, sweeps=2)
     return factors, biases(factors, moments)

@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from torch_separable.conversion import LayerPlan, Plan, Statistics, apply, calibrate, plan
-from torch_separable.conversion.calibration.calibrate import network_outputs
-from torch_separable.conversion.calibration.observer import record
-from torch_separable.conversion.layers import find_convertible, grouped_weight
+from torch_separable.conversion.calibration.forward import network_outputs
+from torch_separable.conversion.calibration.recording import record
+from torch_separable.conversion.convolutions import grouped_weight
+from torch_separable.conversion.layers import find_convertible
 from torch_separable.conversion.solvers.factorize import Order, output_error
-from torch_separable.conversion.solvers.reconstruct import _rectified_target, importance_of, reconstruct
+from torch_separable.conversion.solvers.layer_fit import _rectified_target, fit_layer, importance_of
 
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 @given(wanted=st.floats(0, 5), before=st.floats(-5, 5), strength=st.sampled_from([0.01, 0.3, 1.0, 10.0]))
-def test_target_before_a_rectifier_is_the_least_on_a_grid(wanted: float, before: float, strength: float) -> None:
+def test_rectified_target_is_the_minimum_on_a_grid(wanted: float, before: float, strength: float) -> None:
     def cost(z: Tensor) -> Tensor:
         return (wanted - z.clamp_min(0)).square() + strength * (z - before).square()
 
@@ -28,7 +29,7 @@ def test_target_before_a_rectifier_is_the_least_on_a_grid(wanted: float, before:
     assert float(cost(ours)) <= float(least) + 1e-12
 
 
-def test_target_before_a_rectifier_is_what_is_there_where_that_is_right_already() -> None:
+def test_rectified_target_keeps_values_that_are_right() -> None:
     before = torch.linspace(-3, 3, 13)
     torch.testing.assert_close(_rectified_target(before.clamp_min(0), before, 0.3), before)
 
@@ -67,7 +68,7 @@ def by_hand(**becomes: tuple[Order, int]) -> Any:
     return made
 
 
-def test_error_of_one_branch_is_made_up_for_by_the_other() -> None:
+def test_residual_layer_corrects_the_error_of_the_other_branch() -> None:
     model, given = Residual().eval(), images()
     with torch.no_grad():
         model.norm.weight.uniform_(0.5, 2)
@@ -84,7 +85,7 @@ def test_error_of_one_branch_is_made_up_for_by_the_other() -> None:
     assert lost[False] > 1e-3
 
 
-def test_an_output_that_is_used_once_more_after_the_sum_is_left_as_it_is() -> None:
+def test_output_used_again_after_the_sum_gets_no_rectified_fit() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -102,7 +103,7 @@ def test_an_output_that_is_used_once_more_after_the_sum_is_left_as_it_is() -> No
         assert torch.equal(tensor, others[name]), name
 
 
-def test_a_pass_that_is_left_early_sees_sums_that_come_after_the_last_layer() -> None:
+def test_early_stop_records_sums_after_the_last_layer() -> None:
     class Late(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -123,7 +124,7 @@ def test_a_pass_that_is_left_early_sees_sums_that_come_after_the_last_layer() ->
     assert torch.equal(early["a"].residual, whole["a"].residual)
 
 
-def test_channel_that_its_norm_nearly_switches_off_is_not_blown_up() -> None:
+def test_channel_with_a_tiny_norm_scale_stays_bounded() -> None:
     model, given = Residual().eval(), images()
     with torch.no_grad():
         model.norm.weight[2] = 1e-6
@@ -132,7 +133,7 @@ def test_channel_that_its_norm_nearly_switches_off_is_not_blown_up() -> None:
     assert all(torch.isfinite(p).all() and float(p.detach().abs().max()) < 1e3 for p in converted.parameters())
 
 
-def test_layer_is_fitted_to_the_inputs_that_the_converted_network_gives() -> None:
+def test_layer_is_fitted_to_the_converted_networks_activations() -> None:
     torch.manual_seed(4)
     model, given = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)).eval(), images()
     chosen = plan(model, calibrate(model, given), rank=1, order="depthwise_first")
@@ -171,7 +172,7 @@ def test_sequential_fit_loses_less_than_one_shot(order: Order) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_minding_the_rectifier_brings_what_follows_it_nearer(order: Order) -> None:
+def test_rectifier_aware_fit_is_closer_after_the_relu(order: Order) -> None:
     torch.manual_seed(7)
     model, given = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()).eval(), images(32, 6)
     with torch.no_grad():
@@ -192,12 +193,12 @@ def recorded(model: nn.Module, statistics: Statistics, name: str) -> Any:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("rank", [1, 2, 9])
-def test_fit_at_its_place_is_no_worse_than_one_to_the_layer_alone(order: Order, rank: int) -> None:
+def test_fit_in_the_network_is_no_worse_than_the_fit_alone(order: Order, rank: int) -> None:
     torch.manual_seed(8)
     model, given = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)).eval(), images(24, 4)
     statistics = calibrate(model, given)
     layer, seen = statistics["0"], recorded(model, statistics, "0")
-    (factors,), bias = reconstruct(layer, grouped_weight(model[0]), seen, seen, order, rank)
+    (factors,), bias = fit_layer(layer, grouped_weight(model[0]), seen, seen, order, rank)
     assert layer.moments is not None
     planned = next(x for x in plan(model, statistics, rank=rank, order=order).layers if x.name == "0")
     assert output_error(factors.kernel(), layer.moments[0], importance_of(layer)) <= planned.error + 1e-9
@@ -209,7 +210,7 @@ def test_fit_at_its_place_is_no_worse_than_one_to_the_layer_alone(order: Order, 
         torch.testing.assert_close(bias, model[0].bias.double(), rtol=0, atol=1e-4)
 
 
-def test_importance_is_the_square_of_the_norms_scale() -> None:
+def test_importance_is_the_squared_norm_scale() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, eps=0)).eval()
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([3.0, 0.0, 1.0]))
