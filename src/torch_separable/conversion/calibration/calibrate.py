@@ -166,12 +166,14 @@ def _record_all(
                 if held + size <= 3 * memory // 16:
                     moments[name] = recorded_moments(conv, recorded[name])
                     held += size
-                samples = recorded.pop(name)
-                # Only the number of samples is needed later; a view of them would keep all of their memory.
-                counted = torch.empty(len(samples.outputs), 0)
-                recordings[name] = replace(samples, patches=None, outputs=counted, residual=None)
+                recordings[name] = _without_samples(recorded.pop(name))
                 advance(name)
     return recordings, moments, outputs
+
+
+def _without_samples(recording: Recording) -> Recording:
+    """Return a recording that only counts its samples. A view of them would keep all of their memory."""
+    return replace(recording, patches=None, outputs=torch.empty(len(recording.outputs), 0), residual=None)
 
 
 def _group_layers(

@@ -191,7 +191,7 @@ def _sweep_depthwise_first(iterate: _Iterate, problem: _Problem) -> tuple[_Itera
     return _Iterate(Factors("depthwise_first", B, P), residual), lost
 
 
-def _sweep_pointwise_first(iterate: _Iterate, problem: _Problem) -> tuple[_Iterate, float]:
+def _sweep_pointwise_first(iterate: _Iterate, problem: _Problem, steps: int = _STEPS) -> tuple[_Iterate, float]:
     """Improve the pointwise weights of all outputs, then their depthwise kernels. Also return the loss.
 
     An exact solution takes a system of ``C·D`` unknowns for each output. A few steps of conjugate gradients from the
@@ -209,7 +209,7 @@ def _sweep_pointwise_first(iterate: _Iterate, problem: _Problem) -> tuple[_Itera
 
     small = _cholesky(B @ over_taps @ B.mT)
     P, residual = _conjugate_gradients(
-        P, iterate.residual, problem, lambda X: X @ B, lambda V: V @ B.mT,
+        P, iterate.residual, problem, steps, lambda X: X @ B, lambda V: V @ B.mT,
         lambda R: torch.cholesky_solve(
             torch.cholesky_solve(R.transpose(0, 1).reshape(channels, -1), channels_factor)
             .view(channels, outputs, rank).permute(1, 2, 0), small,
@@ -217,7 +217,7 @@ def _sweep_pointwise_first(iterate: _Iterate, problem: _Problem) -> tuple[_Itera
     )  # fmt: skip
     small = _cholesky(P.mT @ over_channels @ P)
     B, residual = _conjugate_gradients(
-        B, residual, problem, lambda X: P @ X, lambda V: P.mT @ V,
+        B, residual, problem, steps, lambda X: P @ X, lambda V: P.mT @ V,
         lambda R: torch.cholesky_solve(torch.cholesky_solve(R, small).mT, taps_factor).mT,
     )  # fmt: skip
     improved = Factors("pointwise_first", B, P)
@@ -228,16 +228,18 @@ def _conjugate_gradients(
     X: Tensor,
     residual: Tensor,
     problem: _Problem,
+    steps: int,
     kernel: Callable[[Tensor], Tensor],
     adjoint: Callable[[Tensor], Tensor],
     precondition: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Take `_STEPS` steps of preconditioned conjugate gradients, independently for every output.
+    """Take steps of preconditioned conjugate gradients, independently for every output.
 
     Args:
         X: the unknowns of each output, (M, ., .).
         residual: of the current kernel, (M, C, K).
         problem: with the moments of the patches.
+        steps: how many.
         kernel: linear map from unknowns to the dense kernel, (M, C, K).
         adjoint: adjoint of ``kernel``.
         precondition: an approximate inverse of ``adjoint(kernel(X) · moments)``.
@@ -248,7 +250,7 @@ def _conjugate_gradients(
     gradient = adjoint(residual)
     direction = scaled = precondition(gradient)
     height = (gradient * scaled).sum((1, 2), keepdim=True)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         along = kernel(direction)
         change = problem.times_moments(along)
         curved = adjoint(change)
