@@ -81,7 +81,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 
 class Bench:
-    """The data, the dense networks, and the results so far."""
+    """The data, the dense networks, and their statistics and plans."""
 
     def __init__(self, data: str, checkpoints: Path) -> None:
         self.data, self.checkpoints = data, checkpoints
@@ -108,7 +108,7 @@ class Bench:
         return dict(zip(RATIOS[name], made, strict=True))
 
     def accuracy(self, model: nn.Module) -> float:
-        """Per cent of the test images that a network names right."""
+        """Return the test accuracy in per cent."""
         return round(100 * ts.evaluate(model, self.test, progress=False).accuracy, 2)
 
 
@@ -263,7 +263,7 @@ def distill(
             ) -> dict[str, Any]:
                 folder = runs / f"{name}-{ratio:g}-{kind}-{schedule}-{epochs}{'' if helper is None else f'-{helper}'}"
                 start, dense = time.monotonic(), bench.dense(name)
-                teacher = dense if helper is None else Together(dense, bench.dense(helper))
+                teacher = dense if helper is None else TeacherPair(dense, bench.dense(helper))
                 # Ours are compared where layers were converted; pruned ones at the layers that keep their channels.
                 features = [n for n, _ in dense.named_modules() if n.endswith("conv2")] if kind != "ours" else None
                 student = make()
@@ -328,7 +328,7 @@ def uniform_rank(dense: nn.Module, statistics: ts.Statistics, budget: Budget) ->
     shares = {}
     for rank in ranks:
         plan = ts.plan(dense, statistics, rank=rank, order="depthwise_first", method="svd")
-        shares[rank] = plan.macs[1] / plan.macs[0]
+        shares[rank] = 1 / plan.macs.ratio
     assert budget.macs is not None
     return max(rank for rank in ranks if shares[rank] <= budget.macs)
 
@@ -344,7 +344,7 @@ def speed(data: Data = "npz:cifar10", checkpoints: Checkpoints = Path("../shared
             "seconds": round(time.monotonic() - start, 1),
             "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
             "images": len(images),
-            "parameters": conversion.report.parameters[0],
+            "parameters": conversion.report.parameters.dense,
             "agreement": round(conversion.report.agreement, 4),
         }
 
@@ -386,10 +386,10 @@ def latency(
             assert chosen.latency is not None
             return {
                 "asked": round(share * whole, 4),
-                "planned": round(chosen.latency.milliseconds[1], 4),
+                "planned": round(chosen.latency.milliseconds.converted, 4),
                 "measured": round(times["separable"], 4),
                 "dense": round(times["dense"], 4),
-                "macs": round(chosen.macs[1] / chosen.macs[0], 4),
+                "macs": round(1 / chosen.macs.ratio, 4),
                 "accuracy": bench.accuracy(model),
             }
 
