@@ -263,7 +263,7 @@ def distill(
             ) -> dict[str, Any]:
                 folder = runs / f"{name}-{ratio:g}-{kind}-{schedule}-{epochs}{'' if helper is None else f'-{helper}'}"
                 start, dense = time.monotonic(), bench.dense(name)
-                teacher = dense if helper is None else TeacherPair(dense, bench.dense(helper))
+                teacher = dense if helper is None else Together(dense, bench.dense(helper))
                 # Ours are compared where layers were converted; pruned ones at the layers that keep their channels.
                 features = [n for n, _ in dense.named_modules() if n.endswith("conv2")] if kind != "ours" else None
                 student = make()
