@@ -70,4 +70,4 @@ def test_every_operation_is_a_point_and_every_name_is_text(page: Page, report: P
     expect(page.locator("#engines-table tbody tr")).to_have_count(8)
     assert page.locator("#engines-table tbody tr").first.inner_text().split("\t")[0] == SCRIPT
     assert page.locator("#roof-table tbody th").all_text_contents() == [f"blocks.{i}.{SCRIPT}" for i in range(8)]
-    expect(page.get_by_text("What this page lacks")).to_have_count(0)
+    expect(page.get_by_text("Missing on this page")).to_have_count(0)

@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def plain(help_text: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command_shows_an_example_of_it(separable: Callable[..., Any], command: str) -> None:
+def test_help_of_every_command_shows_an_example(separable: Callable[..., Any], command: str) -> None:
     outcome = separable(command, "--help")
     assert outcome.code == 0
     text = plain(outcome.out)
@@ -98,7 +97,7 @@ def test_summary_of_chosen_columns(separable: Callable[..., Any]) -> None:
     assert outcome.out.split()[:2] == ["Layer", "MACs"]
 
 
-def test_explain_works_the_tutorials_example_out_and_draws_it(separable: Callable[..., Any], place: Path) -> None:
+def test_explain_prints_and_draws_the_tutorials_example(separable: Callable[..., Any], place: Path) -> None:
     example = "explain --in 4 --out 8 --kernel 3 --groups 2 --input 3,3"
     outcome = separable(*shlex.split(f"{example} --figure groups.svg"))
     assert outcome.code == 0
@@ -130,9 +129,7 @@ def test_explain_takes_every_option_of_a_convolution(
     assert document["output_shape"][1:] == output
 
 
-def test_convert_writes_a_network_within_the_budget_and_says_what_it_did(
-    separable: Callable[..., Any], place: Path
-) -> None:
+def test_convert_writes_a_network_within_the_budget_and_reports_it(separable: Callable[..., Any], place: Path) -> None:
     outcome = separable(*shlex.split(f"{CONVERT} --budget macs=0.4 -o budget --quiet"))
     assert outcome.code == 0
     assert outcome.err == ""
@@ -158,7 +155,7 @@ def test_convert_writes_a_network_within_the_budget_and_says_what_it_did(
 
 
 @pytest.mark.parametrize("engine", [pytest.param("compiled", marks=needs_kernels), "pytorch"])
-def test_convert_within_milliseconds_says_and_keeps_what_they_are(
+def test_convert_within_milliseconds_reports_and_stores_them(
     separable: Callable[..., Any], place: Path, engine: str
 ) -> None:
     outcome = separable(*shlex.split(f"{CONVERT} --budget latency_ms=1000 --engine {engine} -o {engine} --quiet"))
@@ -188,7 +185,7 @@ def test_convert_prints_as_json_what_it_writes(separable: Callable[..., Any], pl
     assert document["converted"] == ["0", "3"]
 
 
-def test_convert_replaces_a_network_only_where_it_is_told_to(separable: Callable[..., Any], place: Path) -> None:
+def test_convert_replaces_a_network_only_with_force(separable: Callable[..., Any], place: Path) -> None:
     assert separable(*shlex.split(f"{CONVERT} --rank 1 -o forced")).code == 0
     before = (place / "forced" / "model.safetensors").read_bytes()
     assert separable(*shlex.split(f"{CONVERT} --rank 3 -o forced")).code == 2
@@ -201,7 +198,7 @@ def test_convert_replaces_a_network_only_where_it_is_told_to(separable: Callable
     assert (place / "forced" / "model.safetensors").read_bytes() != before
 
 
-def test_an_edited_plan_is_carried_out(separable: Callable[..., Any], place: Path) -> None:
+def test_edited_plan_is_applied(separable: Callable[..., Any], place: Path) -> None:
     assert separable(*shlex.split(f"{CONVERT} --rank 1 -o drawn")).code == 0
     document = json.loads((place / "drawn" / "plan.json").read_text())
     document["layers"][0] |= {"order": None, "rank": 0}
@@ -216,7 +213,7 @@ def test_an_edited_plan_is_carried_out(separable: Callable[..., Any], place: Pat
     assert "--plan edited.json and --rank 2 are both given" in outcome.err
 
 
-def test_layers_that_are_asked_for_stay_dense(separable: Callable[..., Any], place: Path) -> None:
+def test_excluded_layers_stay_dense(separable: Callable[..., Any], place: Path) -> None:
     assert separable(*shlex.split(f"{CONVERT} --rank 1 --exclude 0 -o kept --quiet")).code == 0
     layers = {layer.name: layer for layer in Plan.load(place / "kept" / "plan.json").layers}
     assert (layers["0"].order, layers["0"].reason) == (None, "excluded")
@@ -234,7 +231,7 @@ def test_full_rank_conversion_is_as_accurate_as_the_dense_network(separable: Cal
     assert converted["loss"] == pytest.approx(dense["loss"], rel=1e-3)
 
 
-def test_evaluate_says_how_many_answers_are_right(separable: Callable[..., Any]) -> None:
+def test_evaluate_prints_the_accuracy(separable: Callable[..., Any]) -> None:
     result = of_json(separable("evaluate", SMALL, "--data", "digits", "--split", "train", "--json"))
     assert result["accuracy"] == result["correct"] / result["count"]
     outcome = separable("evaluate", SMALL, "--data", "digits", "--split", "train")
@@ -279,7 +276,7 @@ def test_distill_trains_the_converted_network_and_leaves_its_weights(
         "results.json",
         "settings.json",
     ]
-    assert "\nwritten to distilled: " in outcome.out
+    assert "\nwritten to distilled\n" in outcome.out
     assert outcome.out.endswith("\npage: distilled/index.html\n")
     config = json.loads((folder / "settings.json").read_text())
     assert config["settings"]["batch_size"] == 128
@@ -293,7 +290,7 @@ def test_distill_trains_the_converted_network_and_leaves_its_weights(
     assert of_json(separable(*shlex.split(with_weights))) == of_json(separable(*shlex.split(whole)))
 
 
-def test_distill_tells_each_epoch_in_words_and_as_json(separable: Callable[..., Any]) -> None:
+def test_distill_prints_each_epoch_as_text_and_json(separable: Callable[..., Any]) -> None:
     outcome = separable(*shlex.split(f"{DISTILL} --epochs 2 -o told"))
     epochs = outcome.out.splitlines()[:3]
     number = r"\d+\.\d+"
@@ -308,7 +305,7 @@ def test_distill_tells_each_epoch_in_words_and_as_json(separable: Callable[..., 
     assert document["epochs"][0]["validation"] is None
 
 
-def test_finished_distillation_tells_all_its_epochs_again(separable: Callable[..., Any], place: Path) -> None:
+def test_finished_distillation_prints_all_its_epochs_again(separable: Callable[..., Any], place: Path) -> None:
     command = shlex.split(f"{DISTILL} --epochs 7 --set epochs=1 -o finished --json")
     first, again = of_json(separable(*command)), of_json(separable(*command))
     assert [record["epoch"] for record in first["epochs"]] == [0, 1]
@@ -326,7 +323,7 @@ def test_finished_distillation_tells_all_its_epochs_again(separable: Callable[..
         f"export converted --model {SMALL} --to pt2 --data digits -o bars.pt2",
     ],
 )
-def test_bars_of_reading_follow_quiet_and_json(
+def test_quiet_and_json_disable_progress_bars_of_readers(
     separable: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     asked: list[bool] = []
@@ -335,7 +332,7 @@ def test_bars_of_reading_follow_quiet_and_json(
         asked.append(progress)
         return load_data(*arguments, progress=progress, **settings)
 
-    monkeypatch.setattr(import_module("torch_separable.distillation"), "load_data", watched)
+    monkeypatch.setattr("torch_separable.data.load_data", watched)
     for option, shown in (("", True), ("--json", False), ("--quiet", False)):
         if option == "--quiet" and command.startswith("export"):
             continue
@@ -344,7 +341,7 @@ def test_bars_of_reading_follow_quiet_and_json(
         assert set(asked) == {shown}
 
 
-def test_distill_goes_on_only_with_the_same_settings(separable: Callable[..., Any]) -> None:
+def test_distill_resumes_only_with_the_same_settings(separable: Callable[..., Any]) -> None:
     assert separable(*shlex.split(f"{DISTILL} --epochs 1 -o again")).code == 0
     assert separable(*shlex.split(f"{DISTILL} --epochs 1 -o again")).code == 0
     outcome = separable(*shlex.split(f"{DISTILL} --epochs 2 -o again"))
@@ -370,26 +367,26 @@ def test_folders_may_have_any_name(separable: Callable[..., Any], place: Path, f
         "convert networks_for_cli:Noisy --data digits --images 16 --rank 1 -o noisy",
     ],
 )
-def test_json_stands_alone_though_the_network_prints(separable: Callable[..., Any], command: str) -> None:
+def test_json_is_the_only_output_even_if_the_network_prints(separable: Callable[..., Any], command: str) -> None:
     outcome = separable(*shlex.split(command), "--json")
     assert of_json(outcome)
     assert "noise while it is built" in outcome.err
     assert "noise while it runs" in outcome.err
 
 
-def test_rows_stand_alone_though_the_network_prints(separable: Callable[..., Any]) -> None:
+def test_csv_is_the_only_output_even_if_the_network_prints(separable: Callable[..., Any]) -> None:
     outcome = separable(*shlex.split("summary networks_for_cli:Noisy --input 1,32,32 --csv"))
     assert {len(row) for row in csv.reader(outcome.out.splitlines())} == {len(outcome.out.splitlines()[0].split(","))}
     assert "noise while it runs" in outcome.err
 
 
-def test_interruption_leaves_no_folder_behind(separable: Callable[..., Any], place: Path) -> None:
+def test_interrupt_leaves_no_folder(separable: Callable[..., Any], place: Path) -> None:
     outcome = separable("convert", "networks_for_cli:Interrupting", "--data", "digits", "-o", "stopped")
     assert outcome.code == 130
-    assert outcome.err == "separable: interrupted; nothing half-written is left behind\n"
+    assert outcome.err == "separable: interrupted; no incomplete file was left\n"
     assert not (place / "stopped").exists()
 
 
-def test_built_in_network_without_weights_is_called_untrained(separable: Callable[..., Any]) -> None:
+def test_built_in_network_without_weights_gives_a_warning(separable: Callable[..., Any]) -> None:
     outcome = separable("evaluate", "resnet20", "--data", "digits")
-    assert "separable: resnet20 is untrained: its weights are random without --weights FILE" in outcome.err
+    assert "separable: resnet20 has random weights" in outcome.err

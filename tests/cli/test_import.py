@@ -32,7 +32,7 @@ def test_names_of_another_package_are_recognised(separable: Callable[..., Any], 
     command = ("summary", "mobilenet_v1", "--weights", renamed, "--input", "3,32,32", *ARGUMENTS)
     done = separable(*command, "--model-arg", "activation=relu6", "--json")
     assert done.code == 0, done.err
-    assert done.err == "separable: timm.safetensors has the names of timm mobilenetv1\n"
+    assert done.err == "separable: timm.safetensors uses the names of timm mobilenetv1\n"
     assert json.loads(done.out)
 
 

@@ -99,9 +99,9 @@ def test_interrupted_distillation_resumes_with_the_same_command(place: Path, sep
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     said, kept = errors.splitlines()
-    assert said == "separable: interrupted; nothing half-written is left behind"
+    assert said == "separable: interrupted; no incomplete file was left"
     assert "stopped has the checkpoint of step" in kept
-    assert kept.endswith("from which the same call goes on")
+    assert kept.endswith("repeat the call to resume from it")
     assert not list(folder.glob(".*"))
     assert not (folder / "model.safetensors").exists()
     for path in folder.glob("*.safetensors"):

@@ -75,7 +75,7 @@ def test_shares_of_each_bar_add_up_to_the_networks() -> None:
             assert sum(shares) == pytest.approx(whole)
 
 
-def test_charts_of_what_was_not_measured_are_left_out() -> None:
+def test_charts_without_measurements_are_left_out() -> None:
     nothing = Layers((Row("a"),), None, Row("whole network"), "")
     assert charts.shares_chart(nothing) is None
     assert charts.layers_chart(nothing) is None
@@ -89,12 +89,12 @@ def test_chart_of_a_very_deep_network_keeps_its_heaviest_layers() -> None:
     assert list(dict.fromkeys(drawn)) == [f"block.{i}" for i in range(120, 200)]
 
 
-def test_points_upon_each_other_share_a_label(results: dict[str, Any]) -> None:
+def test_overlapping_points_share_a_label(results: dict[str, Any]) -> None:
     chart = charts.accuracy_chart(headline(results), curve(results))
     assert [row["label"] for row in values(chart) if "label" in row] == ["1", "", "2, 3"]
 
 
-def test_accuracies_close_together_have_an_axis_that_tells_them_apart(results: dict[str, Any]) -> None:
+def test_axis_of_close_accuracies_has_enough_decimals(results: dict[str, Any]) -> None:
     def axis() -> str:
         chart = charts.accuracy_chart(headline(results), ())
         assert chart is not None
@@ -106,7 +106,7 @@ def test_accuracies_close_together_have_an_axis_that_tells_them_apart(results: d
     assert axis() == ".0%"
 
 
-def test_loss_between_epochs_is_drawn_where_the_run_kept_it() -> None:
+def test_loss_between_epochs_is_drawn_if_it_was_logged() -> None:
     done = [Epoch("distillation", i, 1 / i, None, None) for i in (1, 2)]
     between = [Epoch("distillation", i / 4, 1.0, None, None) for i in range(1, 9)]
     drawn = values(charts.training_chart(done, between, {"loss": "loss"}))

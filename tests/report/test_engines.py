@@ -44,7 +44,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def test_engines_stand_in_order_of_their_times(document: dict[str, Any]) -> None:
+def test_engines_are_sorted_by_time(document: dict[str, Any]) -> None:
     (case,) = engine_cases(document)
     assert [(time.title, time.slower, time.share) for time in case.times] == [
         ("torch-separable", None, 0.5),
@@ -85,7 +85,7 @@ def test_the_page_escapes_every_name(document: dict[str, Any]) -> None:
         (("operations", "nodes", 0, "intensity"), -1, r"operations.nodes\[0\].intensity is -1, not above 0"),
     ],
 )
-def test_what_is_damaged_is_left_out_and_named(
+def test_damaged_sections_are_left_out_and_named(
     document: dict[str, Any], where: tuple[Any, ...], value: object, message: str
 ) -> None:
     damaged = copy.deepcopy(document)

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install '.[report]'")
 
 from torch_separable.report import RunFiles, build_page, write_report
-from torch_separable.report.facts import facts_of, promise_sentence
+from torch_separable.report.facts import facts_of, speed_sentence
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -90,10 +90,10 @@ def test_numbers_on_the_page_are_those_of_the_run(run: RunFiles) -> None:
         "5.34x fewer MACs11,944,576 → 2,237,056",
         "4.79x smaller weights305,576 → 63,744 bytes",
         "2.33x as fast7.51 → 3.22 ms",
-        "44 % of the promise keptthe MACs promise 5.34x the speed, the clock gives 2.33x",
+        "44 % of the MAC reduction realized5.34x fewer MACs, 2.33x the speed",
     ]
-    assert "1,347 training images, 450 held out" in page.text
-    assert promise_sentence(facts_of(run.results)) in page.text
+    assert "1,347 training images; accuracies were measured on 450 held-out images" in page.text
+    assert speed_sentence(facts_of(run.results)) in page.text
     assert page.tables["curve-table"][1:] == [
         ["least squares", "5,950,000", "98.89 %"],
         ["SVD of the weights (baseline)", "5,900,000", "66.67 %"],
@@ -105,7 +105,7 @@ def test_numbers_on_the_page_are_those_of_the_run(run: RunFiles) -> None:
     ]
 
 
-def test_each_layer_has_a_row_with_what_became_of_it(run: RunFiles) -> None:
+def test_each_layer_has_a_row_with_its_replacement(run: RunFiles) -> None:
     rows = page_of(run).tables["layers-table"][1:]
     plan = run.plan
     assert plan is not None
@@ -153,7 +153,7 @@ def test_names_and_titles_are_escaped_everywhere(run: RunFiles) -> None:
     assert "</script><img src=x" in data
 
 
-def test_page_needs_nothing_but_itself(run: RunFiles) -> None:
+def test_page_is_self_contained(run: RunFiles) -> None:
     html = build_page(run).html
     page = Page(html)
     assert {tag for tag, _ in page.elements}.isdisjoint({"link", "iframe", "object", "img", "base"})
@@ -205,13 +205,13 @@ def test_names_of_colours_in_charts_are_those_of_the_style(run: RunFiles) -> Non
     assert used <= defined
 
 
-def test_accuracy_that_was_not_measured_is_not_made_up(run: RunFiles) -> None:
+def test_accuracy_that_was_not_measured_is_not_shown(run: RunFiles) -> None:
     bare = {"accuracy": None, "correct": None, "count": None}
     results = {**run.results, "kind": "convert", "conversion": {"agreement": 0.9375}}
     results["steps"] = [{**one, **bare} for one in results["steps"]]
     del results["curve"], results["data"]
     page = page_of(replace(run, results=results))
-    assert page.items[0] == "93.75 % same answerson the calibration images; accuracy was not measured"
+    assert page.items[0] == "93.75 % same classon the calibration images; accuracy was not measured"
     assert "accuracy was not measured." in page.text
     assert "accuracy" not in specs(page)
     assert [row[2] for row in page.tables["steps-table"][1:]] == ["", "", ""]
@@ -220,8 +220,8 @@ def test_accuracy_that_was_not_measured_is_not_made_up(run: RunFiles) -> None:
 def test_run_without_times_has_no_speed(run: RunFiles) -> None:
     results = {key: value for key, value in run.results.items() if key not in ("milliseconds", "layers")}
     page = page_of(replace(run, results=results))
-    assert not any("as fast" in item or "promise" in item for item in page.items)
-    assert "No times were taken." in page.text
+    assert not any("as fast" in item or "realized" in item for item in page.items)
+    assert "No times were measured." in page.text
     assert "ms" not in page.tables["layers-table"][0]
 
 
@@ -231,7 +231,7 @@ def test_plan_without_layers_has_a_page(run: RunFiles, plan_document: dict[str, 
     assert [row[1] for row in page.tables["layers-table"][1:]] == ["everything else", "whole network"]
 
 
-def test_saved_network_that_nobody_measured_has_a_page(run: RunFiles) -> None:
+def test_saved_network_without_measurements_has_a_page(run: RunFiles) -> None:
     built = build_page(replace(run, results={"kind": "network", "title": "Mine"}))
     assert built.problems == ()
     page = Page(built.html)
@@ -256,7 +256,7 @@ def test_page_without_the_extra_lacks_only_the_charts(run: RunFiles, monkeypatch
     assert built.problems[0] in page.items
 
 
-def test_report_is_written_into_the_run_or_where_it_is_wanted(
+def test_report_is_written_into_the_run_or_to_a_given_path(
     tmp_path: Path, results: dict[str, Any], plan_document: dict[str, Any], config: dict[str, Any]
 ) -> None:
     for name, document in (("results", results), ("plan", plan_document), ("config", config)):

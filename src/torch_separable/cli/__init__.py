@@ -1,1 +1,1 @@
-"""The command ``separable``: a thin layer over the package's own calls, one file a command."""
+"""The command ``separable``: a thin layer over the package's functions, with one file per command."""

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts are read."""
+"""Options that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Model: TypeAlias = Annotated[
     str, typer.Argument(help="package.module:function that returns the network, or a name: resnet20, mobilenet_v1, ...")
 ]
 ModelArgs: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--model-arg", metavar="K=V", help="An argument of the function; repeat for more.")
+    list[str] | None, typer.Option("--model-arg", metavar="K=V", help="Argument of the function; repeatable.")
 ]
 DenseModel: TypeAlias = Annotated[
-    str | None, typer.Option("--model", help="The dense network, where the folder names one that is not built in.")
+    str | None, typer.Option("--model", help="The dense network, if the folder names one that is not built in.")
 ]
 InputSize: TypeAlias = Annotated[
-    str | None, typer.Option("--input", help="Shape of one image, as 3,224,224; a folder knows its own.")
+    str | None, typer.Option("--input", help="Shape of one image, as 3,224,224; by default that of the folder.")
 ]
 Weights: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        help="Weights: .safetensors, or .pth of plain tensors (nothing is unpickled); for the built-in networks also "
-        "under the names of timm, torchvision, transformers or efficientnet-lite-pytorch."
+        help="Weights: .safetensors, or .pth with tensors only (no code is unpickled). Built-in networks also accept "
+        "the names of timm, torchvision, transformers and efficientnet-lite-pytorch."
     ),
 ]
 Data: TypeAlias = Annotated[str, typer.Option(help="Images: digits, npz:PATH, folder:PATH or hf:NAME.")]
@@ -43,17 +43,20 @@ Mean: TypeAlias = Annotated[
 Std: TypeAlias = Annotated[
     str | None, typer.Option(help="Each channel is divided by it, as .229,.224,.225; or imagenet.")
 ]
-ImageSize: TypeAlias = Annotated[int | None, typer.Option(help="Pixels that images are scaled and cropped to.")]
+ImageSize: TypeAlias = Annotated[int | None, typer.Option(help="Size in pixels to resize and crop images to.")]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 _answers: ContextVar[TextIO] = ContextVar("_answers")
 
 
 def _keep_for_programs(wanted: bool) -> bool:
-    """Send what anything but `print_json` and `print_text` prints, such as a network's own code, to standard error."""
+    """Redirect standard output to standard error, except for `print_json` and `print_text`.
+
+    The code of a network may print, too, and would break the document.
+    """
     if wanted:
         _answers.set(sys.stdout)
-        sys.stdout = sys.stderr  # until the command ends: cli.main puts it back
+        sys.stdout = sys.stderr  # cli.main restores it when the command ends
     return wanted
 
 
@@ -66,17 +69,17 @@ Json: TypeAlias = Annotated[
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    """Read ``3,224,224`` (``x`` separates, too); each number is at least 1."""
+    """Parse ``3,224,224`` or ``3x224x224``; each number is at least 1."""
     parts = text.replace("x", ",").split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise SeparableValueError(
-            f"{name} {text or 'is empty'}: expected whole numbers of at least 1, separated by commas, as 3,224,224"
+            f"{name} {text or 'is empty'}: must be integers of at least 1, separated by commas, as 3,224,224"
         )
     return tuple(int(part) for part in parts)
 
 
 def image_shape(text: str | None, own: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Read ``--input``, or take the shape that a folder knows."""
+    """Parse ``--input``, which defaults to the shape stored in a folder."""
     shape = own if text is None else whole_numbers("--input", text)
     if shape is None or len(shape) != 3:
         raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
@@ -84,7 +87,7 @@ def image_shape(text: str | None, own: tuple[int, ...] | None) -> tuple[int, ...
 
 
 def channel_values(name: str, text: str | None) -> tuple[float, ...] | None:
-    """Read ``.485,.456,.406``, or the word ``imagenet``."""
+    """Parse ``.485,.456,.406`` or ``imagenet``."""
     if text is None:
         return None
     if text == "imagenet":
@@ -94,11 +97,11 @@ def channel_values(name: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise SeparableValueError(f"{name} {text}: expected numbers separated by commas, or imagenet") from None
+        raise SeparableValueError(f"{name} {text}: must be numbers separated by commas, or imagenet") from None
 
 
 def preparation(image_size: int | None, mean: str | None, std: str | None, *, progress: bool) -> dict[str, Any]:
-    """What `load_data` is told by the options of a command about images."""
+    """Return the keyword arguments of `load_data` that the options of a command set."""
     return {
         "image_size": image_size,
         "mean": channel_values("--mean", mean),
@@ -144,10 +147,10 @@ def read_budget(text: str, engine: str | None = None) -> Budget:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document, the only thing on standard output, in ASCII so that no terminal spoils it."""
+    """Print one JSON document to standard output, in ASCII so that it is valid in every terminal encoding."""
     print_text(json.dumps(document, indent=2) + "\n")
 
 
 def print_text(text: str) -> None:
-    """Print the only answer of a command whose output is for programs."""
+    """Print the output of a command that is read by programs."""
     print(text, end="", file=_answers.get(sys.stdout))

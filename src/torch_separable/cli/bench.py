@@ -1,4 +1,4 @@
-"""``separable bench``: how fast a network runs here, in this package's engine and in others."""
+"""``separable bench``: time a network in several inference engines."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ def bench(
     model_arg: ModelArgs = None,
     weights: Weights = None,
     dense: Annotated[
-        str | None, typer.Option(help="The dense network that it stands for, as for MODEL; a folder knows its own.")
+        str | None, typer.Option(help="Its dense counterpart, named like MODEL; by default that of the folder.")
     ] = None,
     dense_arg: Annotated[
-        list[str] | None, typer.Option("--dense-arg", metavar="K=V", help="As --model-arg, of the dense network.")
+        list[str] | None, typer.Option("--dense-arg", metavar="K=V", help="Like --model-arg, for the dense network.")
     ] = None,
     threads: Annotated[str | None, typer.Option(help="Numbers of threads, as 1,2; by default one and all.")] = None,
     batch: Annotated[str, typer.Option(help="Images in a call, as 1,8.")] = "1,8",
     peers: Annotated[
         str | None,
         typer.Option(
-            help="Engines beside ours in float32, separated by commas: eager, channels_last, autocast, inductor, "
-            "onnxruntime, openvino, openvino_bf16, separable_bf16. By default all but inductor, which takes minutes, "
-            "and those in bfloat16 where the processor has no instructions for it."
+            help="Engines to compare with, separated by commas: eager, channels_last, autocast, inductor, "
+            "onnxruntime, openvino, openvino_bf16, separable_bf16. By default all but inductor, which takes minutes; "
+            "bfloat16 engines only if the processor has instructions for it."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Of each engine, a tenth of a second each.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Rounds of each engine, of about 0.1 s each.")] = 20,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A folder for the results and their page.")
+        Path | None, typer.Option("--output", "-o", help="Folder for the results and the report page.")
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Time a network in several engines, in turn, each in a process of its own and at its fastest settings.
+    """Time a network in several engines, alternating, each in its own process with its fastest settings.
 
-    MODEL may also be a folder that convert wrote. Without weights, batch norms get the statistics of random images.
+    MODEL may also be a folder written by convert. Without --weights, batch norms get the statistics of random images.
 
     Example: **separable bench mobilenet_v1 --input 3,224,224 --dense conv_mobilenet --peers eager,openvino**
     """
@@ -72,15 +72,15 @@ def bench(
     if output is not None:
         run_directory.check_place(output)
     if dense_arg and dense is None:
-        raise SeparableValueError(f"--dense-arg {dense_arg[0]}: goes with --dense, which names the network")
+        raise SeparableValueError(f"--dense-arg {dense_arg[0]} needs --dense, which names the network")
     network, twin, own = network_or_folder(model, made_of, keyword_arguments("--model-arg", model_arg), weights)
     shape = image_shape(size, own)
     examples = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     if twin is not None:
         if dense is not None:
-            raise SeparableValueError(f"--dense {dense}: the folder {model} knows its dense network")
+            raise SeparableValueError(f"--dense {dense}: the folder {model} already names its dense network")
     else:
-        analyze(network, examples[:1])  # which says in words what it cannot take
+        analyze(network, examples[:1])  # raises a readable error if the network fails on this shape
         if weights is None:
             network = randomize_batch_norms(network, examples)
         if dense is not None:
@@ -96,7 +96,11 @@ def bench(
         rounds=rounds,
         progress=not (quiet or json),
     )
-    results: dict[str, Any] = {"kind": "bench", "title": f"{model}: engine beside engine", "bench": done.to_dict()}
+    results: dict[str, Any] = {
+        "kind": "bench",
+        "title": f"{model}: inference engines compared",
+        "bench": done.to_dict(),
+    }
     first = done.cases[0]
     if available() and first.ours() is not None:
         operations = compile(network, examples[: first.batch], threads=first.threads).explain()

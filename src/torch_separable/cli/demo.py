@@ -1,4 +1,4 @@
-"""``separable demo``: the main job, once through, on real images."""
+"""``separable demo``: the whole workflow on real images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch_separable.cli.arguments import Json, Quiet, print_json
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train a small CNN on handwritten digits, convert it, recover its accuracy, and measure.
+    """Train a small CNN on handwritten digits, convert it, distill it, and measure accuracy and time.
 
     Example: **separable demo -o runs/demo**
     """

@@ -1,4 +1,4 @@
-"""The main job, once through, on real images: train a dense network, convert it, distill, measure, report."""
+"""The pipeline of the demo: train a dense network on real images, convert it, distill, measure, report."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from torch_separable.models import CifarResNet
 from torch_separable.models.registry import Network
 from torch_separable.report import write_report
 
-_MACS = 0.19  # a little below a fifth, so that five times fewer is kept whatever the choice of layers rounds to
-_CURVE = (0.6, 0.4, 0.28)  # larger budgets, converted without training, for the curve of accuracy over MACs
+_MACS = 0.19  # slightly below 1/5: at least 5 times fewer MACs for every choice of ranks within the budget
+_CURVE = (0.6, 0.4, 0.28)  # larger budgets, converted without training, for the chart of accuracy over MACs
 _CALIBRATION_IMAGES = 512
 _TIMED_IMAGES = 8
 
@@ -36,35 +36,35 @@ _TIMED_IMAGES = 8
 def run_demo(
     output: Path, *, seed: int = 0, progress: bool = True, epochs: int = 20, distillation_epochs: int = 10
 ) -> dict[str, Any]:
-    """Train, convert, distill and measure; write everything to ``output`` and return the results.
+    """Train, convert, distill and measure; write all files to ``output`` and return the results.
 
-    The images are scikit-learn's 1,797 scans of handwritten digits, of which 450 are held out and used for the reported
-    accuracies alone. The dense network is a residual CNN of seven convolutions (`CifarResNet`, one block a stage).
+    The images are scikit-learn's 1,797 scans of handwritten digits. 450 of them are held out and used only for the
+    reported accuracies. The dense network is a residual CNN of seven convolutions (`CifarResNet`, one block per stage).
 
     Args:
         output: folder for weights, plan, results and page; files of an earlier run are replaced.
-        seed: of initial weights, order of images and augmentation.
-        progress: whether to say on standard error what is being done.
-        epochs: of training the dense network.
-        distillation_epochs: of distillation.
+        seed: random seed of initial weights, order of images and augmentation.
+        progress: whether to print the current stage on standard error.
+        epochs: epochs of training the dense network.
+        distillation_epochs: epochs of distillation.
 
     Raises:
-        MissingExtraError: scikit-learn, accelerate, altair or vl-convert-python are not installed (extra ``demo``).
+        MissingExtraError: scikit-learn, accelerate, altair or vl-convert-python is not installed (extra ``demo``).
     """
-    for needed_in_the_end in ("altair", "vl_convert"):
-        optional(needed_in_the_end, "demo")
+    for needed_by_the_report in ("altair", "vl_convert"):
+        optional(needed_by_the_report, "demo")
     train, test = load_data("digits"), load_data("digits", "test")
     torch.manual_seed(seed)
     common: dict[str, Any] = {"batch_size": 64, "augment": ("crop",), "seed": seed, "progress": progress}
     training: list[dict[str, Any]] = []
-    with _said("training a dense network", progress):
+    with _stage("training a dense network", progress):
         dense = distill(
             CifarResNet(blocks=1, num_classes=10, in_channels=1), None, train,
             epochs=epochs, learning_rate=4e-3, logits_weight=0, label_weight=1,
             on_epoch=lambda record: training.append(record.to_dict()), **common,
         )  # fmt: skip
 
-    with _said("converting it to depthwise separable", progress):
+    with _stage("converting it to depthwise separable", progress):
         statistics = calibrate(dense, train.sample(_CALIBRATION_IMAGES, seed=seed), progress=progress)
         budgets = [Budget(macs=share) for share in (_MACS, *_CURVE)]
         baselines = plans(dense, statistics, budgets, method="svd", progress=progress)
@@ -74,7 +74,7 @@ def run_demo(
         converted = apply(dense, chosen, statistics, progress=progress)
 
     history: list[dict[str, Any]] = []
-    with _said("recovering its accuracy by distillation", progress):
+    with _stage("distilling it from the dense network", progress):
         distilled = distill(
             converted, dense, train, epochs=distillation_epochs, learning_rate=2e-3,
             on_epoch=lambda record: history.append(record.to_dict()), **common,
@@ -88,7 +88,7 @@ def run_demo(
     unmeasured = {"kind": "demo", "complete": False}
     run_directory.write_run(output, distilled, chosen, network, settings, unmeasured, command=command)
 
-    with _said("measuring", progress):
+    with _stage("measuring", progress):
         test_of = partial(_step, test=test)
         steps = [
             test_of("dense", dense, weights=output / "dense.safetensors"),
@@ -130,7 +130,8 @@ def _step(name: str, model: nn.Module, test: ImageData, weights: Path | None = N
 
 
 @contextmanager
-def _said(what: str, shown: bool) -> Iterator[None]:
+def _stage(what: str, shown: bool) -> Iterator[None]:
+    """Print the name of a stage and, at its end, its duration on standard error."""
     start = time.monotonic()
     console = Console(stderr=True, quiet=not shown)
     console.print(f"{what} ...", highlight=False)

@@ -1,4 +1,4 @@
-"""``separable distill``: the rest of the accuracy, by distillation."""
+"""``separable distill``: train a converted network by distillation from the dense one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TIMED_IMAGES = 8
 
 
 def distill(
-    folder: Annotated[Path, typer.Argument(help="A folder that convert wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder written by convert.")],
     teacher: Annotated[Path, typer.Option(help="The dense network's weights.")],
     data: Data,
     output: Annotated[
@@ -38,20 +38,20 @@ def distill(
     model_arg: ModelArgs = None,
     epochs: Annotated[int, typer.Option()] = 10,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of DistillConfig, as batch_size=64.")
+        list[str] | None, typer.Option("--set", metavar="K=V", help="A setting of DistillConfig, as batch_size=64.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split that is trained on.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     hold_out: Annotated[
         float, typer.Option(help="Share of it, drawn at random, kept aside to watch the accuracy by.")
     ] = 0.05,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from a checkpoint in the folder.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore a checkpoint in the folder.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train a converted network to give the dense one's outputs; labels are not needed.
+    """Train a converted network to reproduce the dense network's outputs; labels are not needed.
 
     Example: **separable distill runs/half --teacher resnet20.th --data npz:cifar10/ --mean imagenet --std imagenet
     --epochs 5**
@@ -75,7 +75,7 @@ def distill(
     from torch_separable.report import results_table
 
     if not 0 <= hold_out < 1:
-        raise SeparableValueError(f"--hold-out {hold_out}: must be a share, at least 0 and below 1")
+        raise SeparableValueError(f"--hold-out {hold_out}: must be at least 0 and below 1")
     # The dense network was trained on the held-out images, too: they show the course, and do not choose by it.
     config = DistillConfig.from_dict({"epochs": epochs, "keep": "last", **keyword_arguments("--set", setting)})
     student, dense = converted_network(
@@ -83,7 +83,7 @@ def distill(
     )
     network = built_by(dense)
     assert network is not None
-    network.check("the network to distill")  # what could not be written in the end
+    network.check("the network to distill")  # fail now rather than when the run is written
     place = output or folder / "distilled"
     check_output(place, folder)
     progress = not (quiet or json)
@@ -92,7 +92,7 @@ def distill(
     if source.labelled and (held := round(len(source) * hold_out)):
         if held == len(source):
             raise SeparableValueError(f"--hold-out {hold_out}: none of the {held} images would be left to train on")
-        # At random, for image folders come class by class; the same ones each time, so that a run can go on.
+        # Shuffled, because image folders are sorted by class; with a fixed seed, so that a run can resume.
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
         source, validation = source.subset(order[held:]), source.subset(order[:held])
 
@@ -101,7 +101,7 @@ def distill(
             return
         try:
             print(record, flush=True)
-        except BrokenPipeError:  # the reader (as `head`) has seen enough; the weights are wanted all the same
+        except BrokenPipeError:  # the reader, for example `head`, has closed the pipe; training continues
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     distilled = distill_network(
@@ -118,7 +118,7 @@ def distill(
     if not is_first_process():
         return
     described = {"data": source.describe(), "teacher": str(teacher), "epochs": config.epochs, "set": setting}
-    # A run that goes on from a checkpoint has its first epochs in the log alone.
+    # The first epochs of a resumed run are only in the log.
     epochs_done = [record for record in read_records(place / LOG) if record["kind"] == "epoch"]
     tried = [record["validation"] for record in epochs_done if record["validation"]]
     compared = compare(dense, distilled, source.sample(min(_TIMED_IMAGES, len(source))))
@@ -149,18 +149,18 @@ def distill(
         print_json({"weights": str(place / run_directory.WEIGHTS), "epochs": epochs_done})
     else:
         print(results_table(results))
-        print(f"written to {place}: try it with separable evaluate {place} ...")
+        print(f"written to {place}")
     print(page_of(place))
 
 
 def check_output(place: Path, folder: Path) -> None:
-    """Refuse to write over a network that is not of an earlier distillation, before anything is computed."""
+    """Raise if the folder holds a network that is not the result of an earlier distillation."""
     from torch_separable.artifacts import run_directory
     from torch_separable.distillation.run import CHECKPOINT, LOG
 
     run_directory.check_place(place)
     if place.exists() and place.samefile(folder):
-        raise SeparableError(f"{place} is the folder of the network that is to be distilled: choose another folder")
+        raise SeparableError(f"{place} is the folder of the network to distill: choose another folder")
     distillation = (place / CHECKPOINT).exists() or (place / LOG).exists()
     if (place / run_directory.WEIGHTS).exists() and not distillation:
         raise SeparableError(f"{place} already holds another network: choose another folder")

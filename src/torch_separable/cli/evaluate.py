@@ -1,4 +1,4 @@
-"""``separable evaluate``: the accuracy of a network."""
+"""``separable evaluate``: measure the accuracy of a network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from torch_separable.errors import SeparableError
 
 
 def evaluate(
-    network: Annotated[str, typer.Argument(help="A folder that convert wrote, or a network as for convert.")],
+    network: Annotated[str, typer.Argument(help="Folder written by convert, or a network as for convert.")],
     data: Data,
     model: DenseModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
-    split: Annotated[str, typer.Option(help="Split that is evaluated.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
@@ -38,7 +38,7 @@ def evaluate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Classify labelled images and count the right answers.
+    """Classify labelled images and report accuracy and loss.
 
     Example: **separable evaluate runs/half --data npz:cifar10/ --mean imagenet --std imagenet**
     """
@@ -52,7 +52,7 @@ def evaluate(
     elif model is None:
         evaluated = build_network(network, arguments, weights, trained=True)
     else:
-        raise SeparableError(f"there is no folder {network}: --model goes with a folder that convert wrote")
+        raise SeparableError(f"{network} is not a folder, but --model {model} needs a folder written by convert")
     progress = not (quiet or json)
     source = load_data(data, split, **preparation(image_size, mean, std, progress=progress))
     result = evaluate_network(evaluated, source, batch_size, progress=progress)

@@ -1,4 +1,4 @@
-"""``separable explain``: the arithmetic of one convolution."""
+"""``separable explain``: explain the arithmetic of one convolution."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def explain(
     out_channels: Annotated[int, typer.Option("--out", help="Channels of the output.")],
     size: Annotated[str, typer.Option("--input", help="Spatial size of the input, as 32,32.")],
     kernel: Annotated[str, typer.Option(help="Kernel size: 3, or 3,5 for each dimension.")] = "3",
-    groups: Annotated[int, typer.Option(help="Groups; both channel counts must be multiples of it.")] = 1,
+    groups: Annotated[int, typer.Option(help="Groups; must divide both channel counts.")] = 1,
     stride: Annotated[int, typer.Option()] = 1,
-    padding: Annotated[int | None, typer.Option(help="By default what keeps the size at stride 1.")] = None,
+    padding: Annotated[int | None, typer.Option(help="By default the padding that keeps the size at stride 1.")] = None,
     dilation: Annotated[int, typer.Option()] = 1,
     order: Annotated[str | None, typer.Option(help="Depthwise separable: depthwise_first or pointwise_first.")] = None,
     depth_multiplier: Annotated[int, typer.Option(help="Multiplier, or rank, of a depthwise separable layer.")] = 1,
     bias: Annotated[bool, typer.Option(help="Whether outputs have a bias.")] = True,
-    figure: Annotated[Path | None, typer.Option(help="Draw it: a .svg, .png or .pdf file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write an interactive page that opens at this layer.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write a figure: .svg, .png or .pdf.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an interactive page that shows this layer.")] = None,
     json: Json = False,
 ) -> None:
-    """Work out what one convolution costs, and what grouping or separating it would save.
+    """Show the cost of one convolution and the savings of its grouped and separable forms.
 
     Example: **separable explain --in 4 --out 8 --kernel 3 --groups 2 --input 3,3 --figure groups.svg**
     """

@@ -1,4 +1,4 @@
-"""``separable export``: a file for another runtime."""
+"""``separable export``: write a network for another runtime."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch_separable.errors import SeparableValueError
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A folder that convert, distill or demo wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder written by convert, distill or demo.")],
     to: Annotated[str, typer.Option(help="onnx, pt2 or executorch.")] = "onnx",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; by default FOLDER/model.onnx, .pt2 or .pte.")
@@ -33,24 +33,24 @@ def export(
     model_arg: ModelArgs = None,
     weights: Weights = None,
     size: Annotated[
-        str | None, typer.Option("--input", help="Shape of one image, as 3,32,32; by default what the folder says.")
+        str | None, typer.Option("--input", help="Shape of one image, as 3,32,32; by default that of the folder.")
     ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="A fixed number of images; by default any, and 1 for executorch.")
-    ] = None,
-    opset: Annotated[int | None, typer.Option(help="Of ONNX; by default 18.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Fixed batch size; by default any, and 1 for executorch.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset; 18 by default.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Images to compare the outputs on: digits, npz:PATH, folder:PATH or hf:NAME; else noise."),
+        typer.Option(
+            help="Images to verify the outputs on: digits, npz:PATH, folder:PATH or hf:NAME; by default random noise."
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split that they are of.")] = "test",
-    images: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
+    split: Annotated[str, typer.Option(help="Split of these images.")] = "test",
+    images: Annotated[int, typer.Option(min=1, help="Number of these images.")] = 64,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
     json: Json = False,
 ) -> None:
-    """Write a converted network as ONNX, .pt2 or for ExecuTorch, and compare what was written with it.
+    """Write a converted network as ONNX, .pt2 or for ExecuTorch, and verify the file against the network.
 
     Example: **separable export runs/demo --to onnx --data digits**
     """

@@ -1,4 +1,4 @@
-"""The command's entry point, its commands, and the one place where errors become lines and exit codes."""
+"""The entry point, the list of commands, and the conversion of exceptions to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
 
 
 class _Boundary(TyperGroup):
-    """Turns exceptions of any command into one line on standard error; ``--debug`` puts the traceback before it."""
+    """Prints exceptions of all commands as one line on standard error, preceded by the traceback with ``--debug``."""
 
     def invoke(self, ctx: Any) -> Any:
         stdout = sys.stdout
         try:
             result = super().invoke(ctx)
-            stdout.flush()  # a reader that has gone is noticed here, not after the interpreter's end
+            stdout.flush()  # raise BrokenPipeError here, not during interpreter shutdown
             return result
         except KeyboardInterrupt as interrupt:
-            _say("interrupted; nothing half-written is left behind", *getattr(interrupt, "__notes__", ()))
+            _say("interrupted; no incomplete file was left", *getattr(interrupt, "__notes__", ()))
             raise typer.Exit(INTERRUPTED) from interrupt
         except BrokenPipeError as error:
-            # The reader (as `head`) has seen enough. Nothing is left to flush at exit.
+            # The reader, for example `head`, has closed the pipe. Redirect so that the flush at exit does not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
             raise typer.Exit(0) from error
         except Exception as error:
@@ -96,5 +96,5 @@ def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows another, and goes on
+            stream.reconfigure(errors="replace")  # print "?" for characters that the terminal encoding lacks
     app()

@@ -1,4 +1,4 @@
-"""``separable report``: a run as one HTML file."""
+"""``separable report``: write the report page of a run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that demo, convert, distill or bench wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder written by demo, convert, distill or bench.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file; by default index.html in the folder.")
+        Path | None, typer.Option("--output", "-o", help="File to write; by default index.html in the folder.")
     ] = None,
 ) -> None:
-    """Show a run: one HTML file that opens anywhere, without a network.
+    """Write a run as one self-contained HTML file that opens offline.
 
-    What the folder lacks, or holds damaged, is told; the rest is shown.
+    Missing and damaged files are listed on the page; everything else is shown.
 
     Example: **separable report runs/demo -o report.html**
     """
@@ -24,7 +24,7 @@ def report(
 
 
 def page_of(folder: Path, output: Path | None = None) -> str:
-    """Write the page of a run; return a line that says where it is, and one for everything that it lacks."""
+    """Write the page of a run; return a line with its path and one line per problem."""
     from torch_separable.artifacts import run_directory
     from torch_separable.report import build_page, read_run
 

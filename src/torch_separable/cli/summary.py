@@ -1,4 +1,4 @@
-"""``separable summary``: what a network costs."""
+"""``separable summary``: count parameters, MACs and bytes of a network."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ def summary(
     model: Model,
     size: Annotated[
         list[str] | None,
-        typer.Option("--input", help="Shape of one input without the batch; repeat for more. A folder knows its own."),
+        typer.Option(
+            "--input", help="Shape of one input without the batch; repeatable. By default that of the folder."
+        ),
     ] = None,
     made_of: DenseModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
-    batch_size: Annotated[int, typer.Option(help="Inputs to count for.")] = 1,
-    depth: Annotated[int | None, typer.Option(help="Show modules down to this depth.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Batch size to count for.")] = 1,
+    depth: Annotated[int | None, typer.Option(help="Largest module depth to show.")] = None,
     columns: Annotated[
         str | None, typer.Option(help="Columns, separated by commas: layer,type,kernel,stride,groups,...")
     ] = None,
     json: Json = False,
     csv: Csv = False,
 ) -> None:
-    """Count parameters, MACs and bytes, layer by layer. MODEL may also be a folder that convert wrote.
+    """Count parameters, MACs and bytes, layer by layer. MODEL may also be a folder written by convert.
 
     Example: **separable summary mobilenet_v1 --input 3,224,224 --depth 2**
     """
@@ -72,7 +74,7 @@ def summary(
 
 
 def styled(table: str) -> Text:
-    """Set the head and the sums of a table in bold, and its rules and what is nothing dim."""
+    """Make the header and the totals of a table bold, and its rules and empty cells dim."""
     lines = table.splitlines()
     rules = [i for i, line in enumerate(lines) if line.startswith("─")]
     text = Text()

@@ -1,4 +1,4 @@
-"""``separable tune``: tile sizes by measurement, kept for later calls of ``compile``."""
+"""``separable tune``: measure tile sizes and store the fastest for later calls of ``compile``."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def tune(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, as the network will be compiled.")] = "float32",
     json: Json = False,
 ) -> None:
-    """Measure the tiles of a network's convolutions on this machine, and keep the fastest for **ts.compile**.
+    """Measure the tile sizes of a network's convolutions on this machine, and store the fastest for **ts.compile**.
 
-    MODEL may also be a folder that convert wrote. Shapes that were measured before are not measured again. Weights do
-    not matter. The machine should be idle.
+    MODEL may also be a folder written by convert. Shapes that were measured before are skipped; weights do not matter.
+    The machine should be idle.
 
     Example: **separable tune mobilenet_v1 --input 3,224,224 --batch 1,8**
     """
@@ -86,4 +86,4 @@ def tune(
             print(
                 f"  {each['shape']}: tile {rule[0]}/{rule[1]} → {chosen[0]}/{chosen[1]}, {before:.3f} → {after:.3f} ms"
             )
-    print(f"kept in {cache_file()}")
+    print(f"stored in {cache_file()}")

@@ -1,4 +1,4 @@
-"""Showing a run to a person: a table for the terminal, and one HTML file that opens anywhere."""
+"""Reports of a run: a table for the terminal, and one self-contained HTML file."""
 
 from torch_separable.report.page import Page, build_page, write_report
 from torch_separable.report.read import RunFiles, read_run

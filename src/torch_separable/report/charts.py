@@ -1,4 +1,4 @@
-"""The charts of a page, as Vega-Lite made by Altair. Their colours are the page's own, light or dark."""
+"""The charts of a page: Vega-Lite specifications made with Altair, in the colours of the page's theme."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _DENSE, _SEPARABLE = "var(--dense)", "var(--accent)"
 _STAGES = tuple(f"var(--stage-{i})" for i in range(7))
 _REST = "everything else"
 _METRICS = (("parameters", "parameters"), ("macs", "MACs"), ("milliseconds", "ms"))
-_ROWS = 80  # a taller chart tells less than the table
+_ROWS = 80  # the table is easier to read than a taller chart
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, and what it says in words to those who cannot see it."""
+    """A chart and its text alternative."""
 
     spec: dict[str, Any]
     words: str
@@ -28,7 +28,7 @@ class Chart:
 
 @cache
 def script() -> str:
-    """Return the JavaScript that draws Vega-Lite: Vega, Vega-Lite and Vega-Embed in one.
+    """Return the JavaScript bundle of Vega, Vega-Lite and Vega-Embed.
 
     Raises:
         MissingExtraError: vl-convert-python (extra ``report``) is not installed.
@@ -42,7 +42,7 @@ def _altair() -> Any:
 
 
 def shares_chart(layers: Layers) -> Chart | None:
-    """Draw where parameters, MACs and milliseconds are: each network's share of the dense one's, a colour a stage."""
+    """Draw parameters, MACs and milliseconds of both networks relative to the dense one, with one colour per stage."""
     alt = _altair()
     stages = stage_names(layers.rows)
     records: list[dict[str, Any]] = []
@@ -96,7 +96,7 @@ def shares_chart(layers: Layers) -> Chart | None:
 
 
 def _legend(names: Sequence[str], most: int = 40) -> Any:
-    """Make a legend of as many columns as fit, all as wide as the longest name; it is cut to ``most`` characters."""
+    """Return a legend with as many columns as fit; names are cut to ``most`` characters."""
     alt = _altair()
     wide = 8 * min(max(map(len, names), default=1), most) + 48
     short = f"length(datum.label) > {most} ? '…' + slice(datum.label, {1 - most}) : datum.label"
@@ -105,7 +105,7 @@ def _legend(names: Sequence[str], most: int = 40) -> Any:
 
 
 def stage_names(rows: Sequence[Row]) -> dict[str, str]:
-    """Put layers into at most seven stages by the beginnings of their names, or else by their order.
+    """Group layers into at most seven stages by prefixes of their names, or else by their order.
 
     Example:
         >>> stage_names([Row("stem"), Row("stage1.conv"), Row("stage2.conv")])
@@ -127,7 +127,7 @@ def stage_names(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def layers_chart(layers: Layers) -> Chart | None:
-    """Draw each layer before and after; the page sets the parameter ``metric`` to what is drawn."""
+    """Draw each layer of both networks; the page sets the Vega parameter ``metric`` to the figure to draw."""
     alt = _altair()
     rows = [*layers.rows, *([layers.rest] if layers.rest else [])]
     if len(rows) > _ROWS:
@@ -165,7 +165,7 @@ def layers_chart(layers: Layers) -> Chart | None:
     return Chart(chart.to_dict(), words)
 
 
-# Names are told apart by their ends.
+# Keep the ends of long names, because names of layers differ there.
 _SHORT = (
     "length(datum.label) > (width > 520 ? 40 : 16) ? '…' + slice(datum.label, width > 520 ? -39 : -15) : datum.label"
 )
@@ -176,7 +176,7 @@ def _change(values: tuple[float, float], unit: str) -> str:
 
 
 def accuracy_chart(shown: Headline, points: Sequence[Point]) -> Chart | None:
-    """Draw accuracy over MACs: the methods' curves, and the run's own steps as numbered points."""
+    """Draw accuracy over MACs: one curve per method, and the steps of the run as numbered points."""
     alt = _altair()
     steps: list[dict[str, Any]] = [
         {
@@ -232,14 +232,14 @@ def accuracy_chart(shown: Headline, points: Sequence[Point]) -> Chart | None:
     run = alt.Chart(alt.InlineData(values=steps)).encode(**encoding)
     drawn.append(run.mark_point(filled=True, size=130, opacity=1, stroke="var(--paper)", strokeWidth=1.5))
     drawn.append(run.mark_text(fontWeight="bold", dy=-14).encode(text="label:N", color=alt.value("var(--ink)")))
-    said = [f"{step['name']} {percent(step['accuracy'])} at {step['macs']:,} MACs" for step in steps]
-    said += [f"{p.method} without training {percent(p.accuracy)} at {p.macs:,} MACs" for p in points]
+    words = [f"{step['name']} {percent(step['accuracy'])} at {step['macs']:,} MACs" for step in steps]
+    words += [f"{p.method} without training {percent(p.accuracy)} at {p.macs:,} MACs" for p in points]
     chart = alt.layer(*drawn).properties(width="container", height=320)
-    return Chart(chart.to_dict(), f"Accuracy over MACs. {'; '.join(said)}.")
+    return Chart(chart.to_dict(), f"Accuracy over MACs. {'; '.join(words)}.")
 
 
 def _label(steps: list[dict[str, Any]], near: float) -> None:
-    """Let points that lie upon each other have one label."""
+    """Give overlapping points one common label."""
     for i, step in enumerate(steps):
         for later in steps[i + 1 :]:
             if later["macs"] == step["macs"] and abs(later["accuracy"] - step["accuracy"]) <= near:
@@ -250,12 +250,12 @@ def _label(steps: list[dict[str, Any]], near: float) -> None:
 def training_chart(
     done: Sequence[Epoch], steps: Sequence[Epoch], names: Mapping[str, str], *, share: bool = False
 ) -> Chart | None:
-    """Draw by epoch what ``names`` says: fields of `Epoch`, and how they are called.
+    """Draw fields of `Epoch` over the epochs.
 
     Args:
-        done: epochs.
-        steps: means of the loss between them.
-        names: what is drawn.
+        done: the epochs.
+        steps: mean losses between the epochs.
+        names: title of each field to draw.
         share: whether the values are shares of images.
     """
     alt = _altair()
@@ -289,13 +289,13 @@ def training_chart(
     if steps and "loss" in names:
         faint = alt.Chart(alt.InlineData(values=[{"epoch": step.epoch, "value": step.loss} for step in steps]))
         drawn.insert(0, faint.mark_line(strokeWidth=1, opacity=0.5, color=_SEPARABLE).encode(x=x, y=y))
-    said = []
+    words = []
     for name in series:
         values = [record for record in records if record["series"] == name]
         first, last = (percent(v["value"]) if share else f"{v['value']:.4f}" for v in (values[0], values[-1]))
-        said.append(f"{name}: {first} in epoch {values[0]['epoch']}, {last} in epoch {values[-1]['epoch']}")
+        words.append(f"{name}: {first} in epoch {values[0]['epoch']}, {last} in epoch {values[-1]['epoch']}")
     chart = alt.layer(*drawn).properties(width="container", height=220)
-    return Chart(chart.to_dict(), f"{'; '.join(said)}.")
+    return Chart(chart.to_dict(), f"{'; '.join(words)}.")
 
 
 def _series(done: Sequence[Epoch], names: Mapping[str, str]) -> Iterable[dict[str, Any]]:
@@ -309,9 +309,9 @@ def _series(done: Sequence[Epoch], names: Mapping[str, str]) -> Iterable[dict[st
 
 
 def roofline_chart(shown: Roof) -> Chart | None:
-    """Draw each operation's rate over its intensity under the machine's roof, both in powers of ten.
+    """Draw the roofline model: throughput of each operation over its arithmetic intensity, both logarithmic.
 
-    A roof is what the machine's arithmetic and the bytes from one level of memory allow (Williams, Waterman and
+    A roof is the limit set by peak arithmetic and by the bandwidth of one level of memory (Williams, Waterman and
     Patterson, "Roofline", CACM 52(4), 2009).
     """
     if not shown.nodes:

@@ -1,4 +1,4 @@
-"""What the page of a run shows, as plain data: headline, steps, layers, epochs."""
+"""The content of a report page as plain data: headline, steps, layers, epochs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_separable.errors import SeparableError
-from torch_separable.report.facts import Facts, accuracy_sentence, costs_sentence, facts_of, promise_sentence
+from torch_separable.report.facts import Facts, accuracy_sentence, costs_sentence, facts_of, speed_sentence
 from torch_separable.report.fields import Pair, count, entries, number, optional_number, pair, text
 from torch_separable.report.read import RunFiles
 
 
 @dataclass(frozen=True)
 class Step:
-    """A network of the run, from the dense one to the last."""
+    """One network of the run; the first is the dense one."""
 
     name: str
     accuracy: float | None
@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of both networks, and how they were measured."""
+    """Milliseconds of both networks and the conditions of the measurement."""
 
     dense: float
     separable: float
@@ -38,7 +38,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Card:
-    """One figure of the headline: what, how much, from what to what."""
+    """One figure of the headline: its title, value, and the values that it compares."""
 
     title: str
     value: str
@@ -47,16 +47,16 @@ class Card:
 
 @dataclass(frozen=True)
 class Headline:
-    """What the run came to at a glance.
+    """The headline of a run.
 
     Attributes:
-        steps: its networks.
-        times: of the first and the last; ``None`` where they were not taken.
-        facts: the factors between both.
-        cards: the figures.
-        summary: a sentence.
-        promise: whether the clock follows the arithmetic.
-        whose: which images the accuracies are of.
+        steps: the networks of the run.
+        times: times of the first and the last network; ``None`` if they were not measured.
+        facts: ratios of the first to the last network.
+        cards: the figures to show.
+        summary: one sentence on costs and accuracy.
+        speed: one sentence that compares the speedup with the MAC reduction.
+        accuracy_images: one sentence on the images that the accuracies were measured on.
     """
 
     steps: tuple[Step, ...]
@@ -64,23 +64,23 @@ class Headline:
     facts: Facts
     cards: tuple[Card, ...]
     summary: str
-    promise: str
-    whose: str
+    speed: str
+    accuracy_images: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer, before and after.
+    """One layer before and after conversion.
 
     Attributes:
-        name: its module name, or what several are together.
-        before: the dense layer in words.
-        after: what stands in its place; empty where it is kept.
-        reason: why.
-        parameters: (dense, separable), where they are known; so the others.
-        macs: for one image.
-        milliseconds: its part of the network's time for the images that were timed.
-        error: share of its output's variance that its own fit loses.
+        name: module name, or the name of a group of layers.
+        before: description of the dense layer.
+        after: description of its replacement; empty if the layer is kept.
+        reason: reason for the choice.
+        parameters: (dense, separable); ``None`` if unknown, as for the following figures.
+        macs: multiply-accumulates for one image.
+        milliseconds: share of the network's time for the timed images.
+        error: share of the output variance that the layer's own fit loses.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Row:
 
     @property
     def saving(self) -> float | None:
-        """How many times fewer MACs."""
+        """Return the MAC reduction, dense ÷ separable."""
         return self.macs[0] / self.macs[1] if self.macs and all(self.macs) else None
 
 
@@ -103,10 +103,10 @@ class Layers:
     """The network layer by layer.
 
     Attributes:
-        rows: its convolutions, in order.
-        rest: everything else together.
+        rows: the convolutions, in order.
+        rest: the sum of all other operations.
         total: the whole network.
-        how: a sentence on how the choice was made.
+        how: one sentence on how the plan was made.
     """
 
     rows: tuple[Row, ...]
@@ -117,7 +117,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Point:
-    """One network of the curve: a method's at one budget."""
+    """One point of the accuracy curve: a method at one budget."""
 
     method: str
     macs: float
@@ -126,7 +126,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of one phase; or, with a fractional ``epoch``, the mean of some steps."""
+    """One epoch of a training phase; with a fractional ``epoch``, the mean of several steps."""
 
     phase: str
     epoch: float
@@ -137,37 +137,38 @@ class Epoch:
 
 
 def headline(results: dict[str, Any]) -> Headline:
-    """Read the run's steps and times, and compare the first with the last.
+    """Read the steps and times of a run, and compare the first network with the last.
 
     Raises:
-        SeparableError: something is missing or of another kind; the message names it. So below.
+        SeparableError: a value is missing or has the wrong type; the message names it. The other readers of this module
+            raise the same.
     """
     steps = tuple(_step(step, f"steps[{i}]") for i, step in enumerate(entries(results, "steps", "results")))
     if len(steps) < 2:
         raise SeparableError("results.steps has fewer than two steps")
     for i in (0, -1):
         if not steps[i].macs or not steps[i].parameters or steps[i].bytes == 0:
-            raise SeparableError(f"{steps[i].name} costs nothing, to which nothing can be compared")
+            raise SeparableError(f"{steps[i].name} has no MACs, parameters or bytes, so no ratio can be computed")
     times = _times(results["milliseconds"]) if results.get("milliseconds") is not None else None
     facts = facts_of(results)
     images = "images" if results.get("kind") == "convert" else "held-out images"
     summary = f"{costs_sentence(facts)}, {accuracy_sentence(facts, steps[0].count, images)}."
     cards = tuple(_cards(steps, times, facts, results.get("conversion")))
-    whose = _whose(results.get("data"), steps[0])
-    return Headline(steps, times, facts, cards, summary, promise_sentence(facts), whose)
+    measured_on = _accuracy_images(results.get("data"), steps[0])
+    return Headline(steps, times, facts, cards, summary, speed_sentence(facts), measured_on)
 
 
-def _whose(data: Any, dense: Step) -> str:
-    """Say which images the accuracies are of."""
+def _accuracy_images(data: Any, dense: Step) -> str:
+    """Return a sentence on the images that the accuracies were measured on."""
     if dense.accuracy is None:
         return "Accuracy was not measured."
     known = data if isinstance(data, dict) else {}
     if known.get("train") is not None:
         trained, tried = count(known, "train", "data"), count(known, "test", "data")
-        return f"{trained:,} training images, {tried:,} held out; every accuracy is of the held-out ones."
+        return f"{trained:,} training images; accuracies were measured on {tried:,} held-out images."
     if isinstance(known.get("split"), str):
-        return f"Every accuracy is of the {dense.count:,} images of the split {known['split']}."
-    return f"Every accuracy is of {dense.count:,} images."
+        return f"Accuracies were measured on the {dense.count:,} images of the split {known['split']}."
+    return f"Accuracies were measured on {dense.count:,} images."
 
 
 def _step(step: Any, where: str) -> Step:
@@ -198,7 +199,7 @@ def _cards(steps: Sequence[Step], times: Times | None, facts: Facts, conversion:
         cards.append(Card("accuracy", percent(last.accuracy), detail))
     elif conversion is not None:
         agreement = number(conversion, "agreement", "conversion")
-        cards.append(Card("same answers", percent(agreement), "on the calibration images; accuracy was not measured"))
+        cards.append(Card("same class", percent(agreement), "on the calibration images; accuracy was not measured"))
     cards += [
         Card("fewer parameters", f"{facts.parameters:.2f}x", f"{dense.parameters:,} → {last.parameters:,}"),
         Card("fewer MACs", f"{facts.macs:.2f}x", f"{dense.macs:,} → {last.macs:,}"),
@@ -211,18 +212,18 @@ def _cards(steps: Sequence[Step], times: Times | None, facts: Facts, conversion:
         cards.append(
             Card("as long" if slower else "as fast", f"{1 / facts.speed if slower else facts.speed:.2f}x", detail)
         )
-        detail = f"the MACs promise {facts.macs:.2f}x the speed, the clock gives {facts.speed:.2f}x"
-        cards.append(Card("of the promise kept", f"{100 * facts.realized_speedup:.0f} %", detail))
+        detail = f"{facts.macs:.2f}x fewer MACs, {facts.speed:.2f}x the speed"
+        cards.append(Card("of the MAC reduction realized", f"{100 * facts.realized_speedup:.0f} %", detail))
     return cards
 
 
 def percent(share: float) -> str:
-    """Write a share with two decimals of a percent."""
+    """Format a share as a percentage with two decimals."""
     return f"{100 * share:.2f} %"
 
 
 def layers(run: RunFiles) -> Layers | None:
-    """Join what was planned for each convolution with what was measured; ``None`` where the run holds neither."""
+    """Join the plan of each convolution with its measurements; ``None`` if the run has neither."""
     measured = [_measured(row, f"layers[{i}]") for i, row in enumerate(_list_or_none(run.results, "layers"))]
     if run.plan is None:
         if not measured:
@@ -280,7 +281,7 @@ def _total(run: RunFiles, rows: Sequence[Row]) -> Row:
 
 
 def _rest(others: Sequence[Row]) -> Row:
-    """What is not a convolution: normalisation, activations, sums, linear layers."""
+    """Sum the operations that are not convolutions: normalisation, activations, additions, linear layers."""
     types = Counter(row.before for row in others if row.name)
     return Row(
         "everything else",
@@ -303,10 +304,9 @@ def _how(run: RunFiles) -> str:
     if not run.plan.converted:
         return "No layer was converted."
     choice = (
-        f"Within the budget {budget}, the choice whose changes of the network's outputs, measured layer by layer, sum "
-        "to the least."
+        f"Within the budget {budget}, the ranks with the smallest sum of output errors, measured layer by layer."
         if isinstance(budget, str)
-        else "Each layer as it was asked for."
+        else "The ranks were given."
     )
     fit = (
         "Kernels are fitted by least squares to the dense network's outputs."
@@ -320,7 +320,7 @@ METHODS = {"least_squares": "least squares", "svd": "SVD of the weights (baselin
 
 
 def curve(results: dict[str, Any]) -> tuple[Point, ...]:
-    """Read the networks at several budgets; empty where the run has none."""
+    """Read the networks at several budgets; empty if the run has none."""
     points = []
     for i, entry in enumerate(_list_or_none(results, "curve")):
         where = f"curve[{i}]"
@@ -335,7 +335,7 @@ _BINS = 200
 
 
 def epochs(run: RunFiles) -> tuple[Epoch, ...]:
-    """Read the epochs of training: of the dense network, where the run has them, and of the distillation."""
+    """Read the epochs of the dense network's training, if the run has them, and of the distillation."""
     found = [_epoch(entry, "dense network", f"training[{i}]") for i, entry in enumerate(_training(run.results))]
     distillation = _list_or_none(run.results, "history") or [r for r in run.records if r.get("kind") == "epoch"]
     distillation = distillation or _list_or_none(run.results, "epochs")
@@ -359,7 +359,7 @@ def _epoch(entry: Any, phase: str, where: str) -> Epoch:
 
 
 def steps_of_training(run: RunFiles, done: Sequence[Epoch]) -> tuple[Epoch, ...]:
-    """Return means of the loss over up to 200 runs of steps, placed by epoch; empty where the run kept no steps."""
+    """Return up to 200 mean losses of consecutive steps, positioned by epoch; empty if the run logged no steps."""
     steps = [record for record in run.records if record.get("kind") == "step"]
     ends = [record for record in run.records if record.get("kind") == "epoch" and record.get("epoch")]
     if not steps or not ends or not done:

@@ -1,4 +1,4 @@
-"""What the page of a benchmark shows: each engine's time, and every operation under the machine's roof."""
+"""The content of a benchmark page: the time of each engine, and the roofline of the operations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch_separable.report.fields import count, entries, number, optional_numbe
 
 @dataclass(frozen=True)
 class EngineTime:
-    """One engine's time in a case.
+    """The time of one engine in a case.
 
     Attributes:
-        title: of the engine.
-        precision: that it computes in.
+        title: name of the engine.
+        precision: data type of its arithmetic.
         milliseconds: median for the batch.
-        gflops: billions of floating-point operations a second.
-        slower: its time as a multiple of ours in the same precision, or ``None`` for ours.
-        share: of the machine's measured float32 peak, where there is one.
+        gflops: 10⁹ floating-point operations per second.
+        slower: its time divided by ours in the same precision; ``None`` for ours.
+        share: share of the machine's measured float32 peak; ``None`` if unknown.
     """
 
     title: str
@@ -32,7 +32,7 @@ class EngineTime:
 
 @dataclass(frozen=True)
 class EngineCase:
-    """All engines at one number of threads and one batch, the fastest first."""
+    """All engines at one number of threads and one batch size, sorted by time."""
 
     network: str
     threads: int
@@ -43,14 +43,14 @@ class EngineCase:
 
 @dataclass(frozen=True)
 class RoofNode:
-    """One operation under the roof.
+    """One operation of the roofline.
 
     Attributes:
-        name: its layer.
-        kind: which kernel.
-        milliseconds: of one run.
-        intensity: floating-point operations a byte.
-        gflops: billions of them a second.
+        name: name of its layer.
+        kind: kernel.
+        milliseconds: time of one run.
+        intensity: floating-point operations per byte.
+        gflops: 10⁹ floating-point operations per second.
     """
 
     name: str
@@ -62,15 +62,15 @@ class RoofNode:
 
 @dataclass(frozen=True)
 class Roof:
-    """A compiled network's operations, and what the machine allows at best.
+    """The operations of a compiled network and the measured limits of the machine.
 
     Attributes:
-        nodes: those whose operations are counted.
-        gflops: billions of multiply-adds' operations a second, in registers.
-        cache: gigabytes a second from the second-level cache.
-        memory: gigabytes a second from memory.
-        threads: that were measured.
-        instruction_set: that was measured.
+        nodes: the operations whose floating-point operations are known.
+        gflops: peak of multiply-adds in registers, 10⁹ floating-point operations per second.
+        cache: bandwidth of the second-level cache, GB/s.
+        memory: bandwidth of memory, GB/s.
+        threads: number of threads of the measurement.
+        instruction_set: instruction set of the measurement.
     """
 
     nodes: tuple[RoofNode, ...]
@@ -82,10 +82,10 @@ class Roof:
 
 
 def engine_cases(results: dict[str, Any]) -> tuple[EngineCase, ...]:
-    """Read the cases of a benchmark, the network's and then its dense twin's; empty where the run has none.
+    """Read the cases of a benchmark, followed by those of the dense network; empty if the run has none.
 
     Raises:
-        SeparableError: something is missing or of another kind; the message names it. So below.
+        SeparableError: a value is missing or has the wrong type; the message names it. `roof` raises the same.
     """
     bench = results.get("bench")
     if bench is None:
@@ -97,10 +97,10 @@ def engine_cases(results: dict[str, Any]) -> tuple[EngineCase, ...]:
 
 
 def engine_problems(results: dict[str, Any]) -> tuple[str, ...]:
-    """Read why engines took no part."""
+    """Read why engines were left out."""
     bench = results.get("bench")
-    said = bench.get("problems") if isinstance(bench, dict) else None
-    return tuple(line for line in said if isinstance(line, str)) if isinstance(said, list) else ()
+    problems = bench.get("problems") if isinstance(bench, dict) else None
+    return tuple(line for line in problems if isinstance(line, str)) if isinstance(problems, list) else ()
 
 
 def _cases(bench: Any, where: str) -> list[EngineCase]:
@@ -132,13 +132,13 @@ def _cases(bench: Any, where: str) -> list[EngineCase]:
                 )
             )
         times.sort(key=lambda each: each.milliseconds)
-        kept = optional_number(case, "realized_speedup", at)
-        cases.append(EngineCase(network, count(case, "threads", at), count(case, "batch", at), tuple(times), kept))
+        realized = optional_number(case, "realized_speedup", at)
+        cases.append(EngineCase(network, count(case, "threads", at), count(case, "batch", at), tuple(times), realized))
     return cases
 
 
 def roof(results: dict[str, Any]) -> Roof | None:
-    """Read the operations of a compiled network; ``None`` where the run has none."""
+    """Read the operations of a compiled network; ``None`` if the run has none."""
     document = results.get("operations")
     if document is None:
         return None

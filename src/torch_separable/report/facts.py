@@ -1,24 +1,24 @@
-"""What the figures of a run amount to: ratios, and the sentences that follow from them."""
+"""Ratios of a run's figures, and the sentences that state them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-_SAME_SPEED = 0.95  # within five hundredths, medians on a busy machine do not tell two networks apart
+_SAME_SPEED = 0.95  # differences below 5 % are within the noise of medians on a busy machine
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Before and after, as factors.
+    """Ratios dense ÷ separable.
 
     Attributes:
-        macs: how many times fewer multiply-accumulates.
-        parameters: how many times fewer.
-        bytes: how many times smaller the weights are; ``None`` where they were not measured.
-        points_lost: percentage points of accuracy lost; ``None`` where it was not measured.
-        speed: how many times faster; ``None`` where no times were taken.
-        realized_speedup: ``speed`` over ``macs``.
+        macs: ratio of multiply-accumulates.
+        parameters: ratio of parameters.
+        bytes: ratio of the sizes of the weights; ``None`` if they were not measured.
+        points_lost: percentage points of accuracy lost; ``None`` if accuracy was not measured.
+        speed: speedup; ``None`` if no times were measured.
+        realized_speedup: ``speed`` divided by ``macs``.
     """
 
     macs: float
@@ -30,7 +30,7 @@ class Facts:
 
 
 def facts_of(results: dict[str, Any]) -> Facts:
-    """Compare the first step of a run, the dense network, with its last."""
+    """Compare the first step of a run, the dense network, with the last step."""
     dense, last = results["steps"][0], results["steps"][-1]
     times = results.get("milliseconds")
     macs = dense["macs"] / last["macs"]
@@ -48,34 +48,34 @@ def facts_of(results: dict[str, Any]) -> Facts:
 
 
 def costs_sentence(facts: Facts) -> str:
-    """Say how much smaller the network is."""
+    """Return the reductions of the costs, without a full stop."""
     parts = [f"{facts.macs:.2f}x fewer MACs", f"{facts.parameters:.2f}x fewer parameters"]
     return ", ".join([*parts, *([] if facts.bytes is None else [f"a file {facts.bytes:.2f}x smaller"])])
 
 
 def accuracy_sentence(facts: Facts, count: int | None, images: str = "held-out images") -> str:
-    """Say what became of the accuracy on the ``count`` images that it was measured on."""
+    """Return the change in accuracy on the ``count`` images that it was measured on, without a full stop."""
     if facts.points_lost is None:
         return "accuracy was not measured"
     change = f"{abs(facts.points_lost):.2f} points of accuracy"
     if change.startswith("0.00"):
         return f"no accuracy lost on {count:,} {images}"
-    return f"{change} {'lost' if facts.points_lost > 0 else 'won'} on {count:,} {images}"
+    return f"{change} {'lost' if facts.points_lost > 0 else 'gained'} on {count:,} {images}"
 
 
-def promise_sentence(facts: Facts) -> str:
-    """Say whether the clock follows the arithmetic."""
+def speed_sentence(facts: Facts) -> str:
+    """Return sentences that compare the measured speedup with the MAC reduction."""
     if facts.speed is None:
-        return "No times were taken."
+        return "No times were measured."
     if facts.speed >= facts.macs:
-        return f"The clock follows the arithmetic: {facts.macs:.1f}x fewer MACs run {facts.speed:.1f}x as fast."
+        return f"With {facts.macs:.1f}x fewer MACs the separable network runs {facts.speed:.1f}x as fast."
     if facts.speed < _SAME_SPEED:
-        what = f"but the separable network takes {1 / facts.speed:.1f}x as long"
+        what = f"the separable network takes {1 / facts.speed:.1f}x as long"
     elif facts.speed <= 1 / _SAME_SPEED:
-        what = "but the separable network takes about as long"
+        what = "the separable network takes about as long"
     else:
-        what = f"but the separable network runs only {facts.speed:.1f}x as fast"
+        what = f"the separable network runs only {facts.speed:.1f}x as fast"
     return (
-        f"The clock does not follow the arithmetic: {facts.macs:.1f}x fewer MACs, {what}. PyTorch runs a depthwise and "
-        "a pointwise convolution one after the other, each limited by memory and by the overhead of a call."
+        f"With {facts.macs:.1f}x fewer MACs {what} in eager PyTorch, which runs a depthwise and a pointwise "
+        "convolution one after the other, each limited by memory bandwidth and by the overhead of a call."
     )

@@ -1,4 +1,4 @@
-"""Taking values out of documents that may be damaged: each is what it should be, or an error says which is not."""
+"""Typed access to documents that may be damaged: a value has the expected type, or an error names it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def entries(holder: Any, key: str, where: str) -> list[Any]:
 
 
 def text(holder: Any, key: str, where: str) -> str:
-    """Return the words ``holder[key]``."""
+    """Return the string ``holder[key]``."""
     value = _value(holder, key, where)
     if not isinstance(value, str):
-        raise SeparableError(f"{where}.{key} is {value!r:.40}, not words")
+        raise SeparableError(f"{where}.{key} is {value!r:.40}, not a string")
     return value
 
 
 def number(holder: Any, key: str, where: str) -> float:
-    """Return the finite number ``holder[key]``; whole ones stay whole."""
+    """Return the finite number ``holder[key]``; integers stay integers."""
     return _number(_value(holder, key, where), f"{where}.{key}")
 
 
 def optional_number(holder: Any, key: str, where: str) -> float | None:
-    """Return the number ``holder[key]``, or ``None`` where that stands there."""
+    """Return the number or ``None`` in ``holder[key]``."""
     return None if _value(holder, key, where) is None else number(holder, key, where)
 
 
 def count(holder: Any, key: str, where: str) -> int:
-    """Return the whole number ``holder[key]``, at least 0."""
+    """Return the integer ``holder[key]``, at least 0."""
     value = _value(holder, key, where)
     if type(value) is not int or value < 0:
         raise SeparableError(f"{where}.{key} is {value!r:.40}, not a count")
@@ -45,7 +45,7 @@ def count(holder: Any, key: str, where: str) -> int:
 
 
 def pair(holder: Any, key: str, where: str) -> Pair:
-    """Return the two numbers ``holder[key]``, before and after, none of them negative."""
+    """Return the two non-negative numbers ``holder[key]``, before and after."""
     value = _value(holder, key, where)
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise SeparableError(f"{where}.{key} is {value!r:.40}, not two numbers")

@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML file: it opens from a disk, needs no network, and runs no script but its own."""
+"""A run as one self-contained HTML file: it works offline, and its security policy allows only its own scripts."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Page:
     """The page of a run.
 
     Attributes:
-        html: the whole of it.
-        problems: a sentence for everything that it had to leave out; they stand on the page, too.
+        html: the document.
+        problems: one sentence per section that is missing; the page lists them, too.
     """
 
     html: str
     problems: tuple[str, ...]
 
     def write(self, path: str | Path) -> Path:
-        """Write the file, whole or not at all, and return its path."""
+        """Write the file atomically and return its path."""
         write_text(path, self.html)
         return Path(path)
 
@@ -50,17 +50,17 @@ def write_report(run: Path, path: Path | None = None) -> Path:
     """Write the page of a run directory, by default ``index.html`` in it, and return its path.
 
     Raises:
-        SeparableError: the folder holds nothing of a run, or the file cannot be written.
+        SeparableError: the folder is not a run directory, or the file cannot be written.
     """
     return build_page(read_run(run)).write(path or run / run_directory.PAGE)
 
 
 def build_page(run: RunFiles) -> Page:
-    """Return the page; every text from a model or a file is escaped. The same run gives the same page, to the byte."""
+    """Return the page of a run. Text from models and files is escaped; equal runs give identical pages."""
     problems = list(run.problems)
 
     def attempt(what: str, make: Callable[[], _T]) -> _T | None:
-        """Leave a section out that the documents do not carry, and say so."""
+        """Return a section, or ``None`` with a problem if the documents lack its values."""
         try:
             return make()
         except MissingExtraError:
@@ -131,30 +131,30 @@ def _words(value: object) -> str:
 
 
 def _commands(run: RunFiles) -> list[str]:
-    """Return what repeats the run, in order."""
+    """Return the commands that repeat the run, in order."""
     listed = run.results.get("commands")
     commands = listed if listed and isinstance(listed, list) else [run.config.get("command")]
     return [command for command in commands if isinstance(command, str)]
 
 
 def _plain(document: object) -> list[tuple[str, str]]:
-    """Return names and values; without those that are not set."""
+    """Return the names and values that are set."""
     if not isinstance(document, dict):
         return []
-    return [(str(name).replace("_", " "), _said(value)) for name, value in document.items() if value is not None]
+    return [(str(name).replace("_", " "), _inline(value)) for name, value in document.items() if value is not None]
 
 
-def _said(value: object) -> str:
-    """Write a value in words: what is nested in a line, what is empty not at all."""
+def _inline(value: object) -> str:
+    """Format a value in one line, without its empty parts."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_said(part)}" for name, part in value.items() if part not in (None, [], {}, ""))
+        return ", ".join(f"{name} {_inline(part)}" for name, part in value.items() if part not in (None, [], {}, ""))
     if isinstance(value, list):
-        return ", ".join(map(_said, value))
+        return ", ".join(map(_inline, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _hash(script: str) -> str:
-    """Return the script's name in the page's content security policy, which lets no other run."""
+    """Return the script's hash for the content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Reading a run directory for its page: everything that can be read, and in words what cannot."""
+"""Reading a run directory for its page, with a list of the files that are missing or damaged."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run directory holds; a file that is missing or damaged is empty here, and told in ``problems``.
+    """The contents of a run directory; a missing or damaged file is empty here and listed in ``problems``.
 
     Attributes:
-        results: of ``results.json``.
-        plan: of ``plan.json``.
-        config: of ``config.json``.
-        records: of ``log.jsonl``, which only a distillation writes.
-        problems: a sentence for everything that is missing or damaged.
+        results: contents of ``results.json``.
+        plan: contents of ``plan.json``.
+        config: contents of ``config.json``.
+        records: lines of ``log.jsonl``, which only a distillation writes.
+        problems: one sentence per missing or damaged file.
     """
 
     results: dict[str, Any] = field(default_factory=dict)
@@ -35,15 +35,15 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read what a run left.
+    """Read a run directory.
 
     Raises:
-        SeparableError: there is nothing of a run in the folder.
+        SeparableError: the folder has none of the files of a run.
     """
     names = (run_directory.RESULTS, run_directory.PLAN, run_directory.CONFIG, LOG)
     if not any((folder / name).exists() for name in names):
         what = "there is no such folder" if not folder.is_dir() else f"it has none of {', '.join(names)}"
-        raise SeparableError(f"{folder} is not a run: {what}. Give a folder that demo, convert, distill or bench wrote")
+        raise SeparableError(f"{folder} is not a run: {what}. Give a folder written by demo, convert, distill or bench")
     problems: list[str] = []
 
     def read(name: str, loss: str) -> dict[str, Any]:
@@ -61,15 +61,15 @@ def read_run(folder: Path) -> RunFiles:
         return document
 
     results = read(run_directory.RESULTS, "accuracies, sizes, times and curves are not shown")
-    benchmark = results.get("kind") == "bench"  # which converts nothing
-    document = {} if benchmark else read(run_directory.PLAN, "what was chosen for each layer, and why, is not shown")
+    benchmark = results.get("kind") == "bench"  # a benchmark converts no network and has no plan
+    document = {} if benchmark else read(run_directory.PLAN, "the plan of each layer is not shown")
     config = read(run_directory.CONFIG, "settings, machine and command are not shown")
     plan = None
     if document:
         try:
             plan = Plan.from_dict(document)
         except (SeparableError, TypeError) as error:
-            problems.append(f"{run_directory.PLAN} is damaged ({error}): what was chosen for each layer is not shown.")
+            problems.append(f"{run_directory.PLAN} is damaged ({error}): the plan of each layer is not shown.")
     return RunFiles(results, plan, config, tuple(_records(folder / LOG, problems)), tuple(problems))
 
 

@@ -1,4 +1,4 @@
-"""A run's figures as a table for the terminal."""
+"""The results of a run as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from torch_separable.report.facts import accuracy_sentence, costs_sentence, facts_of, promise_sentence
+from torch_separable.report.facts import accuracy_sentence, costs_sentence, facts_of, speed_sentence
 
-_NAME = 12  # characters of a step's name that it has room for; longer ones take several lines
+_NAME = 12  # width reserved for the names of steps; longer names are wrapped
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """Return what each step of a run came to, at most as wide as the terminal, and what it amounts to in words."""
+    """Return a table of the steps of a run, at most as wide as the terminal, and sentences that state the ratios."""
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
     columns = {
         "accuracy": ["" if s["accuracy"] is None else f"{100 * s['accuracy']:.2f} %" for s in results["steps"]],
@@ -25,13 +25,13 @@ def results_table(results: dict[str, Any]) -> str:
         "bytes": ["" if s["bytes"] is None else f"{s['bytes']:,}" for s in results["steps"]],
     }
     names = [step["name"] for step in results["steps"]]
-    room = width - min(_NAME, max(map(len, names))) - 2
+    remaining = width - min(_NAME, max(map(len, names))) - 2
     table = Table(box=box.SIMPLE_HEAD, title=results["title"], title_justify="left", pad_edge=False)
     table.add_column("step", ratio=1)
     shown: list[list[str]] = []
-    for head, cells in columns.items():  # those that have room: a number that is cut reads as another one
-        room -= max(map(len, (head, *cells))) + 3
-        if shown and room < 0:
+    for head, cells in columns.items():  # only columns that fit: a truncated number would be read as another number
+        remaining -= max(map(len, (head, *cells))) + 3
+        if shown and remaining < 0:
             break
         shown.append(cells)
         table.add_column(head, justify="right", no_wrap=True)
@@ -45,8 +45,8 @@ def results_table(results: dict[str, Any]) -> str:
     if times:
         console.print(
             f"{times['dense']:.2f} ms dense, {times['separable']:.2f} ms separable ({times['images']} images, medians "
-            f"of {times['rounds']} runs in turn, {times['threads']} thread{'' if times['threads'] == 1 else 's'}, "
+            f"of {times['rounds']} alternating runs, {times['threads']} thread{'' if times['threads'] == 1 else 's'}, "
             "PyTorch eager).",
         )
-    console.print(promise_sentence(facts))
+    console.print(speed_sentence(facts))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip()
