@@ -19,6 +19,7 @@ from torch_separable.runtime.graph.fuse import fuse
 from torch_separable.runtime.graph.ir import (
     RELU,
     Activation,
+    ActivationKind,
     Copy,
     Dequantize,
     LookUp,
@@ -241,7 +242,7 @@ def test_an_average_divides_by_what_pytorch_counts(count_padding: bool, ceil_mod
 
 def test_the_mean_of_a_constant_is_the_constant() -> None:
     x, q = torch.full((1, 2, 7, 5), 201, dtype=torch.uint8), Quantization(0.3, 17)
-    node = Mean("y", "x", "y", Activation(0, -1e9, 50.0))
+    node = Mean("y", "x", "y", Activation(alpha=-1e9, beta=50.0))
     assert result_of(node, {"x": (x, q)}, (1, 2, 1, 1), q).flatten().tolist() == [17 + round(50 / 0.3)] * 2
     assert result_of(Mean("y", "x", "y"), {"x": (x, q)}, (1, 2, 1, 1), q).flatten().tolist() == [201, 201]
 
@@ -281,7 +282,7 @@ def test_bounds_are_those_of_the_activation(
 
 def test_an_activation_by_a_curve_has_no_bounds() -> None:
     with pytest.raises(ValueError, match="silu is not a clamp"):
-        Quantization(0.1, 0).bounds(Activation(2))
+        Quantization(0.1, 0).bounds(Activation(ActivationKind.SILU))
 
 
 NETWORKS = {
