@@ -33,16 +33,16 @@ Pattern = Callable[[Program, Node, Node], Node | None]
 
 def fuse(program: Program) -> Program:
     """Apply all passes."""
-    program = _merged(program, _merge_norm)
-    program = _merged(program, _merge_copies)
+    program = merge_pairs(program, _merge_norm)
+    program = merge_pairs(program, _merge_copies)
     program = _without_copies(program)
-    program = _merged(program, _merge_activation)
+    program = merge_pairs(program, _merge_activation)
     program = _with_residuals(program)
-    program = _merged(program, _merge_activation)
-    return _merged(program, _merge_separable)
+    program = merge_pairs(program, _merge_activation)
+    return merge_pairs(program, _merge_separable)
 
 
-def _merged(program: Program, pattern: Pattern) -> Program:
+def merge_pairs(program: Program, pattern: Pattern) -> Program:
     """Apply a pattern to each node and the only reader of its output."""
     readers = _readers(program)
     nodes: list[Node] = []

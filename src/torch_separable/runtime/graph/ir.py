@@ -286,7 +286,7 @@ class QuantizedConvolution:
 
 @dataclass(frozen=True)
 class Quantize:
-    """float32 to uint8: ``clamp(round_half_to_even(x · (1 / scale)) + zero point)``, the reciprocal in float32.
+    """float32 to uint8: ``clamp(round_half_to_even(x · float32(1 / scale)) + zero point)``.
 
     Attributes:
         low: smallest stored value.
@@ -422,6 +422,9 @@ class Program:
         structure: pytree specification of the network's output.
         layers: name of the module that each node comes from, by node name.
         quantized: scale and zero point of the values that are uint8; all others are float32.
+        weight_scales: float64 (M,) scales of the weights that were dequantized from int8, by node name, in PyTorch's
+            order of channels.
+        unquantized: reason why a node runs in float32 although an input was dequantized, by node name.
     """
 
     input: str
@@ -433,6 +436,8 @@ class Program:
     structure: Any
     layers: Mapping[str, str] = field(default_factory=dict)
     quantized: Mapping[str, Quantization] = field(default_factory=dict)
+    weight_scales: Mapping[str, Tensor] = field(default_factory=dict)
+    unquantized: Mapping[str, str] = field(default_factory=dict)
 
 
 def inputs_of(node: Node) -> tuple[str, ...]:

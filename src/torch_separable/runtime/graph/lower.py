@@ -37,6 +37,12 @@ from torch_separable.runtime.graph.ir import (
     Window,
     inputs_of,
 )
+from torch_separable.runtime.graph.quantize_operators import (
+    fold_constants,
+    is_channelwise,
+    scales_of_weights,
+    with_quantized_values,
+)
 
 aten = torch.ops.aten
 
@@ -47,8 +53,13 @@ class Unsupported(Exception):  # noqa: N818 - it carries a reason to the caller,
     """An operator, called as it is, is PyTorch's to run; the message is the reason."""
 
 
-def lower(model: nn.Module, example: Tensor) -> Program:
+def lower(model: nn.Module, example: Tensor, quantized: bool = False) -> Program:
     """Trace ``model`` on ``example`` (N, C, H, W) in evaluation mode and read it as a `Program`.
+
+    Args:
+        model: the network.
+        example: an input.
+        quantized: read quantize and dequantize operators as nodes; otherwise PyTorch runs them.
 
     Raises:
         SeparableError: ``torch.export`` cannot trace it; the message holds its reason.
@@ -66,6 +77,8 @@ def lower(model: nn.Module, example: Tensor) -> Program:
     plain: frozenset[str] = frozenset()
     while True:
         program = _Lowering(exported, plain).program()
+        if quantized:
+            program = with_quantized_values(program)
         calls = [node for node in program.nodes if isinstance(node, TorchCall)]
         # PyTorch knows of no blocks: where it runs a part of a separable layer after all, that one does without.
         seen = {name for call in calls for name in (call.output, *inputs_of(call))} & program.blocks.keys()
@@ -89,6 +102,7 @@ class _Lowering:
         ):
             for node, target in names.items():
                 constants[node] = store[target]
+        constants |= fold_constants(self.graph, constants)
         self.constants = constants
         self.inputs = list(signature.user_inputs)
         self.outputs = list(signature.user_outputs)
@@ -119,7 +133,7 @@ class _Lowering:
                         "outside of, which cannot be compiled. Leave inplace=True, or the underscore, out"
                     )
                 self.constants[node.name] = called
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node.name not in self.constants:
                 self.lower_node(node)
         outputs = tuple(self.names.get(name, name) for name in self.outputs)
         computed = {self.inputs[0], *(node.output for node in self.nodes)}
@@ -134,6 +148,7 @@ class _Lowering:
             outputs=outputs,
             structure=self.exported.call_spec.out_spec,
             layers={node.name: _layer(node) for node in self.graph.nodes if node.op == "call_function"},
+            weight_scales=scales_of_weights(self.graph, self.constants),
         )
 
     def lower_node(self, node: fx.Node) -> None:
@@ -294,7 +309,8 @@ def _blocks(graph: fx.Graph, constants: Mapping[str, Any], plain: frozenset[str]
         chain = [node]
         while len(chain[-1].users) == 1:
             follower = next(iter(chain[-1].users))
-            if follower.target not in _CHANNELWISE or follower.args[0] is not chain[-1]:
+            passes = follower.target in _CHANNELWISE or is_channelwise(follower.target)
+            if not passes or follower.args[0] is not chain[-1]:
                 break
             chain.append(follower)
         second = next(iter(chain[-1].users)) if len(chain[-1].users) == 1 else None

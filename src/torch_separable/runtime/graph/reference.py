@@ -229,8 +229,7 @@ def quantize(x: Tensor, quantization: Quantization, low: int = 0, high: int = 25
         >>> quantize(torch.tensor([-1.0, 0.0, 0.25, 0.75, 1000.0]), Quantization(0.5, 2))
         tensor([  0,   2,   2,   4, 255], dtype=torch.uint8)
     """
-    reciprocal = 1.0 / torch.tensor(quantization.scale)
-    return ((x * reciprocal).round() + quantization.zero_point).clamp(low, high).to(torch.uint8)
+    return ((x * _float32(1.0 / quantization.scale)).round() + quantization.zero_point).clamp(low, high).to(torch.uint8)
 
 
 def dequantize(x: Tensor, quantization: Quantization) -> Tensor:
