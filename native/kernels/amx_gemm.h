@@ -150,9 +150,11 @@ constexpr bool kWidened = !std::is_same_v<Element, Operand<Element>>;
 // next product would spread it, as it reads whole vectors.
 template <class Out>
 static void clear_padding(const ts_operation& op, Out* out, int64_t pixels, int64_t begin, int64_t end) {
-  const int64_t channels = op.out_channels / op.convolution.channel_blocks, block = op.out_stride / op.convolution.channel_blocks, stride = op.out_stride;
-  if (channels % kLanes == 0) return;
-  for (int64_t b = 0; b < op.convolution.channel_blocks; b++) {
+  const ts_convolution& conv = op.convolution;
+  const int64_t channels = op.out_channels / conv.channel_blocks, stride = op.out_stride;
+  const int64_t block = conv.out_vectors * kLanes / conv.channel_blocks;  // AMX pads to 32 channels, two vectors
+  if (channels == block) return;
+  for (int64_t b = 0; b < conv.channel_blocks; b++) {
     for (int64_t c = channels / kLanes * kLanes; c < block; c += kLanes) {
       Out* vector = out + b * block + c;
       if (b * block + c < begin || b * block + c >= end) continue;
