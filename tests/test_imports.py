@@ -28,7 +28,7 @@ PACKAGES: dict[str, set[str]] = {
     "conversion": {"_console", "_network", "_system", "cost", "nn", "runtime"},
     "exporting": {"_console", "_network", "_system", "conversion", "models"},
     "distillation": {"_console", "_network", "_system", "data", "nn"},
-    "artifacts": {"_network", "_system", "conversion", "cost", "models", "nn"},
+    "artifacts": {"_network", "_system", "conversion", "cost", "data", "models", "nn"},
     "bench": {"_console", "_network", "_system", "cost", "exporting", "runtime"},
     "report": {"_system", "artifacts", "conversion"},
     "cli": {

@@ -96,7 +96,20 @@ def _steps(results: Mapping[str, Any]) -> list[str]:
         f"| {_plain(step['name'])} | {_percent(step.get('accuracy'))} | {step['macs']:,} | {step['parameters']:,} |"
         for step in results["steps"]
     ]
-    return ["\n".join(["| step | accuracy | MACs | parameters |", "|---|---:|---:|---:|", *rows])]
+    table = "\n".join(["| step | accuracy | MACs | parameters |", "|---|---:|---:|---:|", *rows])
+    data, counts = results.get("data"), {step.get("count") for step in results["steps"]} - {None}
+    if not isinstance(data, Mapping) or not counts:
+        return [table]
+    count = f"{max(counts):,}"
+    if data.get("seen_by_teacher") is True:
+        return [
+            table,
+            f"Accuracies were measured on {count} images that the dense network may have been trained on. They do not "
+            "show how much accuracy was lost.",
+        ]
+    split = data.get("split")
+    where = f"of the split {_plain(split)}" if isinstance(split, str) else "that were held out"
+    return [table, f"Accuracies were measured on {count} images {where}."]
 
 
 def _percent(share: float | None) -> str:

@@ -23,6 +23,7 @@ from torch_separable._version import __version__
 from torch_separable.artifacts.model_card import MARK, model_card
 from torch_separable.conversion import Plan
 from torch_separable.conversion.apply_plan import build_skeleton
+from torch_separable.data import Preparation
 from torch_separable.errors import SeparableError
 from torch_separable.models.registry import Network, bounded
 
@@ -72,6 +73,7 @@ def write_run(
     results: Mapping[str, Any],
     *,
     command: str | None = None,
+    preparation: Preparation | None = None,
 ) -> None:
     """Write a converted network with plan, settings and results atomically.
 
@@ -86,6 +88,7 @@ def write_run(
         settings: settings of the run.
         results: measured results.
         command: the command that repeats the run.
+        preparation: how images are prepared for the network.
 
     Raises:
         SeparableError: the folder cannot be written, or a value cannot be written as JSON.
@@ -96,6 +99,7 @@ def write_run(
         "model": network.model,
         "arguments": network.arguments,
         "input_shape": network.input_shape,
+        **({} if preparation is None else {"preparation": preparation.to_dict()}),
         "settings": dict(settings),
         "command": command,
         "machine": machine(),
@@ -167,6 +171,27 @@ def read_network(folder: Path) -> Network:
     network = Network(config["model"], arguments, None if shape is None else tuple(shape))
     network.check(where)
     return network
+
+
+def read_preparation(folder: Path) -> Preparation | None:
+    """Read how images are prepared for the network of a run; ``None`` if the run does not record it.
+
+    Raises:
+        SeparableError: the config is damaged, or the preparation is invalid.
+    """
+    config = read_json(folder / CONFIG, "how images are prepared")
+    if not isinstance(config, dict):
+        raise SeparableError(f"{folder / CONFIG} must be a JSON object, but is a {type(config).__name__}")
+    if "preparation" in config:
+        return Preparation.from_dict(config["preparation"], str(folder / CONFIG))
+    # Runs of earlier releases record the normalisation with the data.
+    settings = config.get("settings")
+    data = settings.get("data") if isinstance(settings, dict) else None
+    if not isinstance(data, dict) or not isinstance(data.get("shape"), list) or len(data["shape"]) != 3:
+        return None
+    channels, *size = data["shape"]
+    values = {name: data.get(name, []) for name in ("mean", "std")}
+    return Preparation.from_dict({"image_size": size, "channels": channels, **values}, str(folder / CONFIG))
 
 
 def read_results(folder: Path) -> dict[str, Any]:

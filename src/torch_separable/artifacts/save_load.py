@@ -16,6 +16,7 @@ from torch_separable.conversion import Conversion, LayerPlan, Plan, Reduction
 from torch_separable.conversion.apply_plan import build_skeleton
 from torch_separable.conversion.layers import find_convertible
 from torch_separable.cost import analyze
+from torch_separable.data import ImageData, Preparation
 from torch_separable.errors import SeparableError
 from torch_separable.models.registry import Network, built_by
 from torch_separable.nn.separable import SEPARABLE
@@ -31,6 +32,7 @@ def save(
     plan: Plan | None = None,
     results: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    preparation: Preparation | ImageData | None = None,
 ) -> Path:
     """Write a network to the folder ``path`` atomically, so that `load` can build it again.
 
@@ -48,6 +50,8 @@ def save(
         plan: the plan of the conversion; by default the conversion's own, or one derived from the network.
         results: measured figures by name, for the model card.
         settings: other values to store, as JSON types by name.
+        preparation: how images are prepared for the network (size, mean, std, class names), or images so prepared. The
+            commands that read the folder prepare images in this way.
 
     Returns:
         The folder.
@@ -89,7 +93,13 @@ def save(
     title = f"{type(model).__name__}, depthwise separable"
     run_directory.check_place(folder)
     run_directory.write_run(
-        folder, model, plan, built, settings or {}, {"kind": "network", "title": title, **(results or {})}
+        folder,
+        model,
+        plan,
+        built,
+        settings or {},
+        {"kind": "network", "title": title, **(results or {})},
+        preparation=Preparation.of(preparation) if isinstance(preparation, ImageData) else preparation,
     )
     return folder
 

@@ -16,6 +16,7 @@ from torch_separable.errors import SeparableValueError
 
 if TYPE_CHECKING:
     from torch_separable.conversion import Budget
+    from torch_separable.data import ImageData
 
 Model: TypeAlias = Annotated[
     str, typer.Argument(help="package.module:function that returns the network, or a name: resnet20, mobilenet_v1, ...")
@@ -100,14 +101,37 @@ def channel_values(name: str, text: str | None) -> tuple[float, ...] | None:
         raise SeparableValueError(f"{name} {text}: must be numbers separated by commas, or imagenet") from None
 
 
-def preparation(image_size: int | None, mean: str | None, std: str | None, *, progress: bool) -> dict[str, Any]:
-    """Return the keyword arguments of `load_data` that the options of a command set."""
-    return {
+def preparation(
+    image_size: int | None, mean: str | None, std: str | None, *, progress: bool, folder: Path | None = None
+) -> dict[str, Any]:
+    """Return the keyword arguments of `load_data`: the preparation of a folder if there is one, or the options.
+
+    Raises:
+        SeparableError: an option contradicts the folder.
+    """
+    given: dict[str, Any] = {
         "image_size": image_size,
         "mean": channel_values("--mean", mean),
         "std": channel_values("--std", std),
-        "progress": progress,
     }
+    if folder is not None:
+        from torch_separable.artifacts import run_directory
+
+        own = run_directory.read_preparation(folder)
+        given = given if own is None else own.settings(str(folder), **given)
+    return {**given, "progress": progress}
+
+
+def load_prepared(folder: Path | None, data: str, split: str, settings: dict[str, Any]) -> ImageData:
+    """Load images, and check their channels and classes against the network of a folder."""
+    from torch_separable.artifacts import run_directory
+    from torch_separable.data import load_data
+
+    source = load_data(data, split, **settings)
+    own = None if folder is None else run_directory.read_preparation(folder)
+    if own is not None:
+        own.check(source, str(folder))
+    return source
 
 
 _JSON = {"true": True, "false": False, "null": None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from torch_separable.cli.arguments import (
     print_json,
     read_budget,
 )
+from torch_separable.cli.evaluate import SEEN
 from torch_separable.errors import SeparableError, SeparableValueError
 
 _TIMED_IMAGES = 8
@@ -88,7 +89,7 @@ def convert(
     from torch_separable.conversion import Plan
     from torch_separable.conversion import convert as convert_network
     from torch_separable.conversion.planning.render import render_plan
-    from torch_separable.data import load_data
+    from torch_separable.data import Preparation, load_data, split_names
     from torch_separable.distillation import evaluate as evaluate_network
     from torch_separable.models.registry import Network
 
@@ -151,11 +152,16 @@ def convert(
         "exclude": exclude or [],
         "evaluate": evaluate,
     }
-    results = {
+    results: dict[str, Any] = {
         "kind": "convert",
         "title": f"{type(network).__name__}, converted",
         "conversion": conversion.report.to_dict(),
-        "data": {"calibration": len(sample), "test": None if held_out is None else len(held_out), "split": evaluate},
+        "data": {
+            "calibration": len(sample),
+            "test": None if held_out is None else len(held_out),
+            "split": evaluate,
+            "seen_by_teacher": evaluate is not None and (evaluate == split or evaluate not in split_names(data)),
+        },
         "steps": [
             compared.step("dense", 0, before),
             compared.step(f"converted by {_METHODS[conversion.plan.method]}", 1, after),
@@ -166,7 +172,14 @@ def convert(
     made_of = Network(model, arguments, source.image_shape)
     latency = conversion.plan.latency
     run_directory.write_run(
-        output, conversion.model, conversion.plan, made_of, settings, results, command=run_directory.command_line()
+        output,
+        conversion.model,
+        conversion.plan,
+        made_of,
+        settings,
+        results,
+        command=run_directory.command_line(),
+        preparation=Preparation.of(source),
     )
     if json:
         times = {} if latency is None else {"latency": asdict(latency)}
@@ -175,7 +188,8 @@ def convert(
         show(render_plan(conversion.plan))
         print(conversion.report)
         if held_out is not None:
-            print("accuracy    {} -> {}".format(*evaluations))
+            where = f" ({SEEN})" if results["data"]["seen_by_teacher"] else ""
+            print("accuracy    {} -> {}{}".format(*evaluations, where))
     print(f"written to {output}")
     if stale:
         print(f"left over from an earlier conversion: {', '.join(stale)}")

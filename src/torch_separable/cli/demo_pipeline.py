@@ -21,7 +21,7 @@ from torch_separable.bench.compare import compare, step
 from torch_separable.conversion import Budget, apply, calibrate
 from torch_separable.conversion.planning.planner import plans
 from torch_separable.cost import analyze
-from torch_separable.data import ImageData, load_data
+from torch_separable.data import ImageData, Preparation, load_data
 from torch_separable.distillation import distill, evaluate
 from torch_separable.models import CifarResNet
 from torch_separable.models.registry import Network
@@ -86,7 +86,9 @@ def run_demo(
     command = shlex.join(["separable", "demo", "--output", str(output), "--seed", str(seed)])
     settings = {"data": train.describe(), "seed": seed, "budget": f"macs={_MACS}", "images": _CALIBRATION_IMAGES}
     unmeasured = {"kind": "demo", "complete": False}
-    run_directory.write_run(output, distilled, chosen, network, settings, unmeasured, command=command)
+    run_directory.write_run(
+        output, distilled, chosen, network, settings, unmeasured, command=command, preparation=Preparation.of(train)
+    )
 
     with _stage("measuring", progress):
         test_of = partial(_step, test=test)
@@ -117,7 +119,9 @@ def run_demo(
             "machine": run_directory.machine(),
             "commands": [command],
         }
-    run_directory.write_run(output, distilled, chosen, network, settings, results, command=command)
+    run_directory.write_run(
+        output, distilled, chosen, network, settings, results, command=command, preparation=Preparation.of(train)
+    )
     write_report(output)
     return results
 

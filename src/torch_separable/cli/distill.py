@@ -19,6 +19,7 @@ from torch_separable.cli.arguments import (
     Quiet,
     Std,
     keyword_arguments,
+    load_prepared,
     preparation,
     print_json,
 )
@@ -42,8 +43,16 @@ def distill(
     ] = None,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     hold_out: Annotated[
-        float, typer.Option(help="Share of it, drawn at random, kept aside to watch the accuracy by.")
+        float, typer.Option(help="Share of it to hold out and to measure the accuracy of each epoch on.")
     ] = 0.05,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPLIT",
+            help="Split to compare the networks on; by default test or validation. Without one they are compared on "
+            "held-out training images, which the dense network may have seen.",
+        ),
+    ] = None,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
@@ -53,8 +62,7 @@ def distill(
 ) -> None:
     """Train a converted network to reproduce the dense network's outputs; labels are not needed.
 
-    Example: **separable distill runs/half --teacher resnet20.th --data npz:cifar10/ --mean imagenet --std imagenet
-    --epochs 5**
+    Example: **separable distill runs/half --teacher resnet20.th --data npz:cifar10/ --epochs 5**
     """
     import torch
 
@@ -65,7 +73,7 @@ def distill(
     from torch_separable.cli.model_argument import converted_network
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
-    from torch_separable.data import load_data
+    from torch_separable.data import Preparation, find_test_split
     from torch_separable.distillation import DistillConfig, EpochRecord
     from torch_separable.distillation import distill as distill_network
     from torch_separable.distillation import evaluate as evaluate_network
@@ -76,7 +84,7 @@ def distill(
 
     if not 0 <= hold_out < 1:
         raise SeparableValueError(f"--hold-out {hold_out}: must be at least 0 and below 1")
-    # The dense network was trained on the held-out images, too: they show the course, and do not choose by it.
+    # The dense network was probably trained on the held-out images, too: they cannot select the best epoch.
     config = DistillConfig.from_dict({"epochs": epochs, "keep": "last", **keyword_arguments("--set", setting)})
     student, dense = converted_network(
         folder, model, keyword_arguments("--model-arg", model_arg), None, teacher=teacher
@@ -87,7 +95,13 @@ def distill(
     place = output or folder / "distilled"
     check_output(place, folder)
     progress = not (quiet or json)
-    source = load_data(data, split, **preparation(image_size, mean, std, progress=progress))
+    prepared = preparation(image_size, mean, std, progress=progress, folder=folder)
+    source = load_prepared(folder, data, split, prepared)
+    test_split = evaluate or find_test_split(data, split)
+    test = None if test_split is None else load_prepared(folder, data, test_split, prepared)
+    if test is not None and not test.labelled and evaluate is None:
+        test = None  # test splits with secret labels cannot be evaluated
+    images = Preparation.of(source)
     validation = None
     if source.labelled and (held := round(len(source) * hold_out)):
         if held == len(source):
@@ -123,16 +137,26 @@ def distill(
     tried = [record["validation"] for record in epochs_done if record["validation"]]
     compared = compare(dense, distilled, source.sample(min(_TIMED_IMAGES, len(source))))
     before, converted, kept = None, None, None
-    if validation is not None and tried:
+    if test is not None:
+        before, converted, kept = (
+            evaluate_network(one, test, progress=progress).to_dict() for one in (dense, student, distilled)
+        )
+    elif validation is not None and tried:
         before = evaluate_network(dense, validation, progress=progress).to_dict()
         converted, kept = tried[0], tried[-1]
         if config.keep == "best":
             kept = max(tried, key=lambda result: (result["accuracy"], -result["loss"]))
+    compared_on = test or validation
     converted_by = read_json(folder / run_directory.CONFIG, "how the network was converted").get("command")
     results = {
         "kind": "distill",
         "title": f"{type(dense).__name__}, converted and distilled",
-        "data": {"train": len(source), "test": None if validation is None else len(validation), "split": "hold-out"},
+        "data": {
+            "train": len(source),
+            "test": None if compared_on is None else len(compared_on),
+            "split": "hold-out" if test is None else test_split,
+            "seen_by_teacher": test is None or test_split == split,
+        },
         "steps": [
             compared.step("dense", 0, before),
             compared.step("converted", 1, converted),
@@ -144,7 +168,8 @@ def distill(
         "commands": [command for command in (converted_by, run_directory.command_line()) if isinstance(command, str)],
     }
     plan = Plan.load(folder / run_directory.PLAN)
-    run_directory.write_run(place, distilled, plan, network, described, results, command=run_directory.command_line())
+    command = run_directory.command_line()
+    run_directory.write_run(place, distilled, plan, network, described, results, command=command, preparation=images)
     if json:
         print_json({"weights": str(place / run_directory.WEIGHTS), "epochs": epochs_done})
     else:

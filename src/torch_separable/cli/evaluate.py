@@ -18,10 +18,13 @@ from torch_separable.cli.arguments import (
     Std,
     Weights,
     keyword_arguments,
+    load_prepared,
     preparation,
     print_json,
 )
 from torch_separable.errors import SeparableError
+
+SEEN = "images that the network may have been trained on"
 
 
 def evaluate(
@@ -38,25 +41,27 @@ def evaluate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Classify labelled images and report accuracy and loss.
+    """Classify labelled images and report accuracy and loss. A folder keeps the preparation of its images.
 
-    Example: **separable evaluate runs/half --data npz:cifar10/ --mean imagenet --std imagenet**
+    Example: **separable evaluate runs/half --data npz:cifar10/**
     """
     from torch_separable.cli.model_argument import build_network, converted_network
-    from torch_separable.data import load_data
+    from torch_separable.data import split_names
     from torch_separable.distillation import evaluate as evaluate_network
 
     arguments = keyword_arguments("--model-arg", model_arg)
-    if Path(network).is_dir():
-        evaluated = converted_network(Path(network), model, arguments, weights)[0]
+    folder = Path(network) if Path(network).is_dir() else None
+    if folder is not None:
+        evaluated = converted_network(folder, model, arguments, weights)[0]
     elif model is None:
         evaluated = build_network(network, arguments, weights, trained=True)
     else:
         raise SeparableError(f"{network} is not a folder, but --model {model} needs a folder written by convert")
     progress = not (quiet or json)
-    source = load_data(data, split, **preparation(image_size, mean, std, progress=progress))
+    source = load_prepared(folder, data, split, preparation(image_size, mean, std, progress=progress, folder=folder))
     result = evaluate_network(evaluated, source, batch_size, progress=progress)
+    seen = split == "train" and split in split_names(data)
     if json:
-        print_json(result.to_dict())
+        print_json({**result.to_dict(), "split": split, "training_images": seen})
     else:
-        print(result)
+        print(f"{result} ({SEEN})" if seen else result)

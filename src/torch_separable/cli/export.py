@@ -16,6 +16,7 @@ from torch_separable.cli.arguments import (
     Std,
     Weights,
     keyword_arguments,
+    load_prepared,
     preparation,
     print_json,
     whole_numbers,
@@ -55,7 +56,6 @@ def export(
     Example: **separable export runs/demo --to onnx --data digits**
     """
     from torch_separable.cli.model_argument import converted_network
-    from torch_separable.data import load_data
     from torch_separable.exporting import SUFFIXES
     from torch_separable.exporting import export as export_network
 
@@ -65,7 +65,8 @@ def export(
     shape = None if size is None else whole_numbers("--input", size)
     compared = None
     if data is not None:
-        source = load_data(data, split, **preparation(image_size, mean, std, progress=not json))
+        prepared = preparation(image_size, mean, std, progress=not json, folder=folder)
+        source = load_prepared(folder, data, split, prepared)
         compared = source.sample(min(images, len(source)))
     network, _ = converted_network(folder, model, keyword_arguments("--model-arg", model_arg), weights)
     exported = export_network(

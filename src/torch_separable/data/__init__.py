@@ -1,5 +1,15 @@
-"""Image data: in-memory data sets, readers for files and the hub, and augmentation."""
+"""Image data: in-memory data sets, readers for files and the hub, their preparation, and augmentation."""
 
 from torch_separable.data.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
+from torch_separable.data.preparation import Preparation
+from torch_separable.data.splits import find_test_split, split_names
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageData", "load_data"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ImageData",
+    "Preparation",
+    "find_test_split",
+    "load_data",
+    "split_names",
+]

@@ -163,6 +163,11 @@ def _accuracy_images(data: Any, dense: Step) -> str:
     if dense.accuracy is None:
         return "Accuracy was not measured."
     known = data if isinstance(data, dict) else {}
+    if known.get("seen_by_teacher") is True:
+        return (
+            f"Accuracies were measured on {dense.count:,} images that the teacher may have seen. They do not show how "
+            "much accuracy was lost."
+        )
     if known.get("train") is not None:
         trained, tried = count(known, "train", "data"), count(known, "test", "data")
         return f"{trained:,} training images; accuracies were measured on {tried:,} held-out images."
@@ -195,7 +200,8 @@ def _cards(steps: Sequence[Step], times: Times | None, facts: Facts, conversion:
     dense, last = steps[0], steps[-1]
     cards = []
     if dense.accuracy is not None and last.accuracy is not None:
-        detail = f"{percent(dense.accuracy)} → {percent(last.accuracy)} of {last.count:,} images"
+        seen = " that the teacher may have seen" if facts.seen_by_teacher else ""
+        detail = f"{percent(dense.accuracy)} → {percent(last.accuracy)} of {last.count:,} images{seen}"
         cards.append(Card("accuracy", percent(last.accuracy), detail))
     elif conversion is not None:
         agreement = number(conversion, "agreement", "conversion")

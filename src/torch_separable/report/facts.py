@@ -16,9 +16,10 @@ class Facts:
         macs: ratio of multiply-accumulates.
         parameters: ratio of parameters.
         bytes: ratio of the sizes of the weights; ``None`` if they were not measured.
-        points_lost: percentage points of accuracy lost; ``None`` if accuracy was not measured.
+        points_lost: percentage points of accuracy lost; ``None`` if it was not measured on unseen images.
         speed: speedup; ``None`` if no times were measured.
         realized_speedup: ``speed`` divided by ``macs``.
+        seen_by_teacher: whether accuracy was measured only on images that the dense network may have been trained on.
     """
 
     macs: float
@@ -27,6 +28,7 @@ class Facts:
     points_lost: float | None
     speed: float | None
     realized_speedup: float | None
+    seen_by_teacher: bool = False
 
 
 def facts_of(results: dict[str, Any]) -> Facts:
@@ -35,15 +37,17 @@ def facts_of(results: dict[str, Any]) -> Facts:
     times = results.get("milliseconds")
     macs = dense["macs"] / last["macs"]
     speed = times["dense"] / times["separable"] if times else None
+    measured = None not in (dense["accuracy"], last["accuracy"])
+    data = results.get("data")
+    seen = measured and isinstance(data, dict) and data.get("seen_by_teacher") is True
     return Facts(
         macs=macs,
         parameters=dense["parameters"] / last["parameters"],
         bytes=None if None in (dense["bytes"], last["bytes"]) else dense["bytes"] / last["bytes"],
-        points_lost=None
-        if None in (dense["accuracy"], last["accuracy"])
-        else 100 * (dense["accuracy"] - last["accuracy"]),
+        points_lost=100 * (dense["accuracy"] - last["accuracy"]) if measured and not seen else None,
         speed=speed,
         realized_speedup=None if speed is None else speed / macs,
+        seen_by_teacher=seen,
     )
 
 
@@ -55,6 +59,8 @@ def costs_sentence(facts: Facts) -> str:
 
 def accuracy_sentence(facts: Facts, count: int | None, images: str = "held-out images") -> str:
     """Return the change in accuracy on the ``count`` images that it was measured on, without a full stop."""
+    if facts.seen_by_teacher:
+        return f"accuracy was measured only on {count:,} images that the teacher may have seen"
     if facts.points_lost is None:
         return "accuracy was not measured"
     change = f"{abs(facts.points_lost):.2f} points of accuracy"
