@@ -194,7 +194,7 @@ def test_convert_replaces_a_network_only_with_force(separable: Callable[..., Any
     assert {layer.rank for layer in Plan.load(place / "forced" / "plan.json").layers} == {3}
     (place / "forced" / "network.onnx").touch()
     outcome = separable(*shlex.split(f"{CONVERT} --rank 2 -o forced --force"))
-    assert "these are left and belong to another conversion: network.onnx\n" in outcome.out
+    assert "left over from an earlier conversion: network.onnx\n" in outcome.out
     assert (place / "forced" / "model.safetensors").read_bytes() != before
 
 

@@ -385,10 +385,10 @@ def test_images_are_accepted_in_every_form() -> None:
             assert other.moments is not None
             torch.testing.assert_close(one.moments[0].patches, other.moments[0].patches, rtol=1e-5, atol=1e-6)
     both = {"ids": torch.zeros(40, 2, dtype=torch.long), "pixel_values": given}
-    assert calibrate(ByName(), both).outputs.shape == (40, 4)
+    assert calibrate(ByName(), both).outputs.values["logits"].shape == (40, 4)
     mappings = [{"ids": torch.zeros(10, 2, dtype=torch.long), "pixel_values": batch} for batch in given.split(10)]
     statistics = calibrate(ByName(), mappings)
-    assert statistics.outputs.shape == (40, 4)
+    assert statistics.outputs.values["logits"].shape == (40, 4)
     assert statistics["conv"].moments is not None
     assert statistics["conv"].moments[0].count == 40 * 36
 
@@ -445,7 +445,7 @@ def test_unusable_images_raise() -> None:
         calibrate(model, images(size=11)[..., :9, :9])
     with raises(r"ByName .*{'x': \(8, 3, 8, 8\)}"):
         calibrate(ByName(), [{"x": images()}])
-    with raises("256 .* batch 1 .* 144 .* batch 0"):
+    with raises("144 .* batch 0 .* 256 .* batch 1.* images of one size"):
         calibrate(nn.Sequential(nn.Conv2d(3, 4, 3)), [images(8), images(8, size=10)])
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from torch_separable.conversion import LayerPlan, Plan, Statistics, apply, calibrate, plan
-from torch_separable.conversion.calibration.forward import network_outputs
+from torch_separable.conversion.calibration.outputs import run_outputs
 from torch_separable.conversion.calibration.recording import record
 from torch_separable.conversion.convolutions import grouped_weight
 from torch_separable.conversion.layers import find_convertible
@@ -66,6 +66,10 @@ def by_hand(**becomes: tuple[Order, int]) -> Any:
         return Plan("least_squares", tuple(entries))
 
     return made
+
+
+def network_outputs(model: nn.Module, batches: list[Tensor]) -> Tensor:
+    return torch.cat([outputs["output"].flatten(1) for outputs in run_outputs(model, batches)])
 
 
 def test_residual_layer_corrects_the_error_of_the_other_branch() -> None:

@@ -46,7 +46,7 @@ def options_of(name: str, method: Any, every: bool = False) -> tuple[list[Option
 
 
 def change(name: str, option: Option, method: Any) -> float:
-    """Of the outputs, with the merged kernel and (where fitted) bias in place of the dense ones."""
+    """Relative change of the outputs with the merged kernel and (where fitted) bias in place of the dense ones."""
     model, replaced = network(), copy.deepcopy(network())
     conv: Any = replaced.get_submodule(name)
     assert option.factors is not None
@@ -56,7 +56,8 @@ def change(name: str, option: Option, method: Any) -> float:
             original: Any = model.get_submodule(name)
             moments = layer_moments(model, original, calibrate(model, images()), name)
             conv.bias = nn.Parameter(biases(option.factors, moments).float())
-        return float((replaced(images()) - model(images())).square().mean())
+        outputs = model(images())
+        return float((replaced(images()) - outputs).square().mean() / outputs.var(0, unbiased=False).mean())
 
 
 @pytest.mark.parametrize("method", ["least_squares", "svd"])

@@ -59,6 +59,13 @@ def convert(
             metavar="NAME", help="Leave a layer, or all layers of a module, dense: conv1 or 'layer3.*'. Repeatable."
         ),
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare only this output of the network, such as logits or 0. Repeatable; all by default.",
+        ),
+    ] = None,
     images: Annotated[
         int, typer.Option(min=1, help="Number of calibration images; 256 to 1,024 suffice. No labels are used.")
     ] = 512,
@@ -83,7 +90,7 @@ def convert(
     from torch_separable._console.terminal import show
     from torch_separable._system.locking import sole_writer
     from torch_separable.artifacts import run_directory
-    from torch_separable.bench.compare import compare
+    from torch_separable.bench.compare import compare as compare_networks
     from torch_separable.cli.model_argument import build_network
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
@@ -127,6 +134,7 @@ def convert(
         order=order,  # type: ignore[arg-type]
         method=method,  # type: ignore[arg-type]
         exclude=exclude or (),
+        outputs=compare or None,
         memory=read_bytes(memory),
         progress=progress,
     )
@@ -136,7 +144,7 @@ def convert(
         else [evaluate_network(one, held_out, progress=progress) for one in (network, conversion.model)]
     )
     before, after = (None if evaluation is None else evaluation.to_dict() for evaluation in evaluations)
-    compared = compare(network, conversion.model, sample[:_TIMED_IMAGES])
+    compared = compare_networks(network, conversion.model, sample[:_TIMED_IMAGES])
     settings = {
         "weights": None if weights is None else str(weights),
         "data": source.describe(),
@@ -150,6 +158,7 @@ def convert(
         "order": order,
         "method": conversion.plan.method,
         "exclude": exclude or [],
+        "compare": compare or [],
         "evaluate": evaluate,
     }
     results: dict[str, Any] = {

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from torch_separable._console.notebook import table
 from torch_separable._network.checks import as_network
-from torch_separable._network.outputs import predictions
 from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable.conversion.apply_plan import check_plan, factorize_weights, fit_network
 from torch_separable.conversion.calibration.calibrate import DEFAULT_MEMORY, gather_statistics
-from torch_separable.conversion.calibration.forward import network_outputs
 from torch_separable.conversion.calibration.images import Batch, Images, split_batches, tensors_of
+from torch_separable.conversion.calibration.outputs import Selection, join_outputs, run_outputs
 from torch_separable.conversion.calibration.statistics import Statistics
 from torch_separable.conversion.layers import find_convertible
 from torch_separable.conversion.planning.budget import Budget
@@ -32,12 +31,13 @@ class Report:
     Attributes:
         macs: multiply-accumulates of the whole network for one image: ``.dense`` and ``.converted``.
         parameters: parameters of the whole network: ``.dense`` and ``.converted``.
-        output_error: mean squared change of the outputs, divided by their variance.
+        output_error: mean squared change of the outputs, each divided by its variance; their weighted mean.
         agreement: share of images (or of positions, where each has a prediction of its own) for which both networks
-            predict the same class. Of a single output, the sign is compared.
+            predict the same class. Where there is a single logit, its sign is compared.
         converted: names of the layers that were replaced.
         kept: reason by name for every convolution that stayed dense.
         input_shape: shape of one calibration image, (C, H, W); empty where the network takes several inputs.
+        output_errors: ``output_error`` of each output that was compared, by name.
     """
 
     macs: Reduction[int]
@@ -47,6 +47,7 @@ class Report:
     converted: tuple[str, ...]
     kept: dict[str, str]
     input_shape: tuple[int, ...] = ()
+    output_errors: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -63,9 +64,14 @@ class Report:
             ("MACs", _reduction_text(self.macs)),
             ("parameters", _reduction_text(self.parameters)),
             ("layers", f"{len(self.converted)} converted, {len(self.kept)} kept dense"),
-            ("outputs", f"changed by {100 * self.output_error:.3g} % of their variance"),
+            ("outputs", f"changed by {100 * self.output_error:.3g} % of their variance{self._by_output()}"),
             ("predictions", f"the same for {100 * self.agreement:.1f} % of the calibration images"),
         ]
+
+    def _by_output(self) -> str:
+        if len(self.output_errors) < 2:
+            return ""
+        return f" ({', '.join(f'{name}: {100 * error:.3g} %' for name, error in self.output_errors.items())})"
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def convert(
     order: Order | None = None,
     method: Method = "least_squares",
     exclude: Sequence[str] = (),
+    outputs: Selection | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: bool = False,
 ) -> Conversion:
@@ -111,6 +118,7 @@ def convert(
         method: ``"least_squares"``, or ``"svd"`` for the baseline that uses the weights alone.
         exclude: convolutions to leave dense: their names, names of modules that contain them, or patterns such as
             ``*.conv1``.
+        outputs: names or weights of the outputs to compare, see `calibrate`; by default all.
         memory: bytes that samples and moments may take at a time.
         progress: whether to show progress bars on a terminal.
 
@@ -131,7 +139,7 @@ def convert(
     batches = split_batches(images)
     check_weights(model)
     layers = layers.excluding(exclude)
-    statistics = gather_statistics(model, layers, batches, memory=memory, progress=progress)
+    statistics = gather_statistics(model, layers, batches, outputs=outputs, memory=memory, progress=progress)
     if plan is None:
         chosen = make_plan(
             model, layers, statistics, budget=budget, rank=rank, order=order, method=method, progress=progress
@@ -147,24 +155,19 @@ def convert(
 
 
 def _report(converted: nn.Module, plan: Plan, statistics: Statistics) -> Report:
-    outputs = network_outputs(converted, statistics.batches)
-    finite = statistics.outputs.isfinite().all(0)  # masked outputs are infinite
-    squared_change = (outputs - statistics.outputs)[:, finite].square().mean()
-    variance = statistics.outputs[:, finite].var(dim=0, unbiased=False).mean().clamp_min(1e-30)
-    same = _predictions(outputs, statistics) == _predictions(statistics.outputs, statistics)
+    reference = statistics.outputs
+    returned = run_outputs(converted, statistics.batches)
+    values = join_outputs(converted, statistics.batches, returned, reference.weights)
     return Report(
         macs=plan.macs,
         parameters=plan.parameters,
-        output_error=float(squared_change / variance),
-        agreement=float(same.float().mean()),
+        output_error=reference.change(values),
+        agreement=reference.agreement(values),
         converted=tuple(layer.name for layer in plan.converted),
         kept={layer.name: layer.reason for layer in plan.layers if layer.order is None},
         input_shape=_input_shape(statistics.batches[0]),
+        output_errors=reference.changes(values),
     )
-
-
-def _predictions(outputs: Tensor, statistics: Statistics) -> Tensor:
-    return predictions(outputs.unflatten(1, (statistics.classes, -1)))
 
 
 def _input_shape(batch: Batch) -> tuple[int, ...]:

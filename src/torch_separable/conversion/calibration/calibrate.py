@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch_separable._console.progress import progress_bar
 from torch_separable._network.checks import as_network
 from torch_separable._network.weights import check_weights, refresh_weights
-from torch_separable.conversion.calibration.forward import join_logits, lay_out, place_batch
+from torch_separable.conversion.calibration.forward import lay_out, place_batch
 from torch_separable.conversion.calibration.images import FEWEST_IMAGES, Batch, Images, first_images, split_batches
 from torch_separable.conversion.calibration.moments import moment_bytes, recorded_moments
+from torch_separable.conversion.calibration.outputs import Selection, as_reference
 from torch_separable.conversion.calibration.recording import Recording, record
 from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.conversion.calibration.statistics import LayerStatistics, Statistics, norm_affine
@@ -39,6 +40,7 @@ def calibrate(
     images: Images,
     *,
     exclude: Sequence[str] = (),
+    outputs: Selection | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: bool = False,
 ) -> Statistics:
@@ -54,14 +56,18 @@ def calibrate(
             arguments, such as ``{"left": ..., "right": ...}``; or an iterable of batches of either.
         exclude: convolutions to leave dense: their names, names of modules that contain them, or patterns such as
             ``*.conv1``.
+        outputs: outputs of the network that decide how much an error matters: names such as ``["logits"]`` or
+            ``["0", "1.boxes"]``, or weights by such names; by default all floating-point outputs, with equal weights.
+            Differences of an output are divided by its variance.
         memory: bytes that samples, moments and the replay cache may take at a time. Layers are recorded in as many
             passes as that requires; a single layer that needs more for 1,024 pixels takes more.
         progress: whether to show a progress bar on a terminal.
 
     Raises:
         SeparableError: there is no convolution to convert; there are too few images; the network cannot take them; the
-            images, the weights or (naming the layer) an activation contain NaN or infinity.
-        SeparableValueError: ``exclude`` matches no convolution.
+            images, the weights or (naming the layer) an activation contain NaN or infinity; no output varies over the
+            images, or an output has another size in another batch.
+        SeparableValueError: ``exclude`` matches no convolution, or ``outputs`` no output.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
@@ -73,11 +79,17 @@ def calibrate(
     batches = split_batches(images)
     check_weights(model)
     layers = find_convertible(model).excluding(exclude)
-    return gather_statistics(model, layers, batches, memory=memory, progress=progress)
+    return gather_statistics(model, layers, batches, outputs=outputs, memory=memory, progress=progress)
 
 
 def gather_statistics(
-    model: nn.Module, layers: ConvertibleLayers, batches: Sequence[Batch], *, memory: int, progress: bool = False
+    model: nn.Module,
+    layers: ConvertibleLayers,
+    batches: Sequence[Batch],
+    *,
+    outputs: Selection | None = None,
+    memory: int,
+    progress: bool = False,
 ) -> Statistics:
     """Gather the statistics of ``layers`` over checked batches. See `calibrate`."""
     _require_layers(model, layers)
@@ -92,14 +104,8 @@ def gather_statistics(
     idle = {name: "never ran on the calibration images" for name in layers.convertible if name not in once}
 
     pixels = {name: pixels_for(conv, memory, once[name].calls) for name, conv in running.items()}
-    recordings, moments, outputs = _record_all(model, batches, running, once, pixels, memory, progress)
+    recordings, moments, returned = _record_all(model, batches, running, once, pixels, memory, progress)
     _warn_of_few_pixels(running, recordings)
-    known = join_logits(model, outputs)
-    if not known.isfinite().all(0).any():
-        raise SeparableError(
-            f"every output of {type(model).__name__} is infinite or NaN for some calibration image, so the outputs "
-            "cannot be compared"
-        )
     return Statistics(
         layers=tuple(
             _layer_statistics(model, name, conv, once[name], recordings[name], pixels[name], moments.get(name))
@@ -107,8 +113,7 @@ def gather_statistics(
         ),
         skipped={**layers.skipped, **idle},
         batches=batches,
-        outputs=known,
-        classes=outputs[0].shape[1] if outputs[0].dim() > 1 else 1,
+        outputs=as_reference(model, batches, returned, outputs),
         macs=analyze(model, first_images(place_batch(model, batches[0]), 1)).macs,
         parameters=sum(p.numel() for p in model.parameters()),
         memory=memory,
@@ -144,11 +149,11 @@ def _record_all(
     pixels: Mapping[str, int],
     memory: int,
     progress: bool,
-) -> tuple[dict[str, Recording], dict[str, tuple[Moments, ...]], list[Tensor]]:
-    """Record all layers, group by group; return their recordings without samples, their moments, and the logits."""
+) -> tuple[dict[str, Recording], dict[str, tuple[Moments, ...]], list[dict[str, Tensor]]]:
+    """Record all layers, group by group; return their recordings without samples, their moments, and the outputs."""
     recordings: dict[str, Recording] = {}
     moments: dict[str, tuple[Moments, ...]] = {}
-    outputs: list[Tensor] = []
+    outputs: list[dict[str, Tensor]] = []
     held = 0
     groups = _group_layers(running, pixels, once, memory)
     cache = ReplayCache(memory // 8)

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_separable._network.outputs import evaluating, logits_of
+from torch_separable._network.outputs import evaluating
 from torch_separable.conversion.calibration.images import FEWEST_IMAGES, Batch, first_images, with_layout
 from torch_separable.errors import SeparableError
-from torch_separable.nn.rank_by_rank import rank_by_rank
 
 _CONTAINERS = (list, dict, set, deque)
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
@@ -55,33 +54,6 @@ def place_batch(model: nn.Module, batch: Batch) -> Batch:
         return value.to(reference.device, dtype, copy=True)
 
     return {name: copy_one(value) for name, value in batch.items()} if isinstance(batch, Mapping) else copy_one(batch)
-
-
-def network_outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
-    """Run ``model`` in evaluation mode and return its logits, flattened for each image, (N, ...) in float32."""
-    with evaluating(model), rank_by_rank(model), torch.no_grad():
-        return join_logits(model, [logits_of(run_batch(model, batch)) for batch in batches])
-
-
-def join_logits(model: nn.Module, logits: Sequence[Tensor]) -> Tensor:
-    """Concatenate the logits of all batches, flattened for each image, (N, ...) in float32.
-
-    Raises:
-        SeparableError: batches have different numbers of outputs an image.
-    """
-    outputs = [flatten_logits(tensor) for tensor in logits]
-    for i, output in enumerate(outputs):
-        if output.shape[1] != outputs[0].shape[1]:
-            raise SeparableError(
-                f"{type(model).__name__} returns {output.shape[1]:,} outputs an image for batch {i} of the calibration "
-                f"images, and {outputs[0].shape[1]:,} for batch 0: give images of one size"
-            )
-    return torch.cat(outputs)
-
-
-def flatten_logits(logits: Tensor) -> Tensor:
-    """Return the logits of one batch flattened for each image, (n, ...) in float32 on the CPU."""
-    return logits.detach().float().cpu().reshape(len(logits) if logits.dim() else 1, -1)
 
 
 def lay_out(model: nn.Module, batches: Sequence[Batch]) -> tuple[Batch, ...]:

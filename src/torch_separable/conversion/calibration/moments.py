@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from torch_separable.conversion.calibration.processes import sum_over_processes
 from torch_separable.conversion.calibration.recording import Recording, record
 from torch_separable.conversion.calibration.statistics import Statistics
 from torch_separable.conversion.convolutions import Conv, grouped_weight, patch_entries
@@ -82,11 +82,3 @@ def _add_gram(S: Tensor, samples: Tensor) -> None:
     """Add ``samplesᵀ samples`` to the upper triangle of ``S``, block row by block row."""
     for first in range(0, len(S), _BLOCK):
         S[first : first + _BLOCK, first:] += samples[:, first : first + _BLOCK].T @ samples[:, first:]
-
-
-def sum_over_processes(*sums: Tensor) -> tuple[Tensor, ...]:
-    """Sum tensors over the processes of ``torch.distributed``, in place; without several processes, return them."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for tensor in sums:
-            dist.all_reduce(tensor)
-    return sums

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from torch_separable._network.all_outputs import tensors_in
 from torch_separable.conversion.convolutions import Conv, patches_of
 from torch_separable.errors import SeparableError
 
@@ -177,8 +178,8 @@ class Recorder(TorchDispatchMode):
 
     def note_returned(self, output: Any) -> None:
         """Note that the network returned ``output``, so the caller uses its tensors."""
-        for leaf in tree_leaves(dict(output) if isinstance(output, Mapping) else output):
-            self._note_other_use(self._tracked_as(leaf))
+        for _, tensor in tensors_in(output):
+            self._note_other_use(self._tracked_as(tensor))
 
     def _note_other_use(self, outputs: tuple[_TrackedOutput, ...]) -> None:
         for output in outputs:

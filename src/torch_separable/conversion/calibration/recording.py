@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._console.progress import Advance
-from torch_separable._network.outputs import evaluating, logits_of
+from torch_separable._network.all_outputs import floating_outputs
+from torch_separable._network.outputs import evaluating
 from torch_separable.conversion.calibration.forward import place_batch, run_placed
 from torch_separable.conversion.calibration.images import Batch, images_in
 from torch_separable.conversion.calibration.recorder import LayerRecord, PassStopped, Recorder
@@ -73,7 +74,7 @@ def record(
     patches: bool = False,
     stop_early: bool = False,
     cache: ReplayCache | None = None,
-    outputs: list[Tensor] | None = None,
+    outputs: list[dict[str, Tensor]] | None = None,
     seed: int = 0,
     advance: Advance | None = None,
 ) -> dict[str, Recording]:
@@ -92,7 +93,7 @@ def record(
             on its output are recorded. That includes an addition, and may miss the ReLU after it.
         cache: operations that earlier passes over the same batches computed. ``layers`` must be in execution order, the
             first after those of all earlier passes, and nothing before it may have changed.
-        outputs: list that the network's logits are appended to, one tensor for each batch.
+        outputs: list that the network's `floating_outputs` are appended to, one entry for each batch.
         seed: random seed for sampling pixels.
         advance: called after each batch.
 
@@ -122,7 +123,7 @@ def record(
                 returned = call() if cache is None else cache.run(i, first, call)
                 recorder.note_returned(returned)
                 if outputs is not None:
-                    outputs.append(logits_of(returned))
+                    outputs.append(floating_outputs(returned))
             except PassStopped:
                 pass
             if advance is not None:

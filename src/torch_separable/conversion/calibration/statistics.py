@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable.conversion.calibration.images import Batch
+from torch_separable.conversion.calibration.outputs import NetworkOutputs
 from torch_separable.conversion.calibration.recording import ConsumerPattern
 from torch_separable.conversion.convolutions import Conv, spec_of
 from torch_separable.conversion.solvers.factorize import Moments
@@ -62,8 +63,7 @@ class Statistics:
         layers: the convertible convolutions that ran, in execution order.
         skipped: reason by module name for every other convolution.
         batches: the calibration images, channels-last where the network accepts that.
-        outputs: the dense network's outputs for them, flattened for each image, (N, ...), float32.
-        classes: size of the outputs' class dimension.
+        outputs: the dense network's outputs for them.
         macs: multiply-accumulates of the whole dense network for one image.
         parameters: parameters of the whole dense network.
         memory: bytes that recorded samples may take.
@@ -72,8 +72,7 @@ class Statistics:
     layers: tuple[LayerStatistics, ...]
     skipped: Mapping[str, str]
     batches: tuple[Batch, ...]
-    outputs: Tensor
-    classes: int
+    outputs: NetworkOutputs
     macs: int
     parameters: int
     memory: int

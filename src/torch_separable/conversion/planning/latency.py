@@ -17,7 +17,7 @@ from torch_separable._network.outputs import evaluating
 from torch_separable._system.timing import quietest
 from torch_separable.conversion.calibration.forward import run_batch
 from torch_separable.conversion.calibration.images import first_images
-from torch_separable.conversion.calibration.moments import sum_over_processes
+from torch_separable.conversion.calibration.processes import sum_over_processes
 from torch_separable.conversion.calibration.statistics import LayerStatistics, Statistics
 from torch_separable.conversion.convolutions import grouped_weight
 from torch_separable.conversion.layers import ConvertibleLayers

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_separable._network.outputs import evaluating, logits_of
-from torch_separable.conversion.calibration.forward import flatten_logits, place_batch, run_placed
+from torch_separable._network.all_outputs import floating_outputs
+from torch_separable._network.outputs import evaluating
+from torch_separable.conversion.calibration.forward import place_batch, run_placed
 from torch_separable.conversion.calibration.images import Batch, first_images, images_in, tensors_of
-from torch_separable.conversion.calibration.moments import sum_over_processes
+from torch_separable.conversion.calibration.outputs import NetworkOutputs, join_outputs
 from torch_separable.conversion.calibration.recorder import input_of
 from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.conversion.calibration.statistics import Statistics
@@ -43,7 +44,9 @@ def measure_changes(
     method: Method,
     cache: ReplayCache,
 ) -> list[float]:
-    """Return for each option the mean squared change of the network's outputs when this layer alone takes it.
+    """Return for each option how much the network's outputs change when this layer alone takes it.
+
+    The change is the mean squared difference over the output's variance, see `NetworkOutputs.change`.
 
     Args:
         model: the dense network.
@@ -56,12 +59,11 @@ def measure_changes(
     """
     fitted = [option for option in options if option.factors is not None]
     batches = _probe_batches(statistics.batches)
-    reference = statistics.outputs[: sum(images_in(batch) for batch in batches)]
     probed: dict[tuple[str, int], float] = {}
     for target in _PROBED_ERRORS:
         option = min(fitted, key=lambda o: abs(np.log(max(o.error, SMALLEST_ERROR) / target)))
         if option.choice not in probed:
-            change = _output_change(model, batches, reference, conv, option, moments, method, cache)
+            change = _output_change(model, batches, statistics.outputs, conv, option, moments, method, cache)
             probed[option.choice] = max(change, 0.0)
     points = sorted(
         (max(option.error, SMALLEST_ERROR), max(probed[option.choice], 1e-30))
@@ -84,7 +86,7 @@ def _power_law(points: Sequence[tuple[float, float]], error: float) -> float:
 def _output_change(
     model: nn.Module,
     batches: Sequence[Batch],
-    reference: Tensor,
+    reference: NetworkOutputs,
     conv: Conv,
     option: Option,
     moments: tuple[Moments, ...],
@@ -111,14 +113,11 @@ def _output_change(
                 cache.run(i, conv, partial(run_placed, model, place_batch(model, batch)))
                 for i, batch in enumerate(batches)
             ]
-            outputs = torch.cat([flatten_logits(logits_of(output)) for output in returned])
+            outputs = [floating_outputs(output) for output in returned]
     finally:
         handle.remove()
-    squared = (outputs - reference)[:, reference.isfinite().all(0)].square()  # masked outputs are infinite
-    total, count = sum_over_processes(
-        squared.sum(dtype=torch.float64), torch.tensor(squared.numel(), dtype=torch.float64)
-    )
-    return float(total / count)
+    changed = join_outputs(model, batches, outputs, reference.weights)
+    return reference.change(changed, sum(map(images_in, batches)))
 
 
 def _probe_batches(batches: Sequence[Batch]) -> list[Batch]:
