@@ -70,7 +70,7 @@ tsan: $(VENV)/.installed-test
 		TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/runtime/tsan_suppressions.txt" \
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(TSAN)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
-		tests/runtime/test_threads.py tests/runtime/test_depth_first.py tests/runtime/test_kernels.py
+		tests/runtime/test_threads.py tests/runtime/test_thread_pool.py tests/runtime/test_depth_first.py tests/runtime/test_kernels.py
 
 # GCC builds the library that `make test` runs; this is the other compiler.
 CLANG := build/clang

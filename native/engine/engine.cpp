@@ -1,11 +1,8 @@
 // The library's C interface: which instruction sets there are, and running a program.
-#include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <string_view>
-#include <thread>
-#include <utility>
+#include <vector>
 
 #if defined(TS_X86) && defined(__linux__)
 #include <sys/syscall.h>
@@ -14,7 +11,9 @@
 
 #include "../kernels/kernels.h"
 #include "../kernels/scratch.h"
+#include "claimed_run.h"
 #include "cpu_features.h"
+#include "thread_pool.h"
 
 #define TS_API extern "C" __attribute__((visibility("default")))
 
@@ -88,88 +87,44 @@ static bool pays_here(const Kernels* set) {
   return true;
 }
 
-// Lets workers wait for one another. They wait awake, as a thread that sleeps takes longer to wake than most layers leave to
-// wait for; after kLooks they step aside between looks, as there may be fewer cores than threads.
-class Barrier {
- public:
-  explicit Barrier(int64_t workers) : workers_(workers) {}
-
-  // Returns when all workers have come; so many come with this thread.
-  void wait(int64_t coming) {
-    const int64_t turn = turn_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(coming, std::memory_order_acq_rel) + coming == workers_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    for (int64_t looks = 0; turn_.load(std::memory_order_acquire) == turn; looks++) {
-      if (looks < kLooks) {
-        rest();
-      } else {
-        std::this_thread::yield();
-      }
-    }
-  }
-
- private:
-  static constexpr int64_t kLooks = 2000;
-
-  static void rest() {
-#ifdef TS_X86
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-
-  const int64_t workers_;
-  alignas(64) std::atomic<int64_t> arrived_{0};  // apart: those that look are not disturbed by those that come
-  alignas(64) std::atomic<int64_t> turn_{0};
-};
-
-// What all threads of a run share.
-struct Run {
+// What a run executes. The caller keeps it until the run is done.
+struct Program {
   const ts_operation* operations;
   int64_t count;
   const ts_part* parts;
-  const int64_t* ends;  // of each course, among the parts
-  int64_t courses;
-  int64_t covered;      // operations, by the courses
+  const int64_t* ends;  // of each task list, among the parts
+  int64_t lists;
+  int64_t covered;      // operations that the task lists execute
   void* workspace;
   const float* external;
-  int64_t workers;
-  Barrier barrier{workers};
+
+  // The task lists are the first stage, a task each; every operation that they do not cover is one more.
+  std::vector<int64_t> tasks_of_stages() const {
+    std::vector<int64_t> tasks;
+    tasks.reserve(static_cast<size_t>(count - covered + 1));
+    tasks.push_back(lists);
+    for (int64_t i = covered; i < count; i++) tasks.push_back(ts_tasks(operations + i));
+    return tasks;
+  }
 
   void run(const ts_part& part) const {
     const ts_operation& operation = operations[part.operation];
     kSets[operation.instruction_set]->run(operation, workspace, external, part.begin, part.end);
   }
 
-  void run_courses(int64_t begin, int64_t end) const {
-    if (begin >= end) return;
+  void run_stage(int64_t stage, int64_t begin, int64_t end) const {
+    if (stage) return run({covered + stage - 1, begin, end});
     for (int64_t part = begin ? ends[begin - 1] : 0; part < ends[end - 1]; part++) run(parts[part]);
   }
 };
 
-// The share of workers [begin, end) of so many tasks: neighbouring ones.
-static std::pair<int64_t, int64_t> share_of(int64_t tasks, int64_t workers, int64_t begin, int64_t end) {
-  const int64_t each = (tasks + workers - 1) / workers;
-  return {std::min(begin * each, tasks), std::min(end * each, tasks)};
+static void run_tasks(const void* program, int64_t stage, int64_t begin, int64_t end) {
+  static_cast<const Program*>(program)->run_stage(stage, begin, end);
 }
 
-// What workers [begin, end) do of a run, in step with the others. A thread may be given several of them, or all.
-static void run_workers(int64_t begin, int64_t end, void* context) {
-  Run& all = *static_cast<Run*>(context);
-  if (all.courses) {
-    const auto [first, last] = share_of(all.courses, all.workers, begin, end);
-    all.run_courses(first, last);
-    if (all.covered < all.count) all.barrier.wait(end - begin);
-  }
-  for (int64_t i = all.covered; i < all.count; i++) {
-    const auto [first, last] = share_of(ts_tasks(all.operations + i), all.workers, begin, end);
-    if (first < last) all.run({i, first, last});
-    if (i + 1 < all.count) all.barrier.wait(end - begin);
-  }
+// Workers [begin, end) of a run. A thread may be given several of them, or all: the first does what there is to do.
+static void run_workers(int64_t begin, int64_t end, void* run) {
+  for (int64_t worker = begin; worker < end; worker++) static_cast<ClaimedRun*>(run)->work(worker);
 }
 
 // A thread's share of a measurement of the machine.
@@ -199,7 +154,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 }  // namespace ts
 
 // Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
-constexpr int32_t kInterface = 7;
+constexpr int32_t kInterface = 8;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Bytes of ts_operation: the Python side checks that it describes the same layout.
@@ -245,20 +200,36 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
 
 TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->instruction_set]->tasks(*operation); }
 
-// Executes operations [0, count). The first `covered` of them in courses, which may run side by side, a thread each: a
-// course is a sequence of `parts`, up to `ends` of it. Then the others, in order, whose tasks are shared out. Where there is
-// more than one thread, `parallel` is called once: its threads must run at the same time, as those of OpenMP do.
-// `external` is what TS_IMPORT reads.
+// Executes operations [0, count). The first `covered` of them by task lists, which are independent of each other: a list is a
+// sequence of `parts`, up to `ends` of it. Then the others, in order. `external` is what TS_IMPORT reads.
+//
+// Up to `threads` threads run it: those of `parallel`, which is called once, or, where it is null, the caller and threads of
+// the library's own pool. Results have the same bits for any number of threads. See claimed_run.h.
 TS_API void ts_run(const ts_operation* operations, int64_t count, const ts_part* parts, const int64_t* ends,
-                   int64_t courses, int64_t covered, void* workspace, const float* external, int64_t threads,
+                   int64_t lists, int64_t covered, void* workspace, const float* external, int64_t threads,
                    ts_parallel_for parallel) {
-  ts::Run all{operations, count, parts, ends, courses, covered, workspace, external, parallel ? threads : 1};
-  if (all.workers == 1) {
-    ts::run_workers(0, 1, &all);
+  const ts::Program program{operations, count, parts, ends, lists, covered, workspace, external};
+  std::vector<int64_t> tasks = program.tasks_of_stages();
+  if (threads <= 1) {
+    for (size_t stage = 0; stage < tasks.size(); stage++) {
+      if (tasks[stage]) program.run_stage(static_cast<int64_t>(stage), 0, tasks[stage]);
+    }
+    return;
+  }
+  const auto run = std::make_shared<ts::ClaimedRun>(std::move(tasks), threads, ts::run_tasks, &program);
+  if (parallel) {
+    parallel(0, threads, 1, ts::run_workers, run.get());
   } else {
-    parallel(0, threads, 1, ts::run_workers, &all);
+    ts::run_with_helpers(run, threads - 1);
   }
 }
+
+// The CPUs that this process may use, by its affinity and its control group's quota.
+TS_API int64_t ts_available_cpus() { return ts::available_cpus(); }
+
+// How many threads the library's pool has started in this process, and how often one of them has joined a run.
+TS_API int64_t ts_pool_threads() { return ts::pool_statistics().threads; }
+TS_API int64_t ts_pool_joined() { return ts::pool_statistics().joined; }
 
 // Has every thread do `rounds` rounds of multiply-adds in registers, or, where `from` is given, read its part of `floats`
 // values as often. Returns the floating-point operations (two for a multiply-add) or the bytes of all threads together;

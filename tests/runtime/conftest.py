@@ -44,9 +44,10 @@ _ParallelFor = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, 
 class RunningThreads:
     """A ``parallel_for`` for the library that runs every part in a thread of its own, all of them at the same time.
 
-    PyTorch's runs all parts in the calling thread under ``torch.set_num_threads(1)``, which the tests set: then no
-    worker ever waits for another. These threads are POSIX threads that Python starts, so ThreadSanitizer, which cannot
-    see how libgomp's threads synchronize, knows when they begin and end.
+    The library's own pool does not wait for its threads, so the calling thread may have done everything before one of
+    them joins; PyTorch's runs all parts in the calling thread under ``torch.set_num_threads(1)``, which the tests set.
+    These threads are POSIX threads that Python starts, so ThreadSanitizer, which cannot see how libgomp's threads
+    synchronize, knows when they begin and end.
 
     Attributes:
         seen: the parts of each call, and the distinct ids of the threads that ran them.
@@ -58,7 +59,7 @@ class RunningThreads:
 
     @property
     def address(self) -> ctypes.c_void_p:
-        """What takes the place of the result of `bindings.parallel_for`."""
+        """What takes the place of the result of `bindings.thread_pool`."""
         return ctypes.cast(self._function, ctypes.c_void_p)
 
     def _parallel_for(self, begin: int, end: int, grain: int, body: Any, context: int) -> int:
@@ -85,7 +86,8 @@ def running_threads() -> Iterator[RunningThreads]:
     """Let the library's workers run in threads of their own, and check at the end that they did."""
     running = RunningThreads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bindings, "parallel_for", lambda: running.address)
+        patch.setattr(bindings, "thread_pool", lambda: running.address)
+        patch.setattr("torch_separable.runtime.engine.parallel_for", lambda: running.address)
         yield running
     assert all(parts == threads for parts, threads in running.seen)
 
@@ -138,10 +140,12 @@ class Elsewhere:
         workspace: Tensor,
         external: int,
         threads: int,
-        courses: Any = None,
+        task_lists: Any = None,
+        parallel: Any = None,
     ) -> None:
         """Do what `library.run` does."""
-        assert courses is None
+        assert task_lists is None
+        assert parallel is None
         sent, constants = type(operations)(*operations), b""
         for operation in sent:
             for params, name in operation.addresses():

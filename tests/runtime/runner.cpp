@@ -29,7 +29,7 @@ static std::vector<Value> read(int64_t count) {
   return values;
 }
 
-// A thread for each part: they wait for one another.
+// A thread for each part.
 static int32_t side_by_side(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
                             void* context) {
   std::vector<std::thread> threads;

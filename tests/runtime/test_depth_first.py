@@ -84,9 +84,9 @@ def test_results_are_the_same_to_the_last_bit(
     images = torch.randn(width, share * threads, 3, height).permute(1, 2, 3, 0)  # strides that no image has
     with pytest.MonkeyPatch.context() as monkeypatch:
         plain, interleaved = (plans(network, images, count, monkeypatch, threads) for count in (0, early))
-    assert plain.plan.steps[0].courses is None
-    assert interleaved.plan.steps[0].courses is not None
-    assert len(interleaved.plan.steps[0].courses.ends) == threads
+    assert plain.plan.steps[0].task_lists is None
+    assert interleaved.plan.steps[0].task_lists is not None
+    assert len(interleaved.plan.steps[0].task_lists.ends) == threads
     assert torch.equal(interleaved.run(images), plain.run(images))
 
 
@@ -105,15 +105,15 @@ def test_outputs_that_are_wider_than_what_is_between_lie_where_each_share_ends()
 def test_a_share_that_is_no_whole_number_of_images_leaves_layers_one_after_the_other() -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         prepared = plans(Branching(8, 3, 1, 1), torch.randn(3, 3, 20, 20), 4, monkeypatch, threads=2)
-    assert prepared.plan.steps[0].courses is None
+    assert prepared.plan.steps[0].task_lists is None
 
 
 def test_each_operation_is_told_once_whoever_computes_it() -> None:
     network, images = ts.models.mobilenet_v1().eval(), torch.zeros(2, 3, 224, 224)
     one, two = (ts.compile(network, images, threads=threads) for threads in (1, 2))
-    courses = two._prepared(images).plan.steps[0].courses
-    assert courses is not None
-    early = courses.covered // 2
+    task_lists = two._prepared(images).plan.steps[0].task_lists
+    assert task_lists is not None
+    early = task_lists.covered // 2
     told = [[(node.name, node.kind, node.flops) for node in c.explain(images, rounds=1).nodes] for c in (one, two)]
     assert told[0][:early] == told[1][:early]
     assert sum(flops for _, _, flops in told[0]) == sum(flops for _, _, flops in told[1])
@@ -123,14 +123,14 @@ def test_every_task_runs_once_and_layers_take_turns() -> None:
     network = ts.models.mobilenet_v1().eval()
     compiled = ts.compile(network, torch.zeros(1, 3, 224, 224), threads=1)
     (step,) = compiled._prepared(torch.zeros(1, 3, 224, 224)).plan.steps
-    assert step.courses is not None
+    assert step.task_lists is not None
     ran: dict[int, list[int]] = {}
-    for part in step.courses.parts:
+    for part in step.task_lists.parts:
         ran.setdefault(part.operation, []).extend(range(part.begin, part.end))
-    early = step.operations[: step.courses.covered]
+    early = step.operations[: step.task_lists.covered]
     assert ran == {i: list(range(tasks(operation))) for i, operation in enumerate(early)}
     # The first row of the third layer comes long before the last of the first.
-    order = [part.operation for part in step.courses.parts]
+    order = [part.operation for part in step.task_lists.parts]
     assert order.index(3) < len(order) - 1 - order[::-1].index(1)
 
 

@@ -86,7 +86,7 @@ from torch_separable.runtime.graph.ir import Convolution, Program, Window
 from torch_separable.runtime.planning.schedule import schedule
 
 running = RunningThreads()
-bindings.parallel_for = lambda: running.address
+bindings.thread_pool = lambda: running.address
 kernels = instruction_sets()["baseline"]
 node = Convolution("y", "x", "y", torch.randn(32, 64, 1, 1), torch.zeros(32), Window())
 shapes = dict(x=(1, 64, 24, 24), y=(1, 32, 24, 24))
@@ -94,8 +94,9 @@ plan = schedule(Program("x", (node,), shapes, dict(), frozenset(), ("y",), None)
 x, (step,) = torch.randn(1, 64, 24, 24), plan.steps
 step.operations[0].external_strides[:] = x.stride()
 workspace = torch.zeros(plan.size)
-sequences = [[Part(0, 0, 24)], [Part(0, 0, {end})]]
-run(step.operations, workspace, x.data_ptr(), 2, bindings.Courses.of(sequences, 1))
+# So many repetitions that the second thread starts before the first has ended.
+lists = [[Part(0, 0, 24)] * 3000, [Part(0, 0, {end})] * 3000]
+run(step.operations, workspace, x.data_ptr(), 2, bindings.ThreadTaskLists.of(lists, 1))
 print("done")
 """
 
@@ -107,15 +108,3 @@ def test_thread_sanitizer_sees_two_threads_write_the_same_rows(end: int) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ("data race" in done.stderr) == (end > 0), done.stderr
     assert ("done" in done.stdout) == (end == 0)
-
-
-@pytest.mark.skipif(under_tsan, reason="ThreadSanitizer cannot see how the threads of libgomp synchronize")
-def test_pytorchs_pool_runs_workers_at_the_same_time() -> None:
-    model, x = Layers(24).eval(), torch.randn(1, 3, 32, 32)
-    one, three = (compile(model, x, threads=threads) for threads in (1, 3))
-    expected, before = one(x), torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        assert torch.equal(three(x), expected)
-    finally:
-        torch.set_num_threads(before)

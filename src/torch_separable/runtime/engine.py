@@ -28,11 +28,12 @@ from torch_separable.runtime.graph.ir import Node, Program, Reference, TorchCall
 from torch_separable.runtime.graph.lower import lower
 from torch_separable.runtime.native.bindings import (
     PRECISIONS,
-    Courses,
     InstructionSet,
     Kind,
     Operation,
     Part,
+    ThreadTaskLists,
+    available_cpus,
     chosen_set,
     parallel_for,
     run,
@@ -66,7 +67,8 @@ def compile(
         model: the trained network, one tensor (N, C, H, W) in; it is not changed.
         example_input: of the shape that it will see; other shapes are prepared when they first come, and each holds
             memory for what is computed; weights, as a rule, are kept once for all.
-        threads: at most so many; ``None`` follows ``torch.set_num_threads``.
+        threads: How many threads run it at most; ``None`` follows ``torch.set_num_threads``, and counts no more CPUs
+            than the process may use (affinity, CPU quota of its control group).
         tune: whether the sizes of tiles are measured for shapes that were not measured before on this machine (about a
             second for a network); what is found is kept in the user's cache directory, and used by later calls of
             ``compile`` without ``tune``, too.
@@ -75,8 +77,8 @@ def compile(
             slower. Inputs and outputs are float32 in either, and so are sums. ``verify`` says what it costs.
 
     Raises:
-        SeparableError: this installation has no kernel library, or a PyTorch without OpenMP and more than one thread;
-            the network cannot be copied or captured, or its weights are not finite, or not on the CPU.
+        SeparableError: This installation has no kernel library; the network cannot be copied or captured; or its
+            weights are not finite, or not on the CPU.
 
     Example:
         >>> from torch_separable.models import mobilenet_v1
@@ -229,7 +231,7 @@ class CompiledModel:
         return Breakdown(tuple(nodes), whole, len(x), measured_peak(self.kernels, prepared.threads))
 
     def _prepared(self, x: Tensor) -> Prepared:
-        shape, threads = tuple(x.shape), self.threads or torch.get_num_threads()
+        shape, threads = tuple(x.shape), self.threads or min(torch.get_num_threads(), available_cpus())
         found = self._schedules.get((shape, threads))
         if found is None:
             with self._lock, _no_collection():
@@ -279,9 +281,11 @@ class Prepared:
     """A schedule, and the workspaces of the calls that run at the same time."""
 
     def __init__(self, plan: Schedule, kernels: InstructionSet, threads: int) -> None:
-        if threads > 1:
-            parallel_for()  # says so where there is none, before anything runs
         self.plan, self.kernels, self.threads = plan, kernels, threads
+        # Threads of PyTorch spin for a while after each of its calls. Where such calls come between ours, a second pool
+        # would compete with them for the same cores.
+        calls_pytorch = any(step.call is not None for step in plan.steps)
+        self.parallel = parallel_for() if calls_pytorch and threads > 1 else None
         self.idle: list[_Workspace] = []
 
     def run(self, x: Tensor) -> Any:
@@ -322,7 +326,7 @@ class Prepared:
 
     def _step(self, room: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
         if step.call is None:
-            run(room.operations[id(step)], room.memory, x.data_ptr(), self.threads, step.courses)
+            run(room.operations[id(step)], room.memory, x.data_ptr(), self.threads, step.task_lists, self.parallel)
             return
         call = step.call
 
@@ -357,10 +361,10 @@ class Prepared:
                 operations = [room.operations[id(step)][place] for place in places]
                 alone = (Operation * len(operations))(*operations)
                 shares = [[Part(place, 0, tasks(o))] for place, o in enumerate(operations)]
-                courses = Courses.of(shares, len(shares)) if len(shares) > 1 else None
-                arguments = (alone, room.memory, x.data_ptr(), self.threads, courses)
+                lists = ThreadTaskLists.of(shares, len(shares)) if len(shares) > 1 else None
+                arguments = (alone, room.memory, x.data_ptr(), self.threads, lists, self.parallel)
                 calls.append((step.nodes[places[0]], operations, partial(run, *arguments)))
-        nothing = partial(run, (Operation * 0)(), room.memory, x.data_ptr(), self.threads)
+        nothing = partial(run, (Operation * 0)(), room.memory, x.data_ptr(), self.threads, None, self.parallel)
         timed: list[Callable[[], None]] = [nothing, *(call for _, _, call in calls)]
         times: list[list[float]] = [[] for _ in timed]
         for turn in range(rounds + 1):

@@ -19,7 +19,7 @@ from torch_separable.errors import SeparableError
 _FILE = "libtorch_separable.so"
 
 # Of the library's functions and what they take: `kInterface` of native/engine/engine.cpp.
-_INTERFACE = 7
+_INTERFACE = 8
 
 
 class Kind(IntEnum):
@@ -198,13 +198,15 @@ class Part(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Courses:
-    """Sequences of tasks that may run side by side, a thread each, before the operations that they do not cover.
+class ThreadTaskLists:
+    """Lists of tasks that are independent of each other, which run before the operations that they do not cover.
+
+    A thread takes a whole list and runs it in order, so that its caches hold what the list's next task reads.
 
     Attributes:
-        parts: of all sequences, one after the other.
-        ends: of each sequence, among the parts.
-        covered: how many operations, from the first, they do all tasks of.
+        parts: The tasks of all lists, one list after the other.
+        ends: Where each list ends among the parts.
+        covered: How many operations, from the first, the lists execute.
     """
 
     parts: ctypes.Array[Part]
@@ -212,11 +214,11 @@ class Courses:
     covered: int
 
     @staticmethod
-    def of(sequences: Sequence[Sequence[Part]], covered: int) -> Courses:
-        """Put sequences in the form that the library takes."""
-        parts = [part for sequence in sequences for part in sequence]
-        ends = list(accumulate(map(len, sequences)))
-        return Courses((Part * len(parts))(*parts), (ctypes.c_int64 * len(ends))(*ends), covered)
+    def of(lists: Sequence[Sequence[Part]], covered: int) -> ThreadTaskLists:
+        """Put lists in the form that the library takes."""
+        parts = [part for tasks in lists for part in tasks]
+        ends = list(accumulate(map(len, lists)))
+        return ThreadTaskLists((Part * len(parts))(*parts), (ctypes.c_int64 * len(ends))(*ends), covered)
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,8 @@ def _library() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     )
+    for counter in (library.ts_available_cpus, library.ts_pool_threads, library.ts_pool_joined):
+        counter.restype = ctypes.c_int64
     library.ts_tasks.restype = ctypes.c_int64
     library.ts_tasks.argtypes = (ctypes.c_void_p,)
     library.ts_run.restype = None
@@ -384,22 +388,45 @@ def chosen_set(dtype: torch.dtype = torch.float32) -> InstructionSet:
 
 
 @cache
-def parallel_for() -> ctypes.c_void_p:
-    """The address of PyTorch's own ``torch_parallel_for``, so that there is one pool of threads.
-
-    Raises:
-        SeparableError: it has none whose threads run at the same time; they wait for one another within a call.
-    """
+def parallel_for() -> ctypes.c_void_p | None:
+    """Find the address of PyTorch's ``torch_parallel_for``, which runs on PyTorch's threads; ``None`` without one."""
     folder = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         if (folder / name).is_file():
             library = ctypes.CDLL(str(folder / name))
-            if hasattr(library, "torch_parallel_for") and torch.backends.openmp.is_available():
+            if hasattr(library, "torch_parallel_for"):
                 return ctypes.cast(library.torch_parallel_for, ctypes.c_void_p)
-    raise SeparableError(
-        f"PyTorch {torch.__version__} shares work out by other threads than OpenMP's, which kernels need: compile with "
-        "threads=1"
-    )
+    return None
+
+
+def thread_pool() -> ctypes.c_void_p | None:
+    """Choose the threads that run operations: ``None`` for the library's own pool, or PyTorch's `parallel_for`.
+
+    ``TORCH_SEPARABLE_THREADS=torch`` chooses PyTorch's.
+
+    Raises:
+        SeparableError: The variable has another value, or this PyTorch has no ``torch_parallel_for``.
+    """
+    wanted = os.environ.get("TORCH_SEPARABLE_THREADS", "own")
+    if wanted not in ("own", "torch"):
+        raise SeparableError(f"TORCH_SEPARABLE_THREADS={wanted}: must be own or torch")
+    if wanted == "torch" and parallel_for() is None:
+        raise SeparableError(
+            f"TORCH_SEPARABLE_THREADS=torch: PyTorch {torch.__version__} has no torch_parallel_for; unset the variable"
+        )
+    return parallel_for() if wanted == "torch" else None
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use, by its affinity and its control group's quota."""
+    count: int = _library().ts_available_cpus()
+    return count
+
+
+def pool_statistics() -> tuple[int, int]:
+    """Count the threads that the library's pool has started, and how often one of them has joined a run."""
+    library = _library()
+    return library.ts_pool_threads(), library.ts_pool_joined()
 
 
 def tasks(operation: Operation) -> int:
@@ -413,28 +440,30 @@ def run(
     workspace: torch.Tensor,
     external: int,
     threads: int,
-    courses: Courses | None = None,
+    task_lists: ThreadTaskLists | None = None,
+    parallel: ctypes.c_void_p | None = None,
 ) -> None:
     """Execute prepared operations; the interpreter's lock is released meanwhile.
 
     Args:
-        operations: in order; the first of them in the order of ``courses``, where there are any.
-        workspace: of the operations' type of values, as large as they need.
-        external: address of the tensor that an import reads, or 0.
-        threads: at most so many, of PyTorch's pool.
-        courses: in which the first operations run.
+        operations: The operations in order; the first of them in the order of ``task_lists``, if there are any.
+        workspace: Memory of the operations' type of values, as large as they need.
+        external: The address of the tensor that an import reads, or 0.
+        threads: How many threads may take part, the calling one included.
+        task_lists: The order in which the first operations run.
+        parallel: The address of a ``ts_parallel_for`` whose threads run the operations; by default `thread_pool`.
     """
     _library().ts_run(
         ctypes.addressof(operations),
         len(operations),
-        None if courses is None else ctypes.addressof(courses.parts),
-        None if courses is None else ctypes.addressof(courses.ends),
-        0 if courses is None else len(courses.ends),
-        0 if courses is None else courses.covered,
+        None if task_lists is None else ctypes.addressof(task_lists.parts),
+        None if task_lists is None else ctypes.addressof(task_lists.ends),
+        0 if task_lists is None else len(task_lists.ends),
+        0 if task_lists is None else task_lists.covered,
         workspace.data_ptr(),
         external,
         threads,
-        parallel_for() if threads > 1 else None,
+        (parallel or thread_pool()) if threads > 1 else None,
     )
 
 

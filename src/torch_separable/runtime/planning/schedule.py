@@ -32,12 +32,12 @@ from torch_separable.runtime.graph.ir import (
 from torch_separable.runtime.native.bindings import (
     PRECISIONS,
     ActivationParams,
-    Courses,
     InstructionSet,
     Kind,
     MatrixSource,
     Operation,
     Part,
+    ThreadTaskLists,
     WindowParams,
     tasks,
 )
@@ -65,19 +65,19 @@ class Step:
         operations: prepared for the library; empty for a call.
         nodes: what they compute, in order (an operation each).
         call: of PyTorch.
-        courses: in which the first operations run, depth first, each with operations of its own for its share of the
-            images; ``None`` for one operation after the other.
+        task_lists: in which the first operations run, depth first, each with operations of its own for its share of
+            the images; ``None`` for one operation after the other.
     """
 
     operations: ctypes.Array[Operation]
     nodes: tuple[Node, ...]
     call: TorchCall | None = None
-    courses: Courses | None = None
+    task_lists: ThreadTaskLists | None = None
 
     @property
     def shard_groups(self) -> list[range]:
         """Places of the operations that are one for different shares of the images; mostly each by itself."""
-        covered, shares = (0, 1) if self.courses is None else (self.courses.covered, len(self.courses.ends))
+        covered, shares = (0, 1) if self.task_lists is None else (self.task_lists.covered, len(self.task_lists.ends))
         early = [range(place, covered, covered // shares) for place in range(covered // shares)]
         return early + [range(place, place + 1) for place in range(covered, len(self.operations))]
 
@@ -207,11 +207,11 @@ def _steps(program: Program, first: _Builder, early: int, shares: int, builder: 
     _look_ahead([operation for some, _, _ in runs for operation in some])
     steps = [Step(_array(some), tuple(of), call) for some, of, call in runs if some or call is not None]
     if covered:
-        steps[0] = _in_courses(steps[0], covered, shares)
+        steps[0] = _with_task_lists(steps[0], covered, shares)
     return tuple(steps)
 
 
-def _in_courses(step: Step, covered: int, shares: int) -> Step:
+def _with_task_lists(step: Step, covered: int, shares: int) -> Step:
     """Let the first operations, of one share of the images, run depth first for each of the shares."""
     first, rest = step.operations[:covered], step.operations[covered:]
     values = [(() if i == 0 else inputs_of(node), node.output) for i, node in enumerate(step.nodes[:covered])]
@@ -222,7 +222,7 @@ def _in_courses(step: Step, covered: int, shares: int) -> Step:
     sequences = [[Part(part.operation + n * covered, part.begin, part.end) for part in order] for n in range(shares)]
     operations = [*(of_share(operation, n) for n in range(shares) for operation in first), *rest]
     nodes = (*step.nodes[:covered] * shares, *step.nodes[covered:])
-    return Step(_array(operations), nodes, courses=Courses.of(sequences, shares * covered))
+    return Step(_array(operations), nodes, task_lists=ThreadTaskLists.of(sequences, shares * covered))
 
 
 class _Builder:

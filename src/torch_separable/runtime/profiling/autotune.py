@@ -92,7 +92,7 @@ def _measured(
     found: dict[str, Tuned] = {}
     for step in plan.steps:
         # Of several shares of the images, tiles are by rule.
-        shared = 0 if step.courses is None or threads == 1 else step.courses.covered
+        shared = 0 if step.task_lists is None or threads == 1 else step.task_lists.covered
         for operation in step.operations[shared:]:
             shape = shape_key(operation)
             if shape is None or shape in known or shape in found:
