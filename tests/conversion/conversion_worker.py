@@ -39,7 +39,7 @@ def run(given: Tensor) -> Conversion:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
-    conversion = run(images()[state.process_index * 17 :][: 17 if state.process_index == 0 else 31])
+    conversion = run(images().split([16, 32])[state.process_index])
     conversion.plan.save(f"{sys.argv[1]}/plan{state.process_index}.json")
     torch.save(conversion.model.state_dict(), f"{sys.argv[1]}/{state.process_index}.pth")
     torch.distributed.destroy_process_group()

@@ -17,7 +17,7 @@ WORKER = Path(__file__).with_name("conversion_worker.py")
 @pytest.mark.slow
 def test_processes_with_shards_of_the_images_equal_one_process(tmp_path: Path) -> None:
     worker = runpy.run_path(str(WORKER))
-    alone = worker["run"](worker["images"]())
+    alone = worker["run"](worker["images"]().split([16, 32]))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(WORKER), str(tmp_path)]

@@ -351,7 +351,7 @@ def test_agreement_counts_positions(classes: int) -> None:
     net, images = Masks(classes).eval(), torch.randn(64, 3, 12, 12)
     conversion = ts.convert(net, images, rank=1)
     with torch.no_grad():
-        ours, theirs = conversion.model(images), net(images)
+        ours, theirs = conversion.model(images[48:]), net(images[48:])
     same = (ours > 0) == (theirs > 0) if classes == 1 else ours.argmax(1) == theirs.argmax(1)
     assert conversion.report.agreement == pytest.approx(float(same.float().mean()), abs=1e-4)
     assert 0.5 < conversion.report.agreement < 1

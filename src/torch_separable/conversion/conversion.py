@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,8 +15,9 @@ from torch_separable._network.checks import as_network
 from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable.conversion.apply_plan import check_plan, factorize_weights, fit_network
 from torch_separable.conversion.calibration.calibrate import DEFAULT_MEMORY, gather_statistics
-from torch_separable.conversion.calibration.images import Batch, Images, split_batches, tensors_of
-from torch_separable.conversion.calibration.outputs import Selection, join_outputs, run_outputs
+from torch_separable.conversion.calibration.forward import lay_out
+from torch_separable.conversion.calibration.images import Batch, Images, hold_out, split_batches, tensors_of
+from torch_separable.conversion.calibration.outputs import Selection
 from torch_separable.conversion.calibration.statistics import Statistics
 from torch_separable.conversion.layers import find_convertible
 from torch_separable.conversion.planning.budget import Budget
@@ -23,21 +26,31 @@ from torch_separable.conversion.planning.planner import check_choice, make_plan,
 from torch_separable.conversion.reduction import Reduction
 from torch_separable.conversion.solvers.factorize import Order
 
+# A held-out error is much larger than the fitted one if it exceeds it by this factor. Rounding and full-rank fits leave
+# errors below the negligible one.
+_OVERFITTED, _NEGLIGIBLE = 2.0, 1e-3
+
 
 @dataclass(frozen=True)
 class Report:
-    """Size of the converted network, and its agreement with the dense one on the calibration images.
+    """Size of the converted network, and its agreement with the dense one on images that nothing was fitted to.
+
+    A quarter of the calibration images is held out for these figures.
 
     Attributes:
         macs: multiply-accumulates of the whole network for one image: ``.dense`` and ``.converted``.
         parameters: parameters of the whole network: ``.dense`` and ``.converted``.
-        output_error: mean squared change of the outputs, each divided by its variance; their weighted mean.
-        agreement: share of images (or of positions, where each has a prediction of its own) for which both networks
-            predict the same class. Where there is a single logit, its sign is compared.
+        output_error: mean squared change of the outputs on the held-out images, each divided by its variance; their
+            weighted mean.
+        agreement: share of held-out images (or of positions, where each has a prediction of its own) for which both
+            networks predict the same class. Where there is a single logit, its sign is compared.
         converted: names of the layers that were replaced.
         kept: reason by name for every convolution that stayed dense.
         input_shape: shape of one calibration image, (C, H, W); empty where the network takes several inputs.
         output_errors: ``output_error`` of each output that was compared, by name.
+        fitted_error: ``output_error`` on the images that the layers were fitted to.
+        fitted_images: number of images that the layers were fitted to.
+        held_out_images: number of images that were held out.
     """
 
     macs: Reduction[int]
@@ -48,6 +61,9 @@ class Report:
     kept: dict[str, str]
     input_shape: tuple[int, ...] = ()
     output_errors: dict[str, float] = field(default_factory=dict)
+    fitted_error: float = 0.0
+    fitted_images: int = 0
+    held_out_images: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -65,8 +81,11 @@ class Report:
             ("parameters", _reduction_text(self.parameters)),
             ("layers", f"{len(self.converted)} converted, {len(self.kept)} kept dense"),
             ("outputs", f"changed by {100 * self.output_error:.3g} % of their variance{self._by_output()}"),
-            ("predictions", f"the same for {100 * self.agreement:.1f} % of the calibration images"),
+            ("predictions", f"the same for {100 * self.agreement:.1f} % of {self._images()}"),
         ]
+
+    def _images(self) -> str:
+        return f"{self.held_out_images:,} held-out images" if self.held_out_images else "the images"
 
     def _by_output(self) -> str:
         if len(self.output_errors) < 2:
@@ -105,7 +124,8 @@ def convert(
 ) -> Conversion:
     """Convert a trained dense network to a depthwise separable one that computes nearly the same, without training.
 
-    `calibrate`, `plan` and `apply` in one call. ``model`` is not changed.
+    `calibrate`, `plan` and `apply` in one call, on three quarters of the images; the report is measured on the others.
+    ``model`` is not changed.
 
     Args:
         model: the trained network.
@@ -125,6 +145,10 @@ def convert(
     Raises:
         SeparableError: see `calibrate`, `plan` and `apply`.
 
+    Warns:
+        UserWarning: the outputs change much more on the held-out images than on those fitted to. The message contains
+            an estimate of how many images would do.
+
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
@@ -136,7 +160,7 @@ def convert(
     layers = find_convertible(as_network(model))
     if plan is not None:
         check_plan(model, plan, layers)  # before minutes of calibration
-    batches = split_batches(images)
+    batches, held_out = hold_out(split_batches(images))
     check_weights(model)
     layers = layers.excluding(exclude)
     statistics = gather_statistics(model, layers, batches, outputs=outputs, memory=memory, progress=progress)
@@ -151,13 +175,18 @@ def convert(
         converted = factorize_weights(model, layers, chosen)
     else:
         converted = fit_network(model, layers, chosen, statistics, progress=progress)
-    return Conversion(converted, chosen, _report(converted, chosen, statistics))
+    report = _report(model, converted, chosen, statistics, held_out)
+    _warn_of_few_images(report)
+    return Conversion(converted, chosen, report)
 
 
-def _report(converted: nn.Module, plan: Plan, statistics: Statistics) -> Report:
-    reference = statistics.outputs
-    returned = run_outputs(converted, statistics.batches)
-    values = join_outputs(converted, statistics.batches, returned, reference.weights)
+def _report(
+    model: nn.Module, converted: nn.Module, plan: Plan, statistics: Statistics, held_out: Sequence[Batch]
+) -> Report:
+    fitted = statistics.outputs
+    held_out = lay_out(model, held_out)
+    reference = fitted.of_images(model, held_out)
+    values = fitted.of_images(converted, held_out).values
     return Report(
         macs=plan.macs,
         parameters=plan.parameters,
@@ -167,6 +196,26 @@ def _report(converted: nn.Module, plan: Plan, statistics: Statistics) -> Report:
         kept={layer.name: layer.reason for layer in plan.layers if layer.order is None},
         input_shape=_input_shape(statistics.batches[0]),
         output_errors=reference.changes(values),
+        fitted_error=fitted.change(fitted.of_images(converted, statistics.batches).values),
+        fitted_images=fitted.images,
+        held_out_images=reference.images,
+    )
+
+
+def _warn_of_few_images(report: Report) -> None:
+    """Warn where the held-out error is far above the fitted one."""
+    held_out, fitted, used = report.output_error, report.fitted_error, report.fitted_images + report.held_out_images
+    if held_out <= _OVERFITTED * fitted + _NEGLIGIBLE:
+        return
+    # With n images the two errors lie about symmetrically around the error of endless images, at a distance that falls
+    # as 1/n. So many images bring the distance down to a tenth of that error.
+    enough = used * (held_out - fitted) / (0.1 * (held_out + fitted))
+    step = 10 ** max(math.floor(math.log10(enough)) - 1, 0)
+    warnings.warn(
+        f"the outputs change by {100 * held_out:.2g} % of their variance on held-out images, and by "
+        f"{100 * fitted:.2g} % on the images that the layers were fitted to: {used:,} images are too few. "
+        f"About {math.ceil(enough / step) * step:,} would do",
+        stacklevel=3,
     )
 
 

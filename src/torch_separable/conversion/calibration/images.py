@@ -14,6 +14,7 @@ Batch = Tensor | Mapping[str, Tensor]
 Images = Tensor | Mapping[str, Tensor] | Iterable[Batch]
 
 FEWEST_IMAGES = 8
+HELD_OUT = 4  # one image of so many is held out
 # A batch has 64 images of up to 80x80 pixels, and fewer of larger images (8 at least). The allocator reuses activations
 # of some tens of megabytes; it returns larger ones to the system, and then each batch pays for the page faults.
 _BATCH, _SMALLEST_BATCH, _BATCH_PIXELS = 64, 8, 64 * 80 * 80
@@ -44,6 +45,29 @@ def split_batches(images: Images) -> tuple[Batch, ...]:
             f"all {count} calibration images are identical, so nothing can be fitted to them. Check how they are loaded"
         )
     return batches
+
+
+def hold_out(batches: Sequence[Batch]) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+    """Split batches into those to fit to and those held out: the last quarter of each batch, without copies.
+
+    Example:
+        >>> fitted, held_out = hold_out([torch.zeros(8, 3, 4, 4), torch.zeros(2, 3, 4, 4)])
+        >>> [len(batch) for batch in fitted], [len(batch) for batch in held_out]
+        ([6, 2], [2])
+    """
+    fitted: list[Batch] = []
+    held_out: list[Batch] = []
+    seen = held = 0
+    for batch in batches:
+        seen += images_in(batch)
+        last = seen // HELD_OUT - held  # over all batches so far, as a batch may have less than four images
+        held += last
+        first = images_in(batch) - last
+        for part, images in ((fitted, slice(0, first)), (held_out, slice(first, None))):
+            sliced = {n: v[images] for n, v in batch.items()} if isinstance(batch, Mapping) else batch[images]
+            if images_in(sliced):
+                part.append(sliced)
+    return tuple(fitted), tuple(held_out)
 
 
 def images_in(batch: Batch) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ class NetworkOutputs:
     variances: Mapping[str, float]
     weights: Mapping[str, float]
     images: int
+
+    def of_images(self, model: nn.Module, batches: Sequence[Batch]) -> NetworkOutputs:
+        """Return the outputs of ``model`` for other images, with the variances and weights of these."""
+        values = join_outputs(model, batches, run_outputs(model, batches), self.weights)
+        return replace(self, values=values, images=sum(map(images_in, batches)))
 
     def changes(self, others: Mapping[str, Tensor], images: int | None = None) -> dict[str, float]:
         """Return for each output the mean squared difference from this reference, divided by the output's variance.
