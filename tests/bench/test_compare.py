@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import OrderedDict
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch_separable.bench.compare import Comparison, compare
 from torch_separable.conversion import apply, calibrate, plan
 from torch_separable.cost import analyze
+from torch_separable.runtime import available
 
 
 class Slow(nn.Module):
@@ -127,3 +129,23 @@ def test_results_have_json_types(compared: tuple[nn.Module, nn.Module, Tensor, C
         "bytes": result.bytes[1],
     }
     assert result.step("dense", 0)["accuracy"] is None
+
+
+def test_both_networks_are_timed_compiled_or_the_reason_is_given(
+    compared: tuple[nn.Module, nn.Module, Tensor, Comparison],
+) -> None:
+    dense, separable, images, _ = compared
+    if available():
+        plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        result = compare(plain, nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), images[:1])
+        assert result.problem == ""
+        assert result.compiled is not None
+        assert min(result.compiled) > 0
+        assert result.times()["compiled"] == {"dense": result.compiled[0], "separable": result.compiled[1]}
+    dense = copy.deepcopy(dense)
+    with torch.no_grad():
+        dense.get_parameter("first.weight")[0] = float("nan")
+    broken = compare(dense, separable, images[:1])
+    assert broken.compiled is None
+    assert broken.times()["compiled"] is None
+    assert "first.weight" in broken.problem or not available()

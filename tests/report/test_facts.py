@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from torch_separable.report.facts import Facts, accuracy_sentence, facts_of, speed_sentence
 
-FACTS = Facts(macs=5.0, parameters=4.0, bytes=3.0, points_lost=0.5, speed=2.0, realized_speedup=0.4)
+FACTS = Facts(macs=5.0, parameters=4.0, bytes=3.0, points_lost=0.5, eager=2.0)
 COUNTS = st.integers(1, 10**12)
 
 
@@ -21,7 +21,8 @@ def test_facts_compare_the_first_step_with_the_last(results: dict[str, Any]) -> 
     assert facts.parameters == 75_002 / 14_266
     assert facts.bytes == 305_576 / 63_744
     assert facts.points_lost == pytest.approx(100 / 450)
-    assert facts.speed == 7.51 / 3.22
+    assert (facts.eager, facts.compiled) == (7.51 / 3.22, 2.4 / 0.5)
+    assert facts.speed == facts.compiled
     assert facts.realized_speedup == pytest.approx(facts.speed / facts.macs)
 
 
@@ -44,25 +45,31 @@ def test_comparing_the_other_way_round_gives_the_inverse(
 @pytest.mark.parametrize(
     ("speed", "sentence"),
     [
-        (None, "No times were measured."),
-        (6.0, "With 5.0x fewer MACs the separable network runs 6.0x as fast."),
-        (5.0, "With 5.0x fewer MACs the separable network runs 5.0x as fast."),
-        (4.9, "With 5.0x fewer MACs the separable network runs only 4.9x as fast in eager PyTorch"),
-        (1.1, "runs only 1.1x as fast"),
-        (1.02, "takes about as long"),
-        (1.0, "takes about as long"),
-        (0.97, "takes about as long"),
-        (0.8, "takes 1.2x as long"),
-        (0.25, "takes 4.0x as long"),
+        (6.0, "With 5.0x fewer MACs the separable network is 6.0x as fast as the dense one in eager PyTorch."),
+        (4.9, "is 4.9x as fast as the dense one in eager PyTorch, because"),
+        (1.02, "takes about as long as the dense one"),
+        (0.97, "takes about as long as the dense one"),
+        (0.8, "takes 1.2x as long as the dense one"),
+        (0.25, "takes 4.0x as long as the dense one"),
     ],
 )
-def test_sentence_compares_the_speedup_with_the_mac_reduction(speed: float | None, sentence: str) -> None:
-    assert sentence in speed_sentence(replace(FACTS, speed=speed))
+def test_sentence_compares_the_eager_speedup_with_the_mac_reduction(speed: float, sentence: str) -> None:
+    assert sentence in speed_sentence(replace(FACTS, eager=speed))
+
+
+def test_compiled_speedup_comes_first_and_the_eager_one_is_explained() -> None:
+    sentence = speed_sentence(replace(FACTS, eager=0.8, compiled=3.8))
+    assert sentence.startswith(
+        "With 5.0x fewer MACs the separable network is 3.8x as fast as the dense one if both are "
+    )
+    assert "In eager PyTorch it takes 1.2x as long as the dense one, because depthwise" in sentence
+    assert "eager" not in speed_sentence(replace(FACTS, eager=4.0, compiled=3.8))
+    assert speed_sentence(replace(FACTS, eager=None)) == "No times were measured."
 
 
 @given(macs=st.floats(2, 100), speed=st.floats(0.01, 100))
 def test_sentence_never_gives_a_factor_of_one(macs: float, speed: float) -> None:
-    sentence = speed_sentence(replace(FACTS, macs=macs, speed=speed))
+    sentence = speed_sentence(replace(FACTS, macs=macs, eager=speed))
     assert " 1.0x" not in sentence
     assert ("each limited by" in sentence) == (speed < macs)
 

@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install '.[report]'")
 
+from torch_separable.conversion.planning.plan import Latency
+from torch_separable.conversion.reduction import Reduction
 from torch_separable.report import RunFiles, build_page, write_report
 from torch_separable.report.facts import facts_of, speed_sentence
 
@@ -89,8 +91,14 @@ def test_numbers_on_the_page_are_those_of_the_run(run: RunFiles) -> None:
         "5.26x fewer parameters75,002 → 14,266",
         "5.34x fewer MACs11,944,576 → 2,237,056",
         "4.79x smaller weights305,576 → 63,744 bytes",
-        "2.33x as fast7.51 → 3.22 ms",
-        "44 % of the MAC reduction realized5.34x fewer MACs, 2.33x the speed",
+        "4.80x as fast2.4 → 0.5 ms, compiled",
+        "90 % of the MAC reduction realized5.34x fewer MACs, 4.80x the speed",
+    ]
+    assert page.tables["times-table"][1:] == [
+        ["dense", "eager", "7.51", "1.00x"],
+        ["separable", "eager", "3.22", "2.33x"],
+        ["dense", "compiled", "2.4", "3.13x"],
+        ["separable", "compiled", "0.5", "15.02x"],
     ]
     assert "1,347 training images; accuracies were measured on 450 held-out images" in page.text
     assert speed_sentence(facts_of(run.results)) in page.text
@@ -176,7 +184,7 @@ def test_policy_names_exactly_the_pages_own_scripts(run: RunFiles) -> None:
 
 def test_charts_hold_the_numbers_of_the_run(run: RunFiles) -> None:
     drawn = specs(page_of(run))
-    assert set(drawn) == {"shares", "accuracy", "layers", "loss", "agreement"}
+    assert set(drawn) == {"times", "shares", "accuracy", "layers", "loss", "agreement"}
 
     def values(name: str) -> list[dict[str, Any]]:
         return [row for rows in drawn[name]["datasets"].values() for row in rows]
@@ -188,6 +196,7 @@ def test_charts_hold_the_numbers_of_the_run(run: RunFiles) -> None:
         ("least squares", 5_950_000, 445 / 450),
         ("SVD of the weights (baseline)", 5_900_000, 300 / 450),
     }
+    assert [bar["ms"] for bar in values("times")] == [7.51, 3.22, 2.4, 0.5]
     assert [(row["epoch"], row["value"]) for row in values("loss")] == [(1, 0.5), (2, 0.25), (3, 0.125)]
     layers = {(row["layer"], row["network"], row["metric"]): row["value"] for row in values("layers")}
     assert layers["$x$&amp;", "separable", "MACs"] == 3_456
@@ -223,6 +232,25 @@ def test_run_without_times_has_no_speed(run: RunFiles) -> None:
     assert not any("as fast" in item or "realized" in item for item in page.items)
     assert "No times were measured." in page.text
     assert "ms" not in page.tables["layers-table"][0]
+
+
+def test_old_run_planned_for_the_compiled_engine_is_not_called_slower(run: RunFiles) -> None:
+    """Earlier releases timed only eager PyTorch, in which the converted network may be slower."""
+    assert run.plan is not None
+    eager = {"dense": 0.6, "separable": 1.45, "images": 8, "rounds": 60, "threads": 1}
+    old = replace(run, results={**run.results, "milliseconds": eager})
+    assert "2.42x as long" in page_of(old).text
+    latency = Latency(Reduction(0.715, 0.354), "compiled", 1)
+    planned = page_of(replace(old, plan=replace(run.plan, latency=latency)))
+    assert "2.02x as fast0.715 → 0.354 ms, compiled" in planned.items
+    assert not any("as long" in item for item in planned.items)
+
+
+def test_networks_that_cannot_be_compiled_are_timed_in_eager_pytorch(run: RunFiles) -> None:
+    times = {**run.results["milliseconds"], "compiled": None, "problem": "no kernel library"}
+    page = page_of(replace(run, results={**run.results, "milliseconds": times}))
+    assert len(page.tables["times-table"]) == 3
+    assert "The networks were not compiled: no kernel library." in page.text
 
 
 def test_plan_without_layers_has_a_page(run: RunFiles, plan_document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from torch_separable._system.extras import optional
-from torch_separable.report.content import Epoch, Headline, Layers, Point, Row, percent
+from torch_separable.report.content import Epoch, Headline, Layers, Point, Row, Times, percent
 from torch_separable.report.engines import Roof
 
 _DENSE, _SEPARABLE = "var(--dense)", "var(--accent)"
@@ -93,6 +93,36 @@ def shares_chart(layers: Layers) -> Chart | None:
         )
     )
     return Chart(chart.to_dict(), f"Stacked bars. {'; '.join(words)}.")
+
+
+def times_chart(times: Times) -> Chart:
+    """Draw the time of both networks in each engine."""
+    alt = _altair()
+    records = [
+        {"bar": f"{row.network}, {row.engine}", "network": row.network, "ms": row.milliseconds, "speedup": row.speedup}
+        for row in times.rows
+    ]
+    bars = [record["bar"] for record in records]
+    chart = (
+        alt.Chart(alt.InlineData(values=records), width="container", height=30 * len(bars))
+        .mark_bar()
+        .encode(
+            y=alt.Y("bar:N", sort=bars, title=None),
+            x=alt.X("ms:Q", title="milliseconds"),
+            color=alt.Color(
+                "network:N",
+                scale=alt.Scale(domain=["dense", "separable"], range=[_DENSE, _SEPARABLE]),
+                legend=None,
+            ),
+            tooltip=[
+                alt.Tooltip("bar:N", title="network"),
+                alt.Tooltip("ms:Q", format=".3g"),
+                alt.Tooltip("speedup:Q", format=".2f"),
+            ],
+        )
+    )
+    words = "; ".join(f"{record['bar']}: {record['ms']:.3g} ms" for record in records)
+    return Chart(chart.to_dict(), f"Bars. {words}.")
 
 
 def _legend(names: Sequence[str], most: int = 40) -> Any:

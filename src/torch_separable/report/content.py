@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from torch_separable.conversion import Plan
 from torch_separable.errors import SeparableError
 from torch_separable.report.facts import Facts, accuracy_sentence, costs_sentence, facts_of, speed_sentence
 from torch_separable.report.fields import Pair, count, entries, number, optional_number, pair, text
@@ -27,13 +28,43 @@ class Step:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of both networks and the conditions of the measurement."""
+    """Milliseconds of both networks and the conditions of the measurement.
 
-    dense: float
-    separable: float
+    Attributes:
+        eager: (dense, separable) in eager PyTorch.
+        compiled: (dense, separable) after `torch_separable.compile`; ``None`` if they were not measured.
+        problem: why the networks were not compiled; empty if they were.
+        images: images in one call.
+        rounds: number of timed calls.
+        threads: threads of PyTorch.
+    """
+
+    eager: Pair
+    compiled: Pair | None
+    problem: str
     images: int
     rounds: int
     threads: int
+
+    @property
+    def rows(self) -> tuple[TimeRow, ...]:
+        """The networks in both engines, with their speedups over the dense network in eager PyTorch."""
+        engines = [("eager", self.eager), *([] if self.compiled is None else [("compiled", self.compiled)])]
+        return tuple(
+            TimeRow(network, engine, pair[which], self.eager[0] / pair[which])
+            for engine, pair in engines
+            for which, network in enumerate(("dense", "separable"))
+        )
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """The time of one network in one engine, and its speedup over the dense network in eager PyTorch."""
+
+    network: str
+    engine: str
+    milliseconds: float
+    speedup: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +86,8 @@ class Headline:
         facts: ratios of the first to the last network.
         cards: the figures to show.
         summary: one sentence on costs and accuracy.
-        speed: one sentence that compares the speedup with the MAC reduction.
+        speed: sentences that compare the speedups with the MAC reduction.
+        conditions: sentences on how the times were measured; empty without times.
         accuracy_images: one sentence on the images that the accuracies were measured on.
     """
 
@@ -65,6 +97,7 @@ class Headline:
     cards: tuple[Card, ...]
     summary: str
     speed: str
+    conditions: str
     accuracy_images: str
 
 
@@ -136,8 +169,12 @@ class Epoch:
     rate: float | None = None
 
 
-def headline(results: dict[str, Any]) -> Headline:
+def headline(results: dict[str, Any], plan: Plan | None = None) -> Headline:
     """Read the steps and times of a run, and compare the first network with the last.
+
+    Args:
+        results: the results of the run.
+        plan: its plan, which may have been made for the compiled engine.
 
     Raises:
         SeparableError: a value is missing or has the wrong type; the message names it. The other readers of this module
@@ -149,13 +186,28 @@ def headline(results: dict[str, Any]) -> Headline:
     for i in (0, -1):
         if not steps[i].macs or not steps[i].parameters or steps[i].bytes == 0:
             raise SeparableError(f"{steps[i].name} has no MACs, parameters or bytes, so no ratio can be computed")
-    times = _times(results["milliseconds"]) if results.get("milliseconds") is not None else None
+    times = times_of(results["milliseconds"]) if results.get("milliseconds") is not None else None
     facts = facts_of(results)
+    latency = None if plan is None else plan.latency
+    if times is not None and times.compiled is None and latency is not None and latency.engine == "compiled":
+        # A run of an earlier release, which timed only eager PyTorch: the plan has the times of the compiled networks.
+        planned = (latency.milliseconds.dense, latency.milliseconds.converted)
+        times = replace(times, compiled=planned, problem="")
+        facts = replace(facts, compiled=planned[0] / planned[1])
     images = "images" if results.get("kind") == "convert" else "held-out images"
     summary = f"{costs_sentence(facts)}, {accuracy_sentence(facts, steps[0].count, images)}."
     cards = tuple(_cards(steps, times, facts, results.get("conversion")))
     measured_on = _accuracy_images(results.get("data"), steps[0])
-    return Headline(steps, times, facts, cards, summary, speed_sentence(facts), measured_on)
+    conditions = "" if times is None else conditions_sentence(times)
+    return Headline(steps, times, facts, cards, summary, speed_sentence(facts), conditions, measured_on)
+
+
+def conditions_sentence(times: Times) -> str:
+    """Return sentences on how the times were measured, and why the networks were not compiled if they were not."""
+    images = f"{times.images} image{'' if times.images == 1 else 's'} per call"
+    threads = f"{times.threads} thread{'' if times.threads == 1 else 's'}"
+    sentence = f"Medians of {times.rounds} alternating calls, {images}, {threads}."
+    return sentence + (f" The networks were not compiled: {times.problem}." if times.problem else "")
 
 
 def _accuracy_images(data: Any, dense: Step) -> str:
@@ -188,12 +240,24 @@ def _step(step: Any, where: str) -> Step:
     )
 
 
-def _times(times: Any) -> Times:
+def times_of(times: Any) -> Times:
+    """Read the times of a run."""
     where = "milliseconds"
-    dense, separable = number(times, "dense", where), number(times, "separable", where)
-    if min(dense, separable) <= 0:
-        raise SeparableError("milliseconds are not above 0")
-    return Times(dense, separable, *(count(times, key, where) for key in ("images", "rounds", "threads")))
+
+    def both(holder: Any, where: str) -> Pair:
+        found = number(holder, "dense", where), number(holder, "separable", where)
+        if min(found) <= 0:
+            raise SeparableError(f"{where} are not above 0")
+        return found
+
+    eager = both(times, where)
+    compiled = times.get("compiled")
+    return Times(
+        eager,
+        None if compiled is None else both(compiled, f"{where}.compiled"),
+        text({"problem": "", **times}, "problem", where),
+        *(count(times, key, where) for key in ("images", "rounds", "threads")),
+    )
 
 
 def _cards(steps: Sequence[Step], times: Times | None, facts: Facts, conversion: Any) -> list[Card]:
@@ -213,7 +277,8 @@ def _cards(steps: Sequence[Step], times: Times | None, facts: Facts, conversion:
     if facts.bytes is not None:
         cards.append(Card("smaller weights", f"{facts.bytes:.2f}x", f"{dense.bytes:,} → {last.bytes:,} bytes"))
     if times is not None and facts.speed is not None and facts.realized_speedup is not None:
-        detail = f"{times.dense:.2f} → {times.separable:.2f} ms"
+        engine, pair = ("eager", times.eager) if times.compiled is None else ("compiled", times.compiled)
+        detail = f"{pair[0]:.3g} → {pair[1]:.3g} ms, {engine}"
         slower = facts.speed < 1
         cards.append(
             Card("as long" if slower else "as fast", f"{1 / facts.speed if slower else facts.speed:.2f}x", detail)
@@ -277,12 +342,12 @@ def _total(run: RunFiles, rows: Sequence[Row]) -> Row:
         return known if known and any(known) else _sum(each) if any(each) else None
 
     times = run.results.get("milliseconds")
-    known = None if times is None else _times(times)
+    known = None if times is None else times_of(times)
     return Row(
         "whole network",
         parameters=whole(run.plan.parameters if run.plan else None, [row.parameters for row in rows]),
         macs=whole(run.plan.macs if run.plan else None, [row.macs for row in rows]),
-        milliseconds=None if known is None else (known.dense, known.separable),
+        milliseconds=None if known is None else known.eager,
     )
 
 

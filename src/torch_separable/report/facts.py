@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 _SAME_SPEED = 0.95  # differences below 5 % are within the noise of medians on a busy machine
+_WHY_EAGER = (
+    "because depthwise and pointwise convolutions run one after the other, each limited by memory bandwidth and by the "
+    "overhead of a call"
+)
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,8 @@ class Facts:
         parameters: ratio of parameters.
         bytes: ratio of the sizes of the weights; ``None`` if they were not measured.
         points_lost: percentage points of accuracy lost; ``None`` if it was not measured on unseen images.
-        speed: speedup; ``None`` if no times were measured.
-        realized_speedup: ``speed`` divided by ``macs``.
+        eager: speedup in eager PyTorch; ``None`` if it was not measured.
+        compiled: speedup after `torch_separable.compile`; ``None`` if it was not measured.
         seen_by_teacher: whether accuracy was measured only on images that the dense network may have been trained on.
     """
 
@@ -26,9 +30,19 @@ class Facts:
     parameters: float
     bytes: float | None
     points_lost: float | None
-    speed: float | None
-    realized_speedup: float | None
+    eager: float | None
+    compiled: float | None = None
     seen_by_teacher: bool = False
+
+    @property
+    def speed(self) -> float | None:
+        """The speedup of the faster engine: compiled if it was measured, else eager."""
+        return self.eager if self.compiled is None else self.compiled
+
+    @property
+    def realized_speedup(self) -> float | None:
+        """The speedup divided by the MAC reduction."""
+        return None if self.speed is None else self.speed / self.macs
 
 
 def facts_of(results: dict[str, Any]) -> Facts:
@@ -36,7 +50,7 @@ def facts_of(results: dict[str, Any]) -> Facts:
     dense, last = results["steps"][0], results["steps"][-1]
     times = results.get("milliseconds")
     macs = dense["macs"] / last["macs"]
-    speed = times["dense"] / times["separable"] if times else None
+    compiled = times.get("compiled") if times else None
     measured = None not in (dense["accuracy"], last["accuracy"])
     data = results.get("data")
     seen = measured and isinstance(data, dict) and data.get("seen_by_teacher") is True
@@ -45,8 +59,8 @@ def facts_of(results: dict[str, Any]) -> Facts:
         parameters=dense["parameters"] / last["parameters"],
         bytes=None if None in (dense["bytes"], last["bytes"]) else dense["bytes"] / last["bytes"],
         points_lost=100 * (dense["accuracy"] - last["accuracy"]) if measured and not seen else None,
-        speed=speed,
-        realized_speedup=None if speed is None else speed / macs,
+        eager=times["dense"] / times["separable"] if times else None,
+        compiled=compiled["dense"] / compiled["separable"] if compiled else None,
         seen_by_teacher=seen,
     )
 
@@ -70,18 +84,23 @@ def accuracy_sentence(facts: Facts, count: int | None, images: str = "held-out i
 
 
 def speed_sentence(facts: Facts) -> str:
-    """Return sentences that compare the measured speedup with the MAC reduction."""
+    """Return sentences that compare the measured speedups with the MAC reduction."""
     if facts.speed is None:
         return "No times were measured."
-    if facts.speed >= facts.macs:
-        return f"With {facts.macs:.1f}x fewer MACs the separable network runs {facts.speed:.1f}x as fast."
-    if facts.speed < _SAME_SPEED:
-        what = f"the separable network takes {1 / facts.speed:.1f}x as long"
-    elif facts.speed <= 1 / _SAME_SPEED:
-        what = "the separable network takes about as long"
-    else:
-        what = f"the separable network runs only {facts.speed:.1f}x as fast"
-    return (
-        f"With {facts.macs:.1f}x fewer MACs {what} in eager PyTorch, which runs a depthwise and a pointwise "
-        "convolution one after the other, each limited by memory bandwidth and by the overhead of a call."
-    )
+    start = f"With {facts.macs:.1f}x fewer MACs the separable network"
+    reason = "" if (facts.eager or 0) >= facts.macs else f", {_WHY_EAGER}"
+    if facts.compiled is None:
+        return f"{start} {_compared(facts.speed)} in eager PyTorch{reason}."
+    sentence = f"{start} {_compared(facts.compiled)} if both are compiled by ts.compile."
+    if facts.eager is None or facts.eager >= facts.compiled:
+        return sentence
+    return f"{sentence} In eager PyTorch it {_compared(facts.eager)}{reason}."
+
+
+def _compared(speed: float) -> str:
+    """Return a phrase that compares the separable network with the dense one."""
+    if speed < _SAME_SPEED:
+        return f"takes {1 / speed:.1f}x as long as the dense one"
+    if speed <= 1 / _SAME_SPEED:
+        return "takes about as long as the dense one"
+    return f"is {speed:.1f}x as fast as the dense one"

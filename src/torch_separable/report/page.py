@@ -71,7 +71,7 @@ def build_page(run: RunFiles) -> Page:
 
     results = run.results
     measured = results.get("steps") is not None or results.get("kind") in ("demo", "convert", "distill")
-    shown = attempt("The headline", lambda: headline(results)) if measured else None
+    shown = attempt("The headline", lambda: headline(results, run.plan)) if measured else None
     by_layer = attempt("The layers", lambda: layers(run))
     points = attempt("The curve", lambda: curve(results)) or ()
     done = attempt("The training", lambda: epochs(run)) or ()
@@ -85,6 +85,7 @@ def build_page(run: RunFiles) -> Page:
     try:
         bundle = charts.script()
         wanted: dict[str, Callable[[], Chart | None]] = {
+            "times": lambda: charts.times_chart(shown.times) if shown and shown.times else None,
             "shares": lambda: charts.shares_chart(by_layer) if by_layer else None,
             "accuracy": lambda: charts.accuracy_chart(shown, points) if shown else None,
             "layers": lambda: charts.layers_chart(by_layer) if by_layer else None,

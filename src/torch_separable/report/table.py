@@ -10,9 +10,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from torch_separable.report.content import conditions_sentence, times_of
 from torch_separable.report.facts import accuracy_sentence, costs_sentence, facts_of, speed_sentence
 
 _NAME = 12  # width reserved for the names of steps; longer names are wrapped
+_SPEEDS_WIDTH = 44  # the table of times with its column of speedups
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -43,10 +45,15 @@ def results_table(results: dict[str, Any]) -> str:
     facts, times = facts_of(results), results.get("milliseconds")
     console.print(f"{costs_sentence(facts)}, {accuracy_sentence(facts, results['steps'][0]['count'])}.")
     if times:
-        console.print(
-            f"{times['dense']:.2f} ms dense, {times['separable']:.2f} ms separable ({times['images']} images, medians "
-            f"of {times['rounds']} alternating runs, {times['threads']} thread{'' if times['threads'] == 1 else 's'}, "
-            "PyTorch eager).",
-        )
+        measured = times_of(times)
+        speeds = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        heads = ("network", "engine", "ms", "speedup")[: 4 if width >= _SPEEDS_WIDTH else 3]
+        for head in heads:
+            speeds.add_column(head, justify="right" if head in ("ms", "speedup") else "left", no_wrap=True)
+        for each in measured.rows:
+            texts = (each.network, each.engine, f"{each.milliseconds:.3g}", f"{each.speedup:.2f}x")
+            speeds.add_row(*texts[: len(heads)])
+        console.print(speeds)
+        console.print(conditions_sentence(measured))
     console.print(speed_sentence(facts))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip()
