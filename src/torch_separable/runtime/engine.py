@@ -1,4 +1,4 @@
-"""Running a compiled network: one native call over prepared operations, with PyTorch where no kernel is."""
+"""Run a compiled network: one native call over prepared operations, PyTorch for operators without a kernel."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from torch_separable.runtime.profiling.autotune import known_tiles, tune
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.profiling.roofline import measured_peak
 
-_CLOCK = 1e-4  # milliseconds: what is shorter than the clock's step is told as that
+_CLOCK = 1e-4  # milliseconds: the resolution of the timer, as which shorter times are reported
 
 
 def compile(
@@ -100,7 +100,7 @@ def compile(
     if elsewhere:
         raise SeparableError(f"weights are on {min(elsewhere)}: move the network to the CPU, model.to('cpu')")
     check_weights(model)
-    # The network as it is now: what becomes of it afterwards is not to change what shapes to come compute.
+    # Later changes of the model must not change what input shapes that are compiled later compute.
     refresh_weights(model)
     with torch.inference_mode(False):
         own = copied(model)
@@ -252,10 +252,10 @@ class CompiledModel:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Let the cyclic garbage collector wait: capturing makes objects by the hundred thousand, most of which stay.
+    """Disable cyclic garbage collection during graph capture.
 
-    It would look through all of them again and again, for a sixth of the time that a process's first `compile` takes,
-    which imports the most.
+    Capturing makes hundreds of thousands of objects, most of which stay. Collections would traverse them repeatedly and
+    take a sixth of the time of a process's first `compile`.
     """
     if not gc.isenabled():
         yield
@@ -278,7 +278,7 @@ def _checked(x: Tensor) -> Tensor:
 
 
 class Prepared:
-    """A schedule, and the workspaces of the calls that run at the same time."""
+    """A schedule, and a workspace for each of the calls that run at the same time."""
 
     def __init__(self, plan: Schedule, kernels: InstructionSet, threads: int) -> None:
         self.plan, self.kernels, self.threads = plan, kernels, threads
@@ -290,43 +290,50 @@ class Prepared:
 
     def run(self, x: Tensor) -> Any:
         """Return what the network returns."""
-        room = self._room()
+        workspace = self._take_workspace()
         try:
-            results = [_own(value) if is_view else value for value, is_view in self._outputs(room, x)]
+            results = [_own(value) if is_view else value for value, is_view in self._outputs(workspace, x)]
         finally:
-            self.idle.append(room)
+            self.idle.append(workspace)
         structure = self.plan.program.structure
         return results[0] if structure.is_leaf() else tree_unflatten(results, structure)
 
     def run_into(self, out: Tensor, x: Tensor) -> None:
         """Write the only output to ``out``."""
-        room = self._room()
+        workspace = self._take_workspace()
         try:
-            ((value, _),) = self._outputs(room, x)
+            ((value, _),) = self._outputs(workspace, x)
             out.copy_(value)
         finally:
-            self.idle.append(room)
+            self.idle.append(workspace)
 
-    def _room(self) -> _Workspace:
+    def _take_workspace(self) -> _Workspace:
         try:
             return self.idle.pop()
         except IndexError:
             return _Workspace(self.plan, self.kernels.dtype)
 
-    def _outputs(self, room: _Workspace, x: Tensor) -> list[tuple[Any, bool]]:
-        """Run, and return each output, and whether it is a view of ``room``."""
+    def _outputs(self, workspace: _Workspace, x: Tensor) -> list[tuple[Any, bool]]:
+        """Run all steps; return each output and whether it is a view of ``workspace``."""
         values: dict[str, Any] = {}
-        room.bind_input(x)
+        workspace.bind_input(x)
         for step in self.plan.steps:
-            self._step(room, step, x, values)
+            self._step(workspace, step, x, values)
         return [
-            (values[name], False) if name in values else (room.outputs[name], True)
+            (values[name], False) if name in values else (workspace.outputs[name], True)
             for name in self.plan.program.outputs
         ]
 
-    def _step(self, room: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
+    def _step(self, workspace: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
         if step.call is None:
-            run(room.operations[id(step)], room.memory, x.data_ptr(), self.threads, step.task_lists, self.parallel)
+            run(
+                workspace.operations[id(step)],
+                workspace.memory,
+                x.data_ptr(),
+                self.threads,
+                step.task_lists,
+                self.parallel,
+            )
             return
         call = step.call
 
@@ -335,7 +342,7 @@ class Prepared:
                 return value
             if value.value in values:
                 return values[value.value]
-            return _own(view_of(room.memory, self.plan, value.value)).contiguous()
+            return _own(view_of(workspace.memory, self.plan, value.value)).contiguous()
 
         with torch.no_grad():
             args, kwargs = tree_map(
@@ -343,28 +350,28 @@ class Prepared:
             )
             result = call.function(*args, **kwargs)
         if call.output in self.plan.program.shapes:
-            view_of(room.memory, self.plan, call.output).copy_(result)
-            padding_of(room.memory, self.plan, call.output).zero_()
+            view_of(workspace.memory, self.plan, call.output).copy_(result)
+            padding_of(workspace.memory, self.plan, call.output).zero_()
         else:
             values[call.output] = result
 
     def profile(self, x: Tensor, rounds: int) -> list[NodeTime]:
-        """Time every operation by itself, those of several shares of the images together, less an empty call."""
-        room = _Workspace(self.plan, self.kernels.dtype)
-        room.bind_input(x)
+        """Time each operation alone, minus an empty call. Operations that differ only in their images are one."""
+        workspace = _Workspace(self.plan, self.kernels.dtype)
+        workspace.bind_input(x)
         values: dict[str, Any] = {}
         calls: list[tuple[Node, list[Operation], Callable[[], None]]] = []
         for step in self.plan.steps:
             if step.call is not None:
-                calls.append((step.call, [], partial(self._step, room, step, x, values)))
+                calls.append((step.call, [], partial(self._step, workspace, step, x, values)))
             for places in step.shard_groups:
-                operations = [room.operations[id(step)][place] for place in places]
+                operations = [workspace.operations[id(step)][place] for place in places]
                 alone = (Operation * len(operations))(*operations)
                 shares = [[Part(place, 0, tasks(o))] for place, o in enumerate(operations)]
                 lists = ThreadTaskLists.of(shares, len(shares)) if len(shares) > 1 else None
-                arguments = (alone, room.memory, x.data_ptr(), self.threads, lists, self.parallel)
+                arguments = (alone, workspace.memory, x.data_ptr(), self.threads, lists, self.parallel)
                 calls.append((step.nodes[places[0]], operations, partial(run, *arguments)))
-        nothing = partial(run, (Operation * 0)(), room.memory, x.data_ptr(), self.threads, None, self.parallel)
+        nothing = partial(run, (Operation * 0)(), workspace.memory, x.data_ptr(), self.threads, None, self.parallel)
         timed: list[Callable[[], None]] = [nothing, *(call for _, _, call in calls)]
         times: list[list[float]] = [[] for _ in timed]
         for turn in range(rounds + 1):
@@ -388,7 +395,7 @@ class Prepared:
 
 
 def _own(view: Tensor) -> Tensor:
-    """A view's values in float32, in memory of their own."""
+    """Copy a view's values to float32 in new memory."""
     return view.clone() if view.dtype == torch.float32 else view.float()
 
 
