@@ -90,7 +90,7 @@ def test_engine_with_other_outputs_is_left_out(job: Job) -> None:
     problems: list[str] = []
     with torch.no_grad():
         expected = 1.01 * job.model(job.images)
-    assert _take_turns([job], expected, 1, problems, lambda: None) == ()
+    assert _take_turns([job], expected, 1, problems, [], lambda: None) == ()
     assert problems == [
         "PyTorch eager left out: its outputs differ from PyTorch's by 0.01 of their scale, above the limit 0.001."
     ]
@@ -99,7 +99,7 @@ def test_engine_with_other_outputs_is_left_out(job: Job) -> None:
 def test_an_engine_that_fails_is_named_with_its_reason() -> None:
     wrong = Job("eager", nn.Conv2d(5, 4, 3).eval(), torch.randn(1, 3, 8, 8), 1)
     problems: list[str] = []
-    assert _take_turns([wrong], torch.zeros(1), 1, problems, lambda: None) == ()
+    assert _take_turns([wrong], torch.zeros(1), 1, problems, [], lambda: None) == ()
     assert len(problems) == 1
     assert problems[0].startswith("PyTorch eager: ")
     assert "channels" in problems[0]

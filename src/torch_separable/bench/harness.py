@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch_separable._console.progress import progress_bar
 from torch_separable._network.outputs import logits_of
 from torch_separable.bench.engines import ENGINES, OURS, Engine, Job, Precision
+from torch_separable.bench.noise import NoiseMeter
 from torch_separable.bench.worker import Worker
 from torch_separable.cost import analyze
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
@@ -71,6 +72,7 @@ class Case:
         macs: multiply-accumulates of a call.
         timings: the engines that ran.
         peak: measured peak of the machine with these threads; ``None`` without the kernel library, which measures it.
+        noise: sentences on other processes, stolen time and spread during the measurement; empty on a quiet machine.
     """
 
     threads: int
@@ -78,6 +80,7 @@ class Case:
     macs: int
     timings: tuple[Timing, ...]
     peak: Peak | None
+    noise: tuple[str, ...] = ()
 
     def ours(self, precision: Precision = "float32") -> Timing | None:
         """Return the timing of this package's runtime."""
@@ -92,6 +95,21 @@ class Case:
         """Return the speedup over the fastest peer; ``None`` if either timing is missing."""
         ours, peer = self.ours(precision), self.fastest_peer(precision)
         return None if ours is None or peer is None else peer.milliseconds / ours.milliseconds
+
+    def share_of_peak(self, timing: Timing) -> float | None:
+        """Return the throughput relative to the float32 peak; ``None`` if unknown.
+
+        A peak below the throughput of an engine was not the peak, so no shares are returned then.
+        """
+        if timing.precision != "float32" or self.peak is None or self.exceeds_peak:
+            return None
+        return self.gflops(timing) / self.peak.gflops
+
+    @property
+    def exceeds_peak(self) -> bool:
+        """Whether an engine was faster than the measured peak, which is then too low."""
+        fastest = max((self.gflops(t) for t in self.timings if t.precision == "float32"), default=0.0)
+        return self.peak is not None and fastest > self.peak.gflops
 
     def gflops(self, timing: Timing) -> float:
         """Return 10⁹ floating-point operations per second, counting two per multiply-accumulate."""
@@ -141,6 +159,7 @@ class Benchmark:
             for timing, plain in zip(case.timings, entry["timings"], strict=True):
                 plain["title"] = timing.title
                 plain["gflops"] = case.gflops(timing)
+                plain["share_of_peak"] = case.share_of_peak(timing)
             ratios = {precision: case.ratio(precision) for precision in TOLERANCE}
             cases.append({**entry, "ratio": ratios, "realized_speedup": self.realized_speedup(case)})
         return {
@@ -249,9 +268,10 @@ def _benchmark(
                 for key, engine in usable.items()
                 if file or not engine.onnx
             ]
-            timings = _take_turns(jobs, expected, rounds, problems, advance)
+            noise: list[str] = []
+            timings = _take_turns(jobs, expected, rounds, problems, noise, advance)
             peak = measured_peak(chosen_set(), count) if available() else None
-            cases.append(Case(count, batch, macs * batch, timings, peak))
+            cases.append(Case(count, batch, macs * batch, timings, peak, tuple(noise)))
     if not any(case.timings for case in cases):
         raise SeparableError(f"no engine runs {name}: {' '.join(problems)}")
     return Benchmark(name, tuple(images.shape[1:]), macs, rounds, tuple(cases), tuple(dict.fromkeys(problems)))
@@ -302,7 +322,12 @@ def _file(model: nn.Module, images: Tensor, engines: dict[str, Engine]) -> tuple
 
 
 def _take_turns(
-    jobs: Sequence[Job], expected: Tensor, rounds: int, problems: list[str], advance: Callable[[], None]
+    jobs: Sequence[Job],
+    expected: Tensor,
+    rounds: int,
+    problems: list[str],
+    noise: list[str],
+    advance: Callable[[], None],
 ) -> tuple[Timing, ...]:
     with ExitStack() as stack:
         running: dict[str, tuple[Worker, float]] = {}
@@ -324,11 +349,14 @@ def _take_turns(
         # The number of calls in a round, measured after every engine is prepared.
         calls = {e: max(1, min(_MOST_CALLS, int(_ROUND_MS / min(w.round(2))))) for e, (w, _) in running.items()}
         times: dict[str, list[float]] = {engine: [] for engine in running}
+        meter = NoiseMeter(jobs[0].threads if jobs else 1)  # after the preparation, which uses all cores
         for _ in range(rounds):
             for engine, (worker, _) in running.items():
                 times[engine] += worker.round(calls[engine])
             advance()
-    return tuple(_timing(engine, times[engine], error) for engine, (_, error) in running.items())
+        timings = tuple(_timing(engine, times[engine], error) for engine, (_, error) in running.items())
+        noise += meter.sentences({t.title: (t.milliseconds, t.quartiles) for t in timings})
+    return timings
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:

@@ -69,7 +69,7 @@ def _rows(case: Case) -> list[tuple[str, ...]]:
     for timing in sorted(case.timings, key=lambda t: t.milliseconds):
         ours = case.ours(timing.precision)
         gflops = case.gflops(timing)
-        share = "" if case.peak is None or timing.precision != "float32" else f"{100 * gflops / case.peak.gflops:.0f} %"
+        share = case.share_of_peak(timing)
         low, high = timing.quartiles
         rows.append(
             (
@@ -78,7 +78,7 @@ def _rows(case: Case) -> list[tuple[str, ...]]:
                 f"{low:.3g}–{high:.3g}",
                 "" if ours is None or timing.is_ours else f"{timing.milliseconds / ours.milliseconds:.2f}x",
                 f"{gflops:.0f}" if gflops >= 10 else f"{gflops:.2g}",
-                share,
+                "" if share is None else f"{100 * share:.0f} %",
                 f"{timing.error:.0e}",
             )
         )
@@ -94,6 +94,11 @@ def _sentences(done: Benchmark, case: Case) -> list[str]:
     realized = done.realized_speedup(case)
     if realized is not None:
         sentences.append(f"The measured speedup is {100 * realized:.0f} % of the MAC reduction.")
-    if case.peak is not None:
+    if case.peak is not None and case.exceeds_peak:
+        sentences.append(
+            f"The peak measurement gave {case.peak.gflops:.0f} GFLOP/s, less than an engine reached: shares of the "
+            "peak are not shown."
+        )
+    elif case.peak is not None:
         sentences.append(f"Measured peak: {case.peak.gflops:.0f} GFLOP/s ({case.peak.instruction_set}).")
-    return sentences
+    return [*sentences, *case.noise]

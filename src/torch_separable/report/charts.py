@@ -354,7 +354,7 @@ def roofline_chart(shown: Roof) -> Chart | None:
             "ms": node.milliseconds,
             "intensity": node.intensity,
             "gflops": node.gflops,
-            "share": node.gflops / shown.gflops,
+            "share": node.gflops / shown.gflops if node.gflops <= shown.gflops else None,
         }
         for node in shown.nodes
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch_separable.errors import SeparableError
@@ -97,10 +97,15 @@ def engine_cases(results: dict[str, Any]) -> tuple[EngineCase, ...]:
 
 
 def engine_problems(results: dict[str, Any]) -> tuple[str, ...]:
-    """Read why engines were left out."""
+    """Read why engines were left out, and which noise was found during the measurement."""
     bench = results.get("bench")
-    problems = bench.get("problems") if isinstance(bench, dict) else None
-    return tuple(line for line in problems if isinstance(line, str)) if isinstance(problems, list) else ()
+    if not isinstance(bench, dict):
+        return ()
+    listed = [bench.get("problems")]
+    cases = bench.get("cases")
+    listed += [case.get("noise") for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
+    lines = [line for lines in listed if isinstance(lines, list | tuple) for line in lines if isinstance(line, str)]
+    return tuple(dict.fromkeys(lines))
 
 
 def _cases(bench: Any, where: str) -> list[EngineCase]:
@@ -131,6 +136,8 @@ def _cases(bench: Any, where: str) -> list[EngineCase]:
                     None if top is None or precision != "float32" else gflops / top,
                 )
             )
+        if any(each.share is not None and each.share > 1 for each in times):  # the measured peak was not the peak
+            times = [replace(each, share=None) for each in times]
         times.sort(key=lambda each: each.milliseconds)
         realized = optional_number(case, "realized_speedup", at)
         cases.append(EngineCase(network, count(case, "threads", at), count(case, "batch", at), tuple(times), realized))
