@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._console.progress import progress_bar
+from torch_separable._network.ambient import default_settings
 from torch_separable._network.checks import as_network
 from torch_separable._network.copying import copied
 from torch_separable._network.outputs import evaluating
@@ -35,6 +36,7 @@ from torch_separable.errors import SeparableError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 
 
+@default_settings()
 def apply(
     model: nn.Module,
     plan: Plan,

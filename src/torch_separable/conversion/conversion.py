@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from torch_separable._console.notebook import table
+from torch_separable._network.ambient import default_settings
 from torch_separable._network.checks import as_network
 from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable.conversion.apply_plan import check_plan, factorize_weights, fit_network
@@ -108,6 +109,7 @@ class Conversion:
         return self.plan._repr_html_() + self.report._repr_html_()
 
 
+@default_settings()
 def convert(
     model: nn.Module,
     images: Images,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
 from torch_separable._console.notebook import table
+from torch_separable._network.ambient import default_settings
 from torch_separable._network.checks import as_network, require_float32
 from torch_separable._network.copying import copied
 from torch_separable._network.outputs import evaluating, logits_of, predictions
@@ -49,6 +50,7 @@ from torch_separable.runtime.profiling.roofline import measured_peak
 _CLOCK = 1e-4  # milliseconds: the resolution of the timer, as which shorter times are reported
 
 
+@default_settings()
 def compile(
     model: nn.Module,
     example_input: Tensor,
@@ -188,6 +190,7 @@ class CompiledModel:
         self.prepare(x)
         return self._programs[tuple(x.shape)]
 
+    @default_settings()
     def verify(self, x: Tensor) -> Verification:
         """Compare with PyTorch on real inputs (N, C, H, W)."""
         x = _checked(x)
@@ -234,7 +237,7 @@ class CompiledModel:
         shape, threads = tuple(x.shape), self.threads or min(torch.get_num_threads(), available_cpus())
         found = self._schedules.get((shape, threads))
         if found is None:
-            with self._lock, _no_collection():
+            with self._lock, _no_collection(), default_settings():
                 found = self._schedules.get((shape, threads))
                 if found is None:
                     if shape not in self._programs:
@@ -344,7 +347,7 @@ class Prepared:
                 return values[value.value]
             return _own(view_of(workspace.memory, self.plan, value.value)).contiguous()
 
-        with torch.no_grad():
+        with default_settings(), torch.no_grad():
             args, kwargs = tree_map(
                 argument, (call.args, dict(call.kwargs)), is_leaf=lambda leaf: isinstance(leaf, Reference)
             )
@@ -403,7 +406,7 @@ class _Workspace:
     """Memory for one call at a time, views of its results there, and operations whose strides of the input it sets."""
 
     def __init__(self, plan: Schedule, dtype: torch.dtype) -> None:
-        with torch.inference_mode(False):  # calls outside of it write here, too
+        with default_settings():  # calls from any context write into this memory
             self.memory = zeros(max(plan.size, 2), dtype)
         self.operations = {id(step): type(step.operations)(*step.operations) for step in plan.steps}
         self.imports = [o for step in self.operations.values() for o in step if o.kind == Kind.IMPORT]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._console.progress import progress_bar
+from torch_separable._network.ambient import default_settings
 from torch_separable._network.checks import as_network
 from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable.conversion.calibration.forward import lay_out, place_batch
@@ -35,6 +36,7 @@ _FEWEST_PIXELS, _USUAL_PIXELS, _MOST_PIXELS, _ENOUGH_PIXELS = 1024, 8192, 32768,
 _QUICK_WORK = 2**36  # multiply-adds
 
 
+@default_settings()
 def calibrate(
     model: nn.Module,
     images: Images,
