@@ -21,18 +21,21 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
         out_channels = 4 * width if bottleneck else width
-        kernels = (1, 3, 1) if bottleneck else (3, 3)
-        strided = kernels.index(3)
-        channels = in_channels
-        for i, kernel in enumerate(kernels):
-            outputs = out_channels if i == len(kernels) - 1 else width
-            step = stride if i == strided else 1
-            self.add_module(
-                f"conv{i + 1}", nn.Conv2d(channels, outputs, kernel, stride=step, padding=kernel // 2, bias=False)
-            )
-            self.add_module(f"bn{i + 1}", nn.BatchNorm2d(outputs))
-            channels = outputs
-        self.depth = len(kernels)
+        self.depth = 3 if bottleneck else 2
+        self.conv3: nn.Module | None = None
+        self.bn3: nn.Module | None = None
+        if bottleneck:
+            self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+            self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(width)
+            self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(out_channels)
+        else:
+            self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+            self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(width)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
@@ -41,12 +44,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, M, H/stride, W/stride)."""
-        y = x
-        for i in range(1, self.depth + 1):
-            y = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y))
-            if i < self.depth:
-                y = F.relu(y)
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.conv3 is not None and self.bn3 is not None:
+            y = self.bn3(self.conv3(F.relu(y)))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return F.relu(y + x)
 
 
 @records_init_args
@@ -77,17 +81,15 @@ class ImageNetResNet(nn.Module):
         ):
             whole(name, value)
         flag("bottleneck", bottleneck)
-        channels = _WIDTHS[0]
-        self.conv1 = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        for stage, (width, count) in enumerate(zip(_WIDTHS, blocks, strict=True), start=1):
-            layers = []
-            for i in range(count):
-                stride = 2 if i == 0 and stage > 1 else 1
-                layers.append(ResidualBlock(channels, width, stride, bottleneck))
-                channels = 4 * width if bottleneck else width
-            self.add_module(f"layer{stage}", nn.Sequential(*layers))
-        self.fc = nn.Linear(channels, num_classes)
+        self.conv1 = nn.Conv2d(in_channels, _WIDTHS[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
+        expansion = 4 if bottleneck else 1
+        inputs = (_WIDTHS[0], *(expansion * width for width in _WIDTHS))
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            _stage(channels, width, count, 1 if width == _WIDTHS[0] else 2, bottleneck)
+            for channels, width, count in zip(inputs[:4], _WIDTHS, blocks, strict=True)
+        )
+        self.fc = nn.Linear(inputs[4], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -95,9 +97,14 @@ class ImageNetResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, num_classes)."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
-        for stage in range(1, 5):
-            x = self.get_submodule(f"layer{stage}")(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def _stage(in_channels: int, width: int, count: int, stride: int, bottleneck: bool) -> nn.Sequential:
+    out_channels = 4 * width if bottleneck else width
+    first = ResidualBlock(in_channels, width, stride, bottleneck)
+    return nn.Sequential(first, *(ResidualBlock(out_channels, width, 1, bottleneck) for _ in range(count - 1)))
 
 
 @register

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
 from torch_separable.nn._arguments import built, callable_or_none, odd_kernel, one_of, per_dimension, placement, whole
 from torch_separable.nn.conv import DepthwiseConv2d, PointwiseConv2d, Size
@@ -94,6 +95,10 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers in order, and add the input if there is a residual."""
         y = x
+        if is_scripting():  # TorchScript unrolls children() and knows no _modules
+            for child in self.children():
+                y = child(y)
+            return x + y if self.has_residual else y
         for layer in self._modules.values():  # children() would skip a layer that has two names
             y = layer(y) if layer is not None else y
         return x + y if self.has_residual else y

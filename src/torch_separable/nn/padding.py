@@ -38,20 +38,27 @@ class SamePadding(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.dilation, self.padding_mode = kernel_size, stride, dilation, padding_mode
+        # TorchScript cannot index a tuple by a variable, so the loop in `_amounts` reads a list.
+        self._windows = [list(window) for window in zip(kernel_size, stride, dilation, strict=True)]
+        self._mode = "constant" if padding_mode == "zeros" else padding_mode
 
     def amounts(self, size: Sequence[int]) -> list[int]:
         """Return the padding for images of this spatial size, in the order of `torch.nn.functional.pad`."""
+        return self._amounts(list(size))
+
+    def _amounts(self, size: list[int]) -> list[int]:
         amounts: list[int] = []
-        for n, k, s, d in zip(size, self.kernel_size, self.stride, self.dilation, strict=True):
+        for i in range(len(size)):
+            n = size[i]
+            k, s, d = self._windows[i]
             outputs = -(-n // s)
             needed = max((outputs - 1) * s + d * (k - 1) + 1 - n, 0)
-            amounts = [needed // 2, needed - needed // 2, *amounts]  # F.pad begins with the last dimension
+            amounts = [needed // 2, needed - needed // 2] + amounts
         return amounts
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad (N, C, *size), or one image (C, *size)."""
-        size = x.shape[-len(self.kernel_size) :]
-        return F.pad(x, self.amounts(size), "constant" if self.padding_mode == "zeros" else self.padding_mode)
+        return F.pad(x, self._amounts(list(x.shape[-len(self._windows) :])), self._mode)
 
     def extra_repr(self) -> str:
         """Show kernel size and stride."""

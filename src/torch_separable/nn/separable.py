@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
 from torch_separable.errors import SeparableError
 from torch_separable.nn._arguments import (
@@ -29,6 +30,7 @@ _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 class _DepthwiseSeparableConv(nn.Module):
     _dimensions: int
+    __jit_unused_properties__ = ("weight", "bias")  # TorchScript compiles properties, and supports no `try`
 
     def __init__(
         self,
@@ -115,6 +117,10 @@ class _DepthwiseSeparableConv(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # the argument has the name that `torch.nn` uses
         """Apply the layers in order: (N, C, *size) to (N, M, *size')."""
         x = input
+        if is_scripting():  # TorchScript unrolls children() and knows no _modules
+            for child in self.children():
+                x = child(x)
+            return x
         for layer in self._modules.values():  # children() would skip a layer that has two names
             x = layer(x) if layer is not None else x
         return x
