@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_separable.errors import SeparableError
 
@@ -19,10 +22,17 @@ def check_weights(model: nn.Module) -> None:
     """Check that all parameters and buffers are finite; buffers that may hold a mask may be infinite.
 
     Raises:
-        SeparableError: naming the first parameter or buffer that is not finite, or that is uninitialized.
+        SeparableError: naming the first parameter or buffer that is not finite, that is uninitialized, or that is a
+            tensor subclass, as quantization libraries use them.
     """
     free = buffers_that_may_be_infinite(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    named: Any = (*model.named_parameters(), *model.named_buffers())
+    for name, tensor in named:
+        if is_traceable_wrapper_subclass(tensor):
+            raise SeparableError(
+                f"{name} is a {type(tensor).__name__}, a tensor subclass that stores other tensors: give the network "
+                "with plain floating-point weights, from before it was quantized or sharded"
+            )
         if is_lazy(tensor):
             raise SeparableError(f"{name} is uninitialized: load the weights, or run the network on an image first")
         if tensor.is_floating_point() and (tensor.isnan() if name in free else ~tensor.isfinite()).any():

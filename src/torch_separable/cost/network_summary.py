@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.cost.render import Column, as_columns, render_csv, render_html, render_text
+from torch_separable.cost.storage import packed_parameters, stored_bytes
 from torch_separable.cost.trace import Trace, execute
 from torch_separable.errors import SeparableError, SeparableValueError
 
@@ -36,7 +37,7 @@ class LayerCost:
         output_shape: shape of its first output, with the batch dimension.
         parameters: number of its own parameters; a shared parameter counts in the first module that has it.
         trainable: number of its own parameters with ``requires_grad``.
-        macs: multiply-accumulates of its own operators, over all calls.
+        macs: multiply-accumulates of its own operators, over all calls; a complex one counts as four.
         bytes: operands and results of its own operators, each moved once.
         dense: formula of the dense convolution that it replaces; empty if there is none.
         dense_macs: that convolution's multiply-accumulates.
@@ -88,7 +89,7 @@ class Summary:
         network: the network's class.
         input_shapes: shapes of the input tensors, with the batch dimension.
         layers: rows in the order of ``model.named_modules()``.
-        weight_bytes: bytes of parameters and buffers.
+        weight_bytes: bytes of parameters and buffers; a tensor subclass counts with the tensors that it stores.
         input_bytes: bytes of the input tensors.
         uncounted: operators without a counting rule, with the number of their calls; the totals do not include them.
         uncalled: modules with parameters that never ran, and whose parameters no operator read.
@@ -261,12 +262,13 @@ def _analyze(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         # nn.MultiheadAttention reads its projection's weight, and a ParameterList is read by its parent.
         and not any(id(parameter) in traces.read for parameter in own)
     )
+    packed = [tensor for module in model.modules() for tensor in packed_parameters(module)]
     return Summary(
         network=type(model).__name__,
         input_shapes=tuple(tuple(tensor.shape) for tensor in tensors),
         layers=tuple(_folded(rows, depth)),
-        weight_bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
-        input_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        weight_bytes=sum(stored_bytes(tensor) for tensor in (*model.parameters(), *model.buffers(), *packed)),
+        input_bytes=sum(stored_bytes(tensor) for tensor in tensors),
         uncounted=traces.uncounted,
         uncalled=uncalled,
     )
@@ -297,7 +299,7 @@ def _rows(model: nn.Module, traces: Mapping[str, Trace], whole: bool) -> list[La
                 stride=conv.stride if conv else (),
                 groups=conv.groups if conv else 0,
                 output_shape=trace.output_shapes[0] if trace.output_shapes else (),
-                parameters=sum(p.numel() for p in own),
+                parameters=sum(p.numel() for p in (*own, *packed_parameters(module))),
                 trainable=sum(p.numel() for p in own if p.requires_grad),
                 macs=trace.macs,
                 bytes=trace.bytes,

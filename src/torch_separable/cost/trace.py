@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.cost.rules import RULES, conv_of, is_free
+from torch_separable.cost.storage import stored_bytes
 from torch_separable.errors import SeparableError
 
 
@@ -210,7 +211,8 @@ class _Counter(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self.read.update(map(id, given))
         if rule is not None:
-            trace.macs += rule(args, kwargs, out)
+            # A complex multiply-accumulate is four real ones.
+            trace.macs += rule(args, kwargs, out) * (4 if isinstance(out, Tensor) and out.is_complex() else 1)
             if packet in (torch.ops.aten.convolution, torch.ops.aten._convolution):
                 trace.convs.append(conv_of(args))
             elif packet in _TWO_DIMENSIONAL:
@@ -219,7 +221,7 @@ class _Counter(TorchDispatchMode):
             self.uncounted[str(packet)] += 1
         if packet is func or not (func.is_view or packet in _MOVE_NOTHING):
             made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-            trace.bytes += sum(leaf.numel() * leaf.element_size() for leaf in (*given, *made))
+            trace.bytes += sum(stored_bytes(leaf) for leaf in (*given, *made))
         return out
 
 
