@@ -26,7 +26,7 @@ PACKAGES: dict[str, set[str]] = {
     "data": {"_console", "_system"},
     "runtime": {"_console", "_network", "_system", "nn"},
     "conversion": {"_console", "_network", "_system", "cost", "nn", "runtime"},
-    "exporting": {"_console", "_network", "_system", "conversion", "models"},
+    "exporting": {"_console", "_network", "_system", "conversion", "models", "runtime"},
     "distillation": {"_console", "_network", "_system", "data", "nn"},
     "artifacts": {"_network", "_system", "conversion", "cost", "data", "models", "nn"},
     "bench": {"_console", "_network", "_system", "cost", "exporting", "runtime"},

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import torch_separable as ts
 from torch_separable import convert, export
 from torch_separable._network.weights_file import load_weights
 from torch_separable.data import IMAGENET_MEAN, IMAGENET_STD
+from torch_separable.errors import SeparableError
 from torch_separable.models import mobilenet_v1, resnet20
 from torch_separable.nn import DepthwiseSeparableConv2d
 
@@ -142,6 +144,76 @@ def test_pt2_is_reloaded_in_a_new_process_that_knows_nothing_of_this_package(tmp
     subprocess.run([sys.executable, "-c", PT2, *files], check=True)
     for count, output in zip((1, 3, 64), torch.load(tmp_path / "outputs.pt", weights_only=True), strict=True):
         torch.testing.assert_close(output, expected(digits.model, digits.images[:count]), rtol=0, atol=1e-4)
+
+
+def test_pt2_of_a_fused_network_is_reloaded_in_a_new_process(tmp_path: Path) -> None:
+    network, images = mobilenet_v1(0.25, num_classes=5).eval(), torch.randn(64, 3, 32, 32)
+    outputs = expected(network, images)
+    ts.runtime.fuse_modules(network)
+    export(network, tmp_path / "fused.pt2", images=images[:2])
+    torch.save(images, tmp_path / "images.pt")
+    files = [str(tmp_path / name) for name in ("fused.pt2", "images.pt", "outputs.pt")]
+    subprocess.run([sys.executable, "-c", PT2, *files], check=True)
+    for count, output in zip((1, 3, 64), torch.load(tmp_path / "outputs.pt", weights_only=True), strict=True):
+        torch.testing.assert_close(output, outputs[:count], rtol=1e-4, atol=1e-4)
+    assert len(ts.runtime.fuse_modules(network).fused) == 0, "the network itself must stay fused"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fused.onnx", "fused.pte"])
+def test_fused_network_is_exported_as_its_layers(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("executorch.runtime" if name.endswith(".pte") else "onnxruntime")
+    network = nn.Sequential(DepthwiseSeparableConv2d(3, 8, 3, norm_layer=nn.BatchNorm2d, act_layer=nn.ReLU)).eval()
+    ts.runtime.fuse_modules(network)
+    made = export(network, tmp_path / name, input_shape=(3, 8, 8))
+    assert sum(made.operators.values()) == (1 if name.endswith(".pte") else 4)
+
+
+def test_operator_of_this_package_is_refused(tmp_path: Path) -> None:
+    class Calling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            weights = torch.ones(3, 1, 3, 3), torch.zeros(3), torch.ones(4, 3, 1, 1), torch.zeros(4)
+            linear = [0.0, -torch.inf, torch.inf]
+            windows = [1, 1], [1, 1, 1, 1], [1, 1]
+            return torch.ops.torch_separable.separable_conv2d(x, *weights, *windows, linear, linear, False)
+
+    with pytest.raises(SeparableError, match=r"a\.pt2 is not written: .*separable_conv2d"):
+        export(Calling(), tmp_path / "a.pt2", input_shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2"])
+def test_file_of_dynamic_size_takes_images_of_other_sizes(tmp_path: Path, name: str) -> None:
+    network = mobilenet_v1(0.25, num_classes=5).eval()
+    export(network, tmp_path / name, input_shape=(3, 64, 64), dynamic_size=True)
+    for images in (torch.randn(1, 3, 96, 96), torch.randn(3, 3, 65, 33)):
+        if name.endswith(".onnx"):
+            session = ort.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
+            assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+            got = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        else:
+            got = torch.export.load(tmp_path / name).module()(images)
+        torch.testing.assert_close(got, expected(network, images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pool", "size"),
+    [
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True), 4),
+        (nn.AvgPool2d(4, 2, 0, ceil_mode=True), 9),
+        (nn.AvgPool2d(2, 3, 1, ceil_mode=True, count_include_pad=False), 4),
+        (nn.MaxPool2d(3, 2, ceil_mode=True), 8),
+    ],
+    ids=str,
+)
+def test_pooling_with_ceil_mode_is_written_if_onnx_runtime_agrees(
+    tmp_path: Path, pool: nn.Module, size: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), pool, nn.Conv2d(8, 4, 1)).eval()
+    made = export(network, tmp_path / "a.onnx", images=torch.randn(4, 3, size, size))
+    assert made.parity["ONNX Runtime"] < 1e-4
+    differing = [name for name, difference in made.parity.items() if difference > 1e-4]
+    assert differing in ([], ["OpenVINO"])
+    assert any("OpenVINO" in str(warning.message) for warning in recwarn) == bool(differing)
 
 
 @pytest.mark.slow

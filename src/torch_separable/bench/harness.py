@@ -249,7 +249,7 @@ def _benchmark(
     name: str, model: nn.Module, images: Tensor, engines: Sequence[str], threads: Sequence[int],
     batches: Sequence[int], rounds: int, advance: Callable[[], None],
 ) -> Benchmark:  # fmt: skip
-    ready = prepared(model, images.shape[1:])
+    ready = prepared(model, images.shape[1:], None)
     macs = analyze(ready, images[:1]).macs
     usable, problems = _usable(engines)
     if _is_constant(ready, images):
@@ -314,7 +314,7 @@ def _file(model: nn.Module, images: Tensor, engines: dict[str, Engine]) -> tuple
     if not readers:
         return None, ""
     try:
-        return to_onnx(capture(model, images.shape[1:], len(images)), OPSET, any_batch=False), ""
+        return to_onnx(capture(model, images.shape[1:], len(images)), OPSET, {}), ""
     except MissingExtraError as error:
         return None, f"{' and '.join(readers)} left out: {error}."
     except SeparableError as error:

@@ -37,6 +37,9 @@ def export(
         str | None, typer.Option("--input", help="Shape of one image, as 3,32,32; by default that of the folder.")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Fixed batch size; by default any, and 1 for executorch.")] = None,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Accept images of any height and width (ONNX and .pt2).")
+    ] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX opset; 18 by default.")] = None,
     data: Annotated[
         str | None,
@@ -76,6 +79,7 @@ def export(
         input_shape=shape,
         images=compared,
         batch=batch,
+        dynamic_size=dynamic_size,
         opset=opset,
     )
     if json:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +16,14 @@ from torch_separable._network.outputs import logits_of
 from torch_separable._network.weights import refresh_weights
 from torch_separable.errors import SeparableError
 from torch_separable.exporting.fold import fold_batch_norms
+from torch_separable.runtime.modules import unfuse_modules
+
+# Batch sizes that are tried after the network has failed on another, to say which it accepts.
+_BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 class Logits(nn.Module):
-    """A network wrapped to return only its logits, as a tensor."""
+    """A network wrapped to take only images and return only its logits, as a tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -28,25 +34,35 @@ class Logits(nn.Module):
         return logits_of(self.model(images))
 
 
-def prepared(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """Return a copy of a network for export: on the CPU, in evaluation mode and float32, with a tensor as output.
+def prepared(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> nn.Module:
+    """Return a copy of a network for export: on the CPU, in evaluation mode and float32, from one tensor to one tensor.
+
+    Wrappers of ``torch.compile`` and ``nn.DataParallel`` are removed, and layers of `fuse_modules` replaced by ordinary
+    ones, because their operator exists only in this package.
+
+    Args:
+        model: the network.
+        input_shape: shape of one image, (C, H, W).
+        batch: the batch size to export for; ``None`` for a dynamic one.
 
     Raises:
-        SeparableError: it does not accept images of this shape.
+        SeparableError: it does not accept a batch of such images; the message says which batch sizes it accepts.
     """
     refresh_weights(model)
-    ready = copied(model).cpu().float().eval().requires_grad_(False)
-    example = torch.zeros(2, *input_shape)
+    ready = copied(_unwrapped(model)).cpu().float().eval().requires_grad_(False)
+    unfuse_modules(ready)
+    example = torch.zeros(batch or 2, *input_shape)
     try:
         with torch.no_grad():
             output = ready(example)
     except Exception as error:
+        accepted = [str(size) for size in _BATCHES if _accepts(ready, torch.zeros(size, *input_shape))]
+        remedy = f". It accepts batches of {', '.join(accepted)}: give one as batch (--batch)" if accepted else ""
         raise SeparableError(
-            f"{type(model).__name__} does not take images of shape {tuple(example.shape)}: {_first_line(error)}. Give "
-            "the shape of one image as input_shape (--input)"
+            f"{type(model).__name__} does not take images of shape {tuple(example.shape)}: {_first_line(error)}{remedy}"
         ) from error
     if isinstance(output, Tensor):
-        return ready
+        return ready if _takes_one_argument(ready) else Logits(ready)
     logits = logits_of(output)
     others = (
         [name for name, value in dict(output).items() if value is not logits] if isinstance(output, Mapping) else []
@@ -59,29 +75,60 @@ def prepared(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     return Logits(ready)
 
 
-def capture(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> ExportedProgram:
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner: Any = getattr(model, "_orig_mod", model)  # the module that torch.compile wraps
+    while isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = inner.module
+    return inner  # type: ignore[no-any-return]
+
+
+def _accepts(model: nn.Module, images: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            model(images)
+    except Exception:
+        return False
+    return True
+
+
+def _takes_one_argument(model: nn.Module) -> bool:
+    """Whether forward has a single, positional parameter: torch.export relates dynamic sizes to the signature."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    return len(parameters) == 1 and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+
+
+def capture(
+    model: nn.Module, input_shape: Sequence[int], batch: int | None, *, dynamic_size: bool = False
+) -> ExportedProgram:
     """Capture a network with ``torch.export``, and fold batch norms into convolutions.
 
     Args:
         model: the result of `prepared`.
         input_shape: shape of one image, (C, H, W).
         batch: batch size; ``None`` for a dynamic one.
+        dynamic_size: whether the sizes of the image, all dimensions but batch and channels, are dynamic.
 
     Raises:
-        SeparableError: the network cannot be captured, or only for a fixed batch size.
+        SeparableError: the network cannot be captured, or only for a fixed batch size or image size.
     """
     name = type(model.model if isinstance(model, Logits) else model).__name__
     example = torch.zeros(2 if batch is None else batch, *input_shape)
-    dynamic = ({0: Dim("batch", min=1)},) if batch is None else None
+    dynamic: dict[int, Any] = {0: Dim("batch", min=1)} if batch is None else {}
+    if dynamic_size:
+        dynamic |= dict.fromkeys(range(2, example.dim()), Dim.DYNAMIC)
     try:
-        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            captured = torch.export.export(model, (example,), dynamic_shapes=dynamic)
-            graph = captured.module(check_guards=False)
-            fold_batch_norms(graph)
-            return torch.export.export(graph, (example,), dynamic_shapes=dynamic)
+        return _captured(model, example, dynamic)
     except Exception as error:
         line = _first_line(error)
-        if batch is None and _is_captured(model, example):
+        if dynamic_size and _is_captured(model, example, {k: v for k, v in dynamic.items() if k == 0}):
+            raise SeparableError(
+                f"{name} can be exported only for images of a fixed size: {line}. Leave out dynamic_size "
+                "(--dynamic-size)"
+            ) from error
+        if batch is None and _is_captured(model, example, {k: v for k, v in dynamic.items() if k > 0}):
             raise SeparableError(
                 f"{name} can be exported only for batches of a fixed size: {line}. Give batch=N (--batch N)"
             ) from error
@@ -91,10 +138,18 @@ def capture(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> 
         ) from error
 
 
-def _is_captured(model: nn.Module, example: Tensor) -> bool:
+def _captured(model: nn.Module, example: Tensor, dynamic: Mapping[int, Any]) -> ExportedProgram:
+    shapes = (dict(dynamic),) if dynamic else None
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        captured = torch.export.export(model, (example,), dynamic_shapes=shapes)
+        graph = captured.module(check_guards=False)
+        fold_batch_norms(graph)
+        return torch.export.export(graph, (example,), dynamic_shapes=shapes)
+
+
+def _is_captured(model: nn.Module, example: Tensor, dynamic: Mapping[int, Any]) -> bool:
     try:
-        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            torch.export.export(model, (example,))
+        _captured(model, example, dynamic)
     except Exception:
         return False
     return True

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,15 +21,16 @@ from torch_separable.errors import SeparableError
 OPSET = 18
 OPSETS = range(18, 24)
 INPUT, OUTPUT = "images", "logits"
+SECOND_RUNTIME = "OpenVINO"  # where it disagrees, a warning says so; ONNX Runtime's outputs decide
 
 
-def to_onnx(program: ExportedProgram, opset: int, *, any_batch: bool) -> bytes:
+def to_onnx(program: ExportedProgram, opset: int, axes: Mapping[int, str]) -> bytes:
     """Return the content of the file.
 
     Args:
         program: the result of `capture`.
         opset: version of ONNX operators.
-        any_batch: whether the batch size is dynamic.
+        axes: names of the input's dynamic dimensions.
 
     Raises:
         SeparableError: an operator has no counterpart in ONNX, or the file would exceed 2 GB.
@@ -44,7 +45,7 @@ def to_onnx(program: ExportedProgram, opset: int, *, any_batch: bool) -> bytes:
                 opset_version=opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: "batch"},) if any_batch else None,  # names the axis
+                dynamic_shapes=(dict(axes),) if axes else None,  # names the dimensions
                 verbose=False,
             )
         assert exported is not None
@@ -107,5 +108,5 @@ def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
             reason = (str(error).splitlines() or [""])[-1]
             warnings.warn(f"OpenVINO {ov.__version__} cannot load the file: {reason}", stacklevel=3)
             return found
-        found["OpenVINO"] = lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+        found[SECOND_RUNTIME] = lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
     return found

@@ -87,6 +87,24 @@ def fuse_modules(model: nn.Module) -> FusedModules:
     return FusedModules(tuple(fused), kept)
 
 
+def unfuse_modules(model: nn.Module) -> int:
+    """Undo `fuse_modules` in place, and return the number of layers that were replaced.
+
+    Example:
+        >>> import torch_separable as ts
+        >>> model = ts.models.mobilenet_v1(0.25)
+        >>> len(fuse_modules(model).fused) == unfuse_modules(model)
+        True
+    """
+    made: dict[int, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, FusedSeparableConv2d) and name:
+            parent, _, child = name.rpartition(".")
+            plain = made.setdefault(id(module), module.unfused())
+            setattr(model.get_submodule(parent), child, plain)
+    return len(made)
+
+
 class FusedSeparableConv2d(DepthwiseSeparableConv2d):
     """A depthwise separable layer that runs as one kernel in evaluation mode without gradients; see `fuse_modules`.
 
@@ -103,6 +121,12 @@ class FusedSeparableConv2d(DepthwiseSeparableConv2d):
         fused.__dict__.update(module.__dict__)
         fused.__dict__["_folded"] = None
         return fused
+
+    def unfused(self) -> DepthwiseSeparableConv2d:
+        """Return an ordinary layer that shares the child modules."""
+        plain = DepthwiseSeparableConv2d.__new__(DepthwiseSeparableConv2d)
+        plain.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_folded"})
+        return plain
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, M, H', W')."""
