@@ -5,16 +5,19 @@ from torch_separable.runtime.modules import FusedModules, fuse_modules
 from torch_separable.runtime.native.bindings import available, instruction_sets
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime
 from torch_separable.runtime.profiling.roofline import Peak
+from torch_separable.runtime.submodules import CompiledSubmodules, compile_submodules
 
 __all__ = [
     "Breakdown",
     "CompiledModel",
+    "CompiledSubmodules",
     "FusedModules",
     "NodeTime",
     "Peak",
     "Verification",
     "available",
     "compile",
+    "compile_submodules",
     "fuse_modules",
     "instruction_sets",
 ]

@@ -71,8 +71,8 @@ def lower(model: nn.Module, example: Tensor, quantized: bool = False) -> Program
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SeparableError(
-            f"{type(model).__name__} cannot be captured by torch.export: {first}. Run it as it is, "
-            "or make it exportable"
+            f"{type(model).__name__} cannot be captured by torch.export: {first}. "
+            "torch_separable.runtime.compile_submodules compiles the parts that can be captured"
         ) from error
     plain: frozenset[str] = frozenset()
     while True:
@@ -120,7 +120,10 @@ class _Lowering:
 
     def program(self) -> Program:
         if len(self.inputs) != 1:
-            raise SeparableError(f"the network takes {len(self.inputs)} tensors: only networks of one are compiled")
+            raise SeparableError(
+                f"the network takes {len(self.inputs)} tensors, and compile needs one: use "
+                "torch_separable.runtime.compile_submodules"
+            )
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 if node.name not in self.constants:
