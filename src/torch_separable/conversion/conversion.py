@@ -15,7 +15,7 @@ from torch_separable._network.ambient import default_settings
 from torch_separable._network.checks import as_network
 from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable.conversion.apply_plan import check_plan, factorize_weights, fit_network
-from torch_separable.conversion.calibration.calibrate import DEFAULT_MEMORY, gather_statistics
+from torch_separable.conversion.calibration.calibrate import DEFAULT_MEMORY, gather_statistics, require_layers
 from torch_separable.conversion.calibration.forward import lay_out
 from torch_separable.conversion.calibration.images import Batch, Images, hold_out, split_batches, tensors_of
 from torch_separable.conversion.calibration.outputs import Selection
@@ -162,9 +162,11 @@ def convert(
     layers = find_convertible(as_network(model))
     if plan is not None:
         check_plan(model, plan, layers)  # before minutes of calibration
-    batches, held_out = hold_out(split_batches(images))
+    batches = split_batches(images)
     check_weights(model)
     layers = layers.excluding(exclude)
+    require_layers(model, layers, batches)
+    batches, held_out = hold_out(batches)
     statistics = gather_statistics(model, layers, batches, outputs=outputs, memory=memory, progress=progress)
     if plan is None:
         chosen = make_plan(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_separable.conversion.variants import CONVOLUTIONS, effective_weight, pads_same, same_padding
 from torch_separable.cost.formulas import ConvSpec
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -37,7 +39,7 @@ def _join_sizes(sizes: tuple[int, ...]) -> str:
 def spec_of(conv: Conv) -> ConvSpec:
     """Return the shape of a convolution as a `ConvSpec`.
 
-    ``padding="same"`` may pad one side more than the other; the spec holds the smaller side.
+    "Same" padding may pad one side more than the other; the spec holds the smaller side.
     """
     return ConvSpec(
         conv.in_channels,
@@ -51,8 +53,17 @@ def spec_of(conv: Conv) -> ConvSpec:
     )
 
 
-def paddings(conv: Conv) -> list[tuple[int, int]]:
-    """Return the padding before and after each spatial dimension, in pixels."""
+def paddings(conv: Conv, size: Sequence[int] | None = None) -> list[tuple[int, int]]:
+    """Return the padding before and after each spatial dimension, in pixels.
+
+    Args:
+        conv: the convolution.
+        size: spatial size of its input. A subclass that pads as TensorFlow's "same" may pad differently for each size;
+            without a size, the padding of one that is a multiple of the stride is returned.
+    """
+    if pads_same(conv):
+        flat = same_padding(conv).amounts(conv.stride if size is None else size)
+        return [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
     if conv.padding == "valid":
         return [(0, 0)] * len(conv.kernel_size)
     if conv.padding == "same":
@@ -73,7 +84,7 @@ def patches_of(conv: Conv, inputs: Tensor) -> Tensor:
         Shape (N, *output size, C, *kernel size). The product of entry ``[n, p]`` with the kernel is output pixel ``p``
         of image ``n``.
     """
-    pad = [n for pair in reversed(paddings(conv)) for n in pair]
+    pad = [n for pair in reversed(paddings(conv, inputs.shape[2:])) for n in pair]
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     view = F.pad(inputs, pad, mode=mode) if any(pad) else inputs
     dimensions = len(conv.kernel_size)
@@ -84,9 +95,21 @@ def patches_of(conv: Conv, inputs: Tensor) -> Tensor:
     return view.movedim(1, 1 + dimensions)
 
 
+def convolve(conv: Conv, inputs: Tensor, weight: Tensor) -> Tensor:
+    """Convolve inputs as ``conv`` does, with its bias and another weight."""
+    base: Any = next(base for base in CONVOLUTIONS if isinstance(conv, base))
+    if not pads_same(conv):
+        result: Tensor = base._conv_forward(conv, inputs, weight, conv.bias)
+        return result
+    padded = same_padding(conv)(inputs)
+    function: Any = (F.conv1d, F.conv2d, F.conv3d)[len(conv.kernel_size) - 1]
+    convolved: Tensor = function(padded, weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+    return convolved
+
+
 def grouped_weight(conv: Conv) -> Tensor:
     """Return the kernel by group in float64 on the CPU, shape (groups, M/groups, C/groups, K)."""
-    weight = conv.weight.detach().cpu().double()
+    weight = effective_weight(conv).cpu().double()
     return weight.view(conv.groups, conv.out_channels // conv.groups, conv.in_channels // conv.groups, -1)
 
 

@@ -13,11 +13,11 @@ from torch.nn.utils import parametrize
 
 from torch_separable._network.weights import COMPUTES_WEIGHT
 from torch_separable.conversion.convolutions import Conv
+from torch_separable.conversion.variants import CONVOLUTIONS, find_variant, is_variant
 from torch_separable.errors import SeparableValueError
 from torch_separable.nn.separable import SEPARABLE
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SEPARABLE: tuple[type[nn.Module], ...] = tuple(SEPARABLE.values())
 
 EXCLUDED = "excluded"
@@ -94,7 +94,7 @@ def find_convertible(model: nn.Module) -> ConvertibleLayers:
             parts_of_separable |= {id(part) for part in module.modules()}
         if isinstance(module, _TRANSPOSED):
             skipped[name] = "transposed convolution: not implemented"
-        elif isinstance(module, _CONVOLUTIONS):
+        elif isinstance(module, CONVOLUTIONS):
             reason = _reason_to_skip(module)
             if reason is None and id(module) in parts_of_separable:
                 reason = "part of a separable layer"
@@ -112,13 +112,14 @@ def _reason_to_skip(conv: Conv) -> str | None:
         return "1x1: no spatial kernel to factorise"
     if conv.groups == conv.in_channels and conv.groups > 1:
         return "already depthwise"
-    base = next(base for base in _CONVOLUTIONS if isinstance(conv, base))
-    for method in ("forward", "_conv_forward"):
-        if method in vars(conv) or getattr(type(conv), method) is not getattr(base, method):
-            return f"{type(conv).__name__} overrides {base.__name__}.{method}"
+    replaced = next((method for method in ("forward", "_conv_forward") if method in vars(conv)), None)
+    if replaced is not None:
+        return f"its {replaced} was replaced"
     computed = "weight" not in conv._parameters and not parametrize.is_parametrized(conv, "weight")
     if computed and not any(isinstance(hook, COMPUTES_WEIGHT) for hook in conv._forward_pre_hooks.values()):
         return "its weight is computed by a hook that a separable layer cannot run"
     if conv.weight.is_complex():
         return "complex weights"
+    if is_variant(conv) and not conv.weight.is_meta and find_variant(conv) is None:
+        return f"{type(conv).__name__} does more than convolve, pad its input and compute its weight"
     return None

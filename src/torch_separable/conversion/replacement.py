@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torch_separable._network.weights import COMPUTES_WEIGHT
 from torch_separable.conversion.solvers.factorize import Factors
+from torch_separable.conversion.variants import pads_same
 from torch_separable.nn.separable import SEPARABLE
 
 _HOOKS = (
@@ -80,7 +81,7 @@ def _empty_layer(conv: Any, order: str, rank: int, has_bias: bool) -> Any:
         conv.out_channels,
         tuple(conv.kernel_size),
         stride=tuple(conv.stride),
-        padding=conv.padding if isinstance(conv.padding, str) else tuple(conv.padding),
+        padding=_padding_of(conv),
         dilation=tuple(conv.dilation),
         depth_multiplier=rank,
         bias=has_bias,
@@ -92,6 +93,12 @@ def _empty_layer(conv: Any, order: str, rank: int, has_bias: bool) -> Any:
         dtype=conv.weight.dtype,
     )
     return layer.to_empty(device=conv.weight.device)
+
+
+def _padding_of(conv: Any) -> Any:
+    if pads_same(conv):
+        return "same"
+    return conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
 
 
 def _copy_factors(layer: Any, factors: tuple[Factors, ...]) -> Any:

@@ -22,6 +22,7 @@ from torch_separable.conversion.calibration.recording import Recording, record
 from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.conversion.calibration.statistics import LayerStatistics, Statistics, norm_affine
 from torch_separable.conversion.convolutions import Conv, patch_entries, spec_of
+from torch_separable.conversion.functional import count_functional_convolutions
 from torch_separable.conversion.layers import ConvertibleLayers, find_convertible
 from torch_separable.conversion.solvers.factorize import Moments
 from torch_separable.cost import analyze
@@ -81,6 +82,7 @@ def calibrate(
     batches = split_batches(images)
     check_weights(model)
     layers = find_convertible(model).excluding(exclude)
+    require_layers(model, layers, batches)
     return gather_statistics(model, layers, batches, outputs=outputs, memory=memory, progress=progress)
 
 
@@ -94,7 +96,6 @@ def gather_statistics(
     progress: bool = False,
 ) -> Statistics:
     """Gather the statistics of ``layers`` over checked batches. See `calibrate`."""
-    _require_layers(model, layers)
     refresh_weights(model)
     batches = lay_out(model, batches)
     # A short pass finds which layers run, in which order and how often.
@@ -131,15 +132,23 @@ def pixels_for(conv: Conv, memory: int, calls: int) -> int:
     return math.ceil(max(_FEWEST_PIXELS, min(wanted, fitting)) / calls)
 
 
-def _require_layers(model: nn.Module, layers: ConvertibleLayers) -> None:
+def require_layers(model: nn.Module, layers: ConvertibleLayers, batches: Sequence[Batch]) -> None:
+    """Raise an error if there is nothing to convert, with the reasons."""
     if "" in layers.convertible:
         raise SeparableError(
             "the model is a bare convolution. Wrap it in nn.Sequential so that the convolution can be replaced"
         )
     if not layers.convertible:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(layers.skipped.items())[:3])
+        reasons = [f"{name}: {reason}" for name, reason in list(layers.skipped.items())[:3]]
+        functional = count_functional_convolutions(model, batches[0])
+        if functional:
+            reasons.append(
+                f"{functional} convolution{'s are' if functional > 1 else ' is'} called as a function; a convolution "
+                "must be a module to be converted"
+            )
         raise SeparableError(
-            f"{type(model).__name__} has no convolution to convert ({reasons or 'it has no nn.Conv1d, 2d or 3d'})"
+            f"{type(model).__name__} has no convolution to convert "
+            f"({'; '.join(reasons) or 'it has no nn.Conv1d, 2d or 3d'})"
         )
 
 

@@ -17,6 +17,7 @@ from torch_separable.conversion.calibration.images import Batch, images_in
 from torch_separable.conversion.calibration.recorder import LayerRecord, PassStopped, Recorder
 from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.conversion.convolutions import Conv
+from torch_separable.conversion.variants import pads_same
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def record(
     Raises:
         SeparableError: the network cannot take a batch, or a layer's input or output contains NaN or infinity.
     """
+    for conv in layers.values():
+        pads_same(conv)  # hooks ask for it inside a pass, where nothing may be run
     recorder = Recorder(
         model,
         layers,

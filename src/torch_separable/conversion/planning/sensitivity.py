@@ -23,7 +23,7 @@ from torch_separable.conversion.calibration.outputs import NetworkOutputs, join_
 from torch_separable.conversion.calibration.recorder import input_of
 from torch_separable.conversion.calibration.replay_cache import ReplayCache
 from torch_separable.conversion.calibration.statistics import Statistics
-from torch_separable.conversion.convolutions import Conv
+from torch_separable.conversion.convolutions import Conv, convolve
 from torch_separable.conversion.planning.options import SMALLEST_ERROR, Option
 from torch_separable.conversion.planning.plan import Method
 from torch_separable.conversion.solvers.factorize import Moments
@@ -101,7 +101,7 @@ def _output_change(
         bias = bias - conv.bias.detach().cpu().double()
 
     def replace_output(module: Conv, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-        result: Tensor = module._conv_forward(input_of(args, kwargs), kernel.to(module.weight), module.bias)
+        result = convolve(module, input_of(args, kwargs), kernel.to(module.weight))
         if bias is None:
             return result
         return result + bias.to(result).view(-1, *[1] * len(module.kernel_size))
