@@ -25,6 +25,12 @@ from torch_separable.importing import import_weights
 from torch_separable.nn import depthwise_separable_conv
 from torch_separable.runtime import CompiledModel, compile
 
+
+def __dir__() -> list[str]:
+    """List the public names only."""
+    return __all__
+
+
 __all__ = [
     "Budget",
     "CompiledModel",

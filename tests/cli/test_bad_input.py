@@ -13,6 +13,7 @@ import pytest
 SMALL = "networks_for_cli:small"
 SUMMARY = f"summary {SMALL} --input 1,32,32"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits -o refused"
+BUDGETED = f"{CONVERT} --budget macs=0.5"
 DISTILL = f"distill converted --model {SMALL} --teacher small.safetensors --data digits"
 EVALUATE = f"evaluate {SMALL} --data digits"
 EXPLAIN = "explain --in 4 --out 8 --input 3,3"
@@ -78,7 +79,7 @@ SHAPES = [
     (f"{SUMMARY} --columns layer,price", "columns has 'price'", "names of layer, type, kernel"),
     (f"{SUMMARY} --json --csv", "--json and --csv are both given", "give one of them"),
     (
-        replaced(CONVERT, "--data", "npz:coloured.npz"),
+        replaced(BUDGETED, "--data", "npz:coloured.npz"),
         "Sequential cannot take a batch of shape (8, 3, 32, 32)",
         "Give",
     ),
@@ -95,28 +96,44 @@ WEIGHTS = [
     (f"{SUMMARY} --weights code.pth", "could run code when it is read, which is refused", "Save `model.state_dict()`"),
     (f"{SUMMARY} --weights narrow.safetensors", "(4, 1, 3, 3), should be (8, 1, 3, 3)", ""),
     (f"{SUMMARY} --weights spoilt.safetensors", "holds NaN or infinite weights (3.weight)", ""),
-    (replaced(DISTILL, "--teacher", "narrow.safetensors"), "are not the weights of this network", "Check the model"),
+    (
+        replaced(DISTILL, "--teacher", "narrow.safetensors"),
+        "narrow.safetensors are not the weights of this network",
+        "0.weight",
+    ),
     (replaced(DISTILL, "--teacher", "gone.safetensors"), "no weights at gone.safetensors", ""),
 ]
 
 IMAGES = [
-    (replaced(CONVERT, "--data", "digit"), "data 'digit': must be one of digits, npz:PATH, folder:PATH, hf:NAME", ""),
-    (replaced(CONVERT, "--data", "npz:"), "'npz:' has no path: write npz:PATH", ""),
-    (replaced(CONVERT, "--data", "npz:gone.npz"), "no images at gone.npz", ""),
-    (replaced(CONVERT, "--data", "npz:whole.pth"), "whole.pth has no array `images`", ""),
-    (replaced(CONVERT, "--data", "folder:gone"), "gone is not a folder", ""),
-    (replaced(CONVERT, "--data", "npz:spoilt.npz"), "image 3 of npz:spoilt.npz (train) has NaN", "repair or remove it"),
+    (replaced(BUDGETED, "--data", "digit"), "data 'digit': must be one of digits, npz:PATH, folder:PATH, hf:NAME", ""),
+    (replaced(BUDGETED, "--data", "npz:"), "'npz:' has no path: write npz:PATH", ""),
+    (replaced(BUDGETED, "--data", "npz:gone.npz"), "no images at gone.npz", ""),
+    (replaced(BUDGETED, "--data", "npz:whole.pth"), "whole.pth has no array `images`", ""),
+    (replaced(BUDGETED, "--data", "folder:gone"), "gone is not a folder", ""),
+    (
+        replaced(BUDGETED, "--data", "npz:spoilt.npz"),
+        "image 3 of npz:spoilt.npz (train) has NaN",
+        "repair or remove it",
+    ),
     (replaced(EVALUATE, "--data", "npz:unlabelled.npz"), "npz:unlabelled.npz (test) has no labels", "evaluation needs"),
-    (f"{CONVERT} --split valid", "split='valid': digits has the splits train and test", ""),
+    (f"{CONVERT} --budget macs=0.5 --split valid", "split='valid': digits has the splits train and test", ""),
     (f"{EVALUATE} --split valid", "split='valid'", "train and test"),
     (f"{DISTILL} --split valid", "split='valid'", "train and test"),
-    (f"{CONVERT} --images 7", "7 calibration images: at least 8 are needed", "256 to 1,024 recommended"),
-    (f"{CONVERT} --mean a,b", "--mean a,b", ""),
-    (f"{CONVERT} --mean imagenet", "has 3 entries; the images of digits have 1 channels", "one entry for each channel"),
-    (f"{CONVERT} --mean nan", "mean=(nan,): every entry must be finite", ""),
-    (f"{CONVERT} --std 0", "std=(0.0,): every entry must be finite and above 0", ""),
-    (f"{CONVERT} --std inf", "std=(inf,): every entry must be finite and above 0", ""),
-    (f"{CONVERT} --image-size 0", "image_size=0", "at least 1"),
+    (
+        f"{CONVERT} --budget macs=0.5 --images 7",
+        "7 calibration images: at least 8 are needed",
+        "256 to 1,024 recommended",
+    ),
+    (f"{CONVERT} --budget macs=0.5 --mean a,b", "--mean a,b", ""),
+    (
+        f"{CONVERT} --budget macs=0.5 --mean imagenet",
+        "has 3 entries; the images of digits have 1 channels",
+        "one entry for each channel",
+    ),
+    (f"{CONVERT} --budget macs=0.5 --mean nan", "mean=(nan,): every entry must be finite", ""),
+    (f"{CONVERT} --budget macs=0.5 --std 0", "std=(0.0,): every entry must be finite and above 0", ""),
+    (f"{CONVERT} --budget macs=0.5 --std inf", "std=(inf,): every entry must be finite and above 0", ""),
+    (f"{CONVERT} --budget macs=0.5 --image-size 0", "image_size=0", "at least 1"),
     (f"{EVALUATE} --batch-size 0", "batch_size=0: must be at least 1", ""),
 ]
 
@@ -130,23 +147,31 @@ CHOICES = [
     (f"{CONVERT} --budget macs=nan", "--budget macs=nan: ", "above 0 and at most 1"),
     (f"{CONVERT} --budget latency_ms=0", "--budget latency_ms=0: ", "milliseconds above 0"),
     (f"{CONVERT} --budget latency_ms=5 --engine tpu", "--budget latency_ms=5: ", "must be one of compiled, pytorch"),
-    (f"{CONVERT} --engine pytorch", "--budget macs=0.5: ", "engine only applies to latency_ms"),
+    (f"{BUDGETED} --engine pytorch", "--budget macs=0.5: ", "engine only applies to latency_ms"),
     (
         f"{CONVERT} --rank 2 --engine pytorch",
         "--engine pytorch only applies to --budget latency_ms=NUMBER",
         "--rank 2 is given",
     ),
     (f"{CONVERT} --budget macs=0.01", "Budget(macs=0.01) cannot be met", "Raise the budget"),
-    (f"{CONVERT} --order both", "order='both': must be one of depthwise_first, pointwise_first", ""),
-    (f"{CONVERT} --method magic", "method='magic': must be one of least_squares, svd", ""),
-    (f"{CONVERT} --exclude stem", "exclude='stem' matches no convolution", "Its convolutions are "),
-    (f"{CONVERT} --memory lots", "--memory lots: expected a number of bytes, such as 4GB or 512MB", ""),
-    (f"{CONVERT} --memory infGB", "--memory infGB: expected a number of bytes", ""),
-    (f"{CONVERT} --memory 1KB", "--memory 1KB: at least 1MB is needed", ""),
+    (f"{CONVERT} --budget macs=0.5 --order both", "order='both': must be one of depthwise_first, pointwise_first", ""),
+    (f"{CONVERT} --budget macs=0.5 --method magic", "method='magic': must be one of least_squares, svd", ""),
+    (f"{CONVERT} --budget macs=0.5 --exclude stem", "exclude='stem' matches no convolution", "Its convolutions are "),
+    (
+        f"{CONVERT} --budget macs=0.5 --memory lots",
+        "--memory lots: expected a number of bytes, such as 4GB or 512MB",
+        "",
+    ),
+    (f"{CONVERT} --budget macs=0.5 --memory infGB", "--memory infGB: expected a number of bytes", ""),
+    (f"{CONVERT} --budget macs=0.5 --memory 1KB", "--memory 1KB: at least 1MB is needed", ""),
     (replaced(CONVERT, "-o", "converted"), "converted already contains a converted network", "give --force"),
     (replaced(CONVERT, "-o", "small.pth"), "small.pth is not a folder", "Choose another"),
     (replaced(CONVERT, "-o", "small.pth/in/it"), "small.pth is not a folder", "Choose another"),
-    ("convert networks_for_cli:pointwise --data digits -o refused", "no convolution to convert", "0:"),
+    (
+        "convert networks_for_cli:pointwise --data digits --budget macs=0.5 -o refused",
+        "no convolution to convert",
+        "0:",
+    ),
     ("demo -o small.pth", "small.pth is not a folder", "Choose another"),
     (f"{DISTILL} -o small.pth", "small.pth is not a folder", "Choose another"),
     (f"{DISTILL} -o another", "another already holds another network", "choose another folder"),
@@ -218,11 +243,11 @@ def test_bad_input_is_reported_in_one_line(
 @pytest.mark.parametrize(
     ("command", "named"),
     [
-        (f"{CONVERT} --images 0", "--images"),
-        (f"{CONVERT} --images many", "--images"),
-        (f"{CONVERT} --seed -1", "--seed"),
-        (f"{CONVERT} --seed 99999999999999999999", "--seed"),
-        (f"{CONVERT} --sparsity 0.5", "--sparsity"),
+        (f"{CONVERT} --budget macs=0.5 --images 0", "--images"),
+        (f"{CONVERT} --budget macs=0.5 --images many", "--images"),
+        (f"{CONVERT} --budget macs=0.5 --seed -1", "--seed"),
+        (f"{CONVERT} --budget macs=0.5 --seed 99999999999999999999", "--seed"),
+        (f"{CONVERT} --budget macs=0.5 --sparsity 0.5", "--sparsity"),
         (f"convert {SMALL} --data digits", "--output"),
         (f"summary {SMALL}", "--input"),
         ("explain --in 4 --out 8", "--input"),

@@ -220,7 +220,7 @@ def test_accuracy_that_was_not_measured_is_not_shown(run: RunFiles) -> None:
     results["steps"] = [{**one, **bare} for one in results["steps"]]
     del results["curve"], results["data"]
     page = page_of(replace(run, results=results))
-    assert page.items[0] == "93.75 % same classon the calibration images; accuracy was not measured"
+    assert page.items[0] == "93.75 % same classon held-out calibration images; accuracy was not measured"
     assert "accuracy was not measured." in page.text
     assert "accuracy" not in specs(page)
     assert [row[2] for row in page.tables["steps-table"][1:]] == ["", "", ""]

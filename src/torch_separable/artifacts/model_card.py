@@ -82,7 +82,7 @@ def _figures(plan: Plan, results: Mapping[str, Any], size: int) -> Iterable[str]
     yield f"| bytes of weights | | {size:,} | |"
     conversion = results.get("conversion")
     if isinstance(conversion, Mapping):
-        yield f"| same predicted class, calibration images | | {100 * conversion['agreement']:.2f} % | |"
+        yield f"| same predicted class, held-out calibration images | | {100 * conversion['agreement']:.2f} % | |"
         yield f"| output error, share of the output variance | | {100 * conversion['output_error']:.3g} % | |"
     for name, value in results.items():
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from html import escape
 from typing import get_args
 
@@ -11,20 +12,29 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_separable._console import notebook
+from torch_separable._system.text import printable
 from torch_separable.bench.engines import Precision
 from torch_separable.bench.harness import Benchmark, Case
 
 _WIDTH = 80
+_DROPPED = (
+    "error",
+    "GFLOP/s",
+    "quartiles",
+    "of peak",
+    "÷ ours",
+)  # in this order, on terminals that are too narrow for all columns
 _HEADS = ("engine", "ms", "quartiles", "÷ ours", "GFLOP/s", "of peak", "error")
 
 
 def benchmark_table(done: Benchmark) -> str:
     """Return one table per case, with the fastest engine first, followed by its ratios in sentences."""
     out = io.StringIO()
-    console = Console(file=out, width=_WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
+    width = min(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH)
+    console = Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     console.print(_title(done))
     for case in done.cases:
-        console.print(_case_table(case))
+        console.print(_case_table(case, width))
         for sentence in _sentences(done, case):
             console.print(f" {sentence}")
     for problem in done.problems:
@@ -46,21 +56,27 @@ def benchmark_html(done: Benchmark) -> str:
 
 def _title(done: Benchmark) -> str:
     shape = "x".join(map(str, done.input_shape))
-    return f"{done.network}, {shape}, {done.macs:,} MACs; medians of {done.rounds} alternating rounds"
+    return f"{printable(done.network)}, {shape}, {done.macs:,} MACs; medians of {done.rounds} alternating rounds"
 
 
 def _case_title(case: Case) -> str:
     return f"{case.threads} thread{'' if case.threads == 1 else 's'}, batch {case.batch}"
 
 
-def _case_table(case: Case) -> Table:
+def _case_table(case: Case, width: int) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, title=f"\n{_case_title(case)}", title_justify="left", pad_edge=False, collapse_padding=True
     )
-    for head in _HEADS:
-        table.add_column(head, justify="left" if head == "engine" else "right", no_wrap=True)
-    for row in _rows(case):
-        table.add_row(*row)
+    rows = _rows(case)
+    shown = list(range(len(_HEADS)))
+    for name in _DROPPED:
+        if sum(max(len(row[i]) for row in [_HEADS, *rows]) + 3 for i in shown) <= width:
+            break
+        shown.remove(_HEADS.index(name))
+    for i in shown:
+        table.add_column(_HEADS[i], justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
     return table
 
 

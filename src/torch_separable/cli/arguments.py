@@ -34,7 +34,7 @@ Weights: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         help="Weights: .safetensors, or .pth with tensors only (no code is unpickled). Built-in networks also accept "
-        "the names of timm, torchvision, transformers and efficientnet-lite-pytorch."
+        "the names of timm, torchvision, transformers and EfficientNet-Lite."
     ),
 ]
 Data: TypeAlias = Annotated[str, typer.Option(help="Images: digits, npz:PATH, folder:PATH or hf:NAME.")]
@@ -69,6 +69,13 @@ Json: TypeAlias = Annotated[
 ]
 
 
+def output_path(text: str) -> Path:
+    """Parse the path of an output, which must not be empty."""
+    if not text.strip():
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
+
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
     """Parse ``3,224,224`` or ``3x224x224``; each number is at least 1."""
     parts = text.replace("x", ",").split(",")
@@ -83,7 +90,9 @@ def image_shape(text: str | None, own: tuple[int, ...] | None) -> tuple[int, ...
     """Parse ``--input``, which defaults to the shape stored in a folder."""
     shape = own if text is None else whole_numbers("--input", text)
     if shape is None or len(shape) != 3:
-        raise SeparableValueError("--input: give the shape of one image, as 3,224,224")
+        if shape is None:
+            raise SeparableValueError("--input is missing: give the shape of one image, as 3,224,224")
+        raise SeparableValueError(f"--input {text}: has {len(shape)} numbers, but an image has three, as 3,224,224")
     return shape
 
 

@@ -17,6 +17,7 @@ from torch_separable.cli.arguments import (
     Weights,
     image_shape,
     keyword_arguments,
+    output_path,
     print_json,
     whole_numbers,
 )
@@ -47,7 +48,10 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of each engine, of about 0.1 s each.")] = 20,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the results and the report page.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", parser=output_path, metavar="PATH", help="Folder for the results and the report page."
+        ),
     ] = None,
     quiet: Quiet = False,
     json: Json = False,

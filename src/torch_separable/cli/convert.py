@@ -19,6 +19,7 @@ from torch_separable.cli.arguments import (
     Std,
     Weights,
     keyword_arguments,
+    output_path,
     preparation,
     print_json,
     read_budget,
@@ -34,13 +35,17 @@ def convert(
     context: typer.Context,
     model: Model,
     data: Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the converted network.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", parser=output_path, metavar="PATH", help="Folder for the converted network."),
+    ],
     model_arg: ModelArgs = None,
     weights: Weights = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="macs=RATIO or parameters=RATIO to the dense network's, or latency_ms=NUMBER; macs=0.5 by default."
+            help="macs=RATIO or parameters=RATIO to the dense network's, or latency_ms=NUMBER. Required unless "
+            "--rank or --plan is given."
         ),
     ] = None,
     engine: Annotated[
@@ -114,7 +119,9 @@ def convert(
         if given is not None and value is not None:
             raise SeparableValueError(f"--plan {plan} and {option} {value} are both given: the plan already decides it")
     if budget is None and rank is None and given is None:
-        budget = "macs=0.5"
+        raise SeparableValueError(
+            "--budget, --rank and --plan are all missing: give one of them, for example --budget macs=0.5"
+        )
     progress = not (quiet or json)
     arguments = keyword_arguments("--model-arg", model_arg)
     Network(model, arguments).check("the network to convert")  # now, not when it is written after minutes

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from torch_separable.cli.arguments import Json, Quiet, print_json
+from torch_separable.cli.arguments import Json, Quiet, output_path, print_json
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")] = Path("runs/demo"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=output_path, metavar="PATH", help="Folder for the run.")
+    ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     quiet: Quiet = False,
     json: Json = False,

@@ -20,6 +20,7 @@ from torch_separable.cli.arguments import (
     Std,
     keyword_arguments,
     load_prepared,
+    output_path,
     preparation,
     print_json,
 )
@@ -33,7 +34,10 @@ def distill(
     teacher: Annotated[Path, typer.Option(help="The dense network's weights.")],
     data: Data,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the run; by default FOLDER/distilled.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", parser=output_path, metavar="PATH", help="Folder of the run; by default FOLDER/distilled."
+        ),
     ] = None,
     model: DenseModel = None,
     model_arg: ModelArgs = None,

@@ -17,6 +17,7 @@ from torch_separable.cli.arguments import (
     Weights,
     keyword_arguments,
     load_prepared,
+    output_path,
     preparation,
     print_json,
     whole_numbers,
@@ -28,7 +29,14 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder written by convert, distill or demo.")],
     to: Annotated[str, typer.Option(help="onnx, pt2 or executorch.")] = "onnx",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file; by default FOLDER/model.onnx, .pt2 or .pte.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=output_path,
+            metavar="PATH",
+            help="The file; by default FOLDER/model.onnx, .pt2 or .pte.",
+        ),
     ] = None,
     model: DenseModel = None,
     model_arg: ModelArgs = None,

@@ -7,11 +7,20 @@ from typing import Annotated
 
 import typer
 
+from torch_separable.cli.arguments import output_path
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder written by demo, convert, distill or bench.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; by default index.html in the folder.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=output_path,
+            metavar="PATH",
+            help="File to write; by default index.html in the folder.",
+        ),
     ] = None,
 ) -> None:
     """Write a run as one self-contained HTML file that opens offline.

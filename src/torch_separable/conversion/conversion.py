@@ -102,6 +102,11 @@ class Conversion:
     plan: Plan
     report: Report
 
+    def __repr__(self) -> str:
+        # The default would print the whole network.
+        macs, count = self.report.macs, len(self.report.converted)
+        return f"Conversion({type(self.model).__name__}: {count} layers, {macs.dense:,} → {macs.converted:,} MACs)"
+
     def __str__(self) -> str:
         return f"{self.plan}\n\n{self.report}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from torch_separable._system.extras import optional
+from torch_separable._system.quiet import quiet
 from torch_separable.errors import SeparableError
 
 
@@ -20,10 +20,11 @@ def to_executorch(program: ExportedProgram) -> tuple[bytes, dict[str, int]]:
         SeparableError: ExecuTorch cannot lower the network.
         MissingExtraError: executorch is not installed (extra ``executorch``).
     """
-    exir = optional("executorch.exir", "executorch")
-    xnnpack = optional("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    with quiet():  # importing it warns, too
+        exir = optional("executorch.exir", "executorch")
+        xnnpack = optional("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with quiet():
             lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
             graph: Any = lowered.exported_program().graph
             written = lowered.to_executorch()
@@ -38,10 +39,11 @@ def to_executorch(program: ExportedProgram) -> tuple[bytes, dict[str, int]]:
 
 def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
     """Load the file into ExecuTorch's Python runtime."""
-    runtime = optional("executorch.runtime", "executorch")
-    # The program does not copy `content`; `run` below keeps both alive.
-    program = runtime.Runtime.get().load_program(content)
-    method = program.load_method("forward")
+    with quiet():
+        runtime = optional("executorch.runtime", "executorch")
+        # The program does not copy `content`; `run` below keeps both alive.
+        program = runtime.Runtime.get().load_program(content)
+        method = program.load_method("forward")
 
     def run(images: Tensor) -> Tensor:
         outputs: list[Tensor] = method.execute([images.contiguous()])

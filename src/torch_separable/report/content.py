@@ -269,7 +269,9 @@ def _cards(steps: Sequence[Step], times: Times | None, facts: Facts, conversion:
         cards.append(Card("accuracy", percent(last.accuracy), detail))
     elif conversion is not None:
         agreement = number(conversion, "agreement", "conversion")
-        cards.append(Card("same class", percent(agreement), "on the calibration images; accuracy was not measured"))
+        cards.append(
+            Card("same class", percent(agreement), "on held-out calibration images; accuracy was not measured")
+        )
     cards += [
         Card("fewer parameters", f"{facts.parameters:.2f}x", f"{dense.parameters:,} → {last.parameters:,}"),
         Card("fewer MACs", f"{facts.macs:.2f}x", f"{dense.macs:,} → {last.macs:,}"),

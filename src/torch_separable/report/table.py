@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from torch_separable._system.text import printable
 from torch_separable.report.content import conditions_sentence, times_of
 from torch_separable.report.facts import accuracy_sentence, costs_sentence, facts_of, speed_sentence
 
@@ -26,9 +27,9 @@ def results_table(results: dict[str, Any]) -> str:
         "parameters": [f"{s['parameters']:,}" for s in results["steps"]],
         "bytes": ["" if s["bytes"] is None else f"{s['bytes']:,}" for s in results["steps"]],
     }
-    names = [step["name"] for step in results["steps"]]
+    names = [printable(step["name"]) for step in results["steps"]]
     remaining = width - min(_NAME, max(map(len, names))) - 2
-    table = Table(box=box.SIMPLE_HEAD, title=results["title"], title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=printable(results["title"]), title_justify="left", pad_edge=False)
     table.add_column("step", ratio=1)
     shown: list[list[str]] = []
     for head, cells in columns.items():  # only columns that fit: a truncated number would be read as another number
