@@ -174,7 +174,7 @@ def test_a_network_without_parameters_gets_its_inputs_on_the_cpu() -> None:
     assert quiet(nn.ReLU(), (3, 8, 8)).input_shapes == ((1, 3, 8, 8),)
 
 
-def test_no_random_number_of_the_callers_is_used() -> None:
+def test_random_generator_of_the_caller_is_not_used() -> None:
     network, state = nn.Linear(3, 4), torch.random.get_rng_state()
     quiet(network, (3,))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -202,7 +202,7 @@ def nested() -> nn.Module:
         (None, ["0", "0.0", "0.0.0", "0.0.1", "0.1", "1"]),
     ],
 )
-def test_depth_shows_modules_with_all_that_is_in_them(depth: int | None, names: list[str]) -> None:
+def test_depth_includes_descendants(depth: int | None, names: list[str]) -> None:
     whole, shown = quiet(nested(), (3, 8, 8)), quiet(nested(), (3, 8, 8), depth=depth)
     assert [row.name for row in shown.layers] == names
     for total in ("parameters", "trainable", "macs", "bytes"):
@@ -213,7 +213,7 @@ def test_depth_shows_modules_with_all_that_is_in_them(depth: int | None, names: 
         assert (row.macs, row.parameters) == (sum(r.macs for r in inside), sum(r.parameters for r in inside))
 
 
-def test_depth_zero_is_the_network_and_what_it_returns() -> None:
+def test_depth_zero_is_a_row_of_the_network() -> None:
     (row,) = quiet(nested(), (3, 8, 8), depth=0).layers
     assert (row.name, row.type, row.output_shape) == ("", "Sequential", (1, 5, 6, 6))
 
@@ -244,9 +244,7 @@ SEPARABLE: list[tuple[nn.Module, nn.Module, tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(("unit", "dense", "size"), SEPARABLE, ids=lambda value: type(value).__name__)
-def test_a_separable_unit_stands_for_a_dense_convolution(
-    unit: nn.Module, dense: nn.Module, size: tuple[int, ...]
-) -> None:
+def test_separable_unit_has_a_dense_equivalent(unit: nn.Module, dense: nn.Module, size: tuple[int, ...]) -> None:
     counted, expected = quiet(nn.Sequential(unit), size, 2), quiet(dense, size, 2)
     row = row_of(counted, "0")
     assert row.dense == expected.layers[0].formula
@@ -256,7 +254,7 @@ def test_a_separable_unit_stands_for_a_dense_convolution(
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_a_grouped_convolution_stands_for_one_without_groups(groups: int) -> None:
+def test_grouped_convolution_has_a_dense_equivalent(groups: int) -> None:
     (row,) = quiet(nn.Conv2d(4, 8, 3, groups=groups), (4, 5, 5)).layers
     if groups == 1:
         assert (row.dense, row.dense_macs, row.saving) == ("", 0, None)
@@ -264,7 +262,7 @@ def test_a_grouped_convolution_stands_for_one_without_groups(groups: int) -> Non
         assert (row.dense, row.dense_macs, row.saving) == ("3·3·4·8 = 288 (+8 bias)", 9 * 288, float(groups))
 
 
-def test_a_unit_used_twice_saves_as_much_as_once() -> None:
+def test_saving_does_not_depend_on_the_number_of_calls() -> None:
     unit = ts.depthwise_separable_conv(4, 4)
     twice = row_of(quiet(nn.Sequential(unit, unit), (4, 5, 5)), "0")
     once = row_of(quiet(nn.Sequential(unit), (4, 5, 5)), "0")
@@ -295,7 +293,7 @@ class Branches(nn.Module):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_units_that_stand_for_no_one_convolution_claim_no_saving(block: nn.Module, size: tuple[int, ...]) -> None:
+def test_units_without_a_dense_equivalent_have_no_saving(block: nn.Module, size: tuple[int, ...]) -> None:
     (row,) = [row for row in quiet(nn.Sequential(block), size).layers if row.name == "0"]
     assert (row.dense, row.dense_macs, row.saving) == ("", 0, None)
 
@@ -341,7 +339,7 @@ def test_savings_of_the_units_of_mobilenet_follow_the_papers_formula() -> None:
         ({"columns": [3]}, "columns has 3"),
     ],
 )
-def test_arguments_that_are_of_no_use_are_refused(arguments: dict[str, Any], text: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(SeparableValueError) as refusal:
         quiet(nn.Conv2d(3, 4, 3), **{"input_shape": (3, 8, 8), **arguments})
     assert str(refusal.value).startswith(text)
@@ -349,7 +347,7 @@ def test_arguments_that_are_of_no_use_are_refused(arguments: dict[str, Any], tex
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no CUDA")
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_unavailable_device_is_refused() -> None:
     with pytest.raises(SeparableValueError, match=r"^device='cuda': "):
         quiet(nn.Linear(3, 4), (3,), device="cuda")
 
@@ -358,3 +356,13 @@ def test_an_input_of_the_wrong_shape_is_refused_before_anything_is_printed(capsy
     with pytest.raises(SeparableError, match=r"layer 'conv2d' \(Conv2d\) was given \[\(1, 5, 3, 3\)\]"):
         summary(Article(nn.Conv2d(4, 8, 3)), (5, 3, 3))
     assert capsys.readouterr().out == ""
+
+
+def test_an_input_too_large_for_memory_is_counted_by_shapes() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    network.append(nn.Flatten()).append(nn.Linear(4, 2))
+    small, huge = (summary(network, (3, n, n), verbose=False) for n in (100, 100_000))
+    assert huge.macs - 8 == 1_000_000 * (small.macs - 8)
+    assert huge.parameters == small.parameters
+    assert not huge.uncalled
+    assert summary(network, {"input": (3, 100_000, 100_000)}, verbose=False).macs == huge.macs

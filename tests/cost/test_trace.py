@@ -65,7 +65,7 @@ def test_one_layer(layer: nn.Module, shape: Any, parameters: int, macs: int, for
     assert (counted.uncounted, counted.uncalled) == ({}, ())
 
 
-def test_convolutions_are_recorded_with_all_that_decides_their_cost() -> None:
+def test_convolutions_are_recorded_with_their_arguments() -> None:
     layer = nn.ConvTranspose2d(4, 6, 3, stride=(3, 2), padding=1, output_padding=(2, 1), groups=2, dilation=2)
     trace = execute(layer, (torch.rand(1, 4, 5, 5),), {}).modules[""]
     assert trace.convs == [ConvSpec(4, 6, (3, 3), (3, 2), (1, 1), (2, 2), 2, True, True, (2, 1))]
@@ -142,7 +142,7 @@ def test_parts_compiled_by_pytorch_are_counted_operator_by_operator() -> None:
     assert macs_by_name(within) == {"0._orig_mod.0": 20, "1": 30}
 
 
-def test_a_network_that_catches_an_error_is_counted_on() -> None:
+def test_counting_continues_after_a_caught_error() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         try:
             self.wrong(x)  # type: ignore[operator]
@@ -197,7 +197,7 @@ def test_modules_that_never_run_are_named() -> None:
     assert "Never ran: spare.0" in str(counted)
 
 
-def test_a_module_whose_parameter_is_used_by_another_is_not_said_never_to_run() -> None:
+def test_module_whose_parameter_another_reads_is_not_uncalled() -> None:
     network = Net(
         lambda self, x: F.linear(self.scales[0] * x, self.lender.weight),
         lender=nn.Linear(4, 4),
@@ -289,7 +289,7 @@ def test_the_network_is_as_it_was(fails: bool) -> None:
     assert network.built
 
 
-def test_a_graph_that_waits_for_its_backward_pass_is_not_disturbed() -> None:
+def test_pending_backward_pass_still_runs() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
     loss = network(torch.rand(8, 4)).sum()
     analyze(network, torch.rand(8, 4))
@@ -323,7 +323,7 @@ def test_an_input_of_the_wrong_shape_names_the_layer_and_what_it_was_given() -> 
     )
 
 
-def test_an_error_after_a_layer_has_run_is_not_blamed_on_it() -> None:
+def test_error_outside_of_layers_names_no_layer() -> None:
     inner = Net(lambda self, x: self.fine(x) @ torch.ones(9), fine=nn.Linear(3, 4))
     assert message(nn.Sequential(inner), torch.rand(2, 3)).startswith(
         "Sequential cannot run on input of shape (2, 3): layer '0' (Net) was given [(2, 3)]: size mismatch"
@@ -333,7 +333,7 @@ def test_an_error_after_a_layer_has_run_is_not_blamed_on_it() -> None:
     )
 
 
-def test_an_error_handled_within_is_not_taken_for_the_one_that_ends_it() -> None:
+def test_caught_error_is_not_reported() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         try:
             self.wrong(x)  # type: ignore[operator]
@@ -372,7 +372,7 @@ def test_missing_and_unknown_inputs_are_named() -> None:
     assert "unexpected keyword argument 'images'" in message(nn.Linear(3, 3), images=torch.rand(1, 3))
 
 
-def test_an_error_without_words_is_named_by_its_type() -> None:
+def test_error_without_message_is_named_by_its_type() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -391,20 +391,20 @@ def test_an_error_without_words_is_named_by_its_type() -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_what_is_no_countable_network_is_refused(model: Callable[[], Any], text: str) -> None:
+def test_unsupported_networks_are_refused(model: Callable[[], Any], text: str) -> None:
     with pytest.raises(SeparableError) as refusal:
         analyze(model(), torch.rand(1, 3))
     assert str(refusal.value).startswith(text)
     assert isinstance(refusal.value, SeparableValueError) == ("lazy" not in text and "no shape" not in text)
 
 
-def test_embeddings_that_keep_to_a_norm_stay_as_they_were() -> None:
+def test_embeddings_with_max_norm_are_restored() -> None:
     network = nn.Embedding(10, 4, max_norm=1.0)
     with everything_stays(network):
         analyze(network, torch.arange(10))
 
 
-def test_buffers_of_any_kind_stay_as_they_were() -> None:
+def test_buffers_are_restored() -> None:
     class Buffered(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -426,6 +426,6 @@ def test_buffers_of_any_kind_stay_as_they_were() -> None:
     assert network.grown.tolist() == [0, 0]
 
 
-def test_views_that_are_not_marked_as_such_move_nothing() -> None:
+def test_views_without_is_view_move_no_bytes() -> None:
     plain, biased = (analyze(nn.Linear(64, 64, bias=bias), torch.rand(2, 8, 64)).bytes for bias in (False, True))
     assert biased - plain == 64 * 4

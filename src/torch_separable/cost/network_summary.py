@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from torch_separable.cost.formulas import ConvSpec
+from torch_separable.cost.inputs import Inputs, make_inputs
 from torch_separable.cost.render import Column, as_columns, render_csv, render_html, render_text
 from torch_separable.cost.storage import packed_parameters, stored_bytes
 from torch_separable.cost.trace import Trace, execute
@@ -37,7 +38,8 @@ class LayerCost:
         output_shape: shape of its first output, with the batch dimension.
         parameters: number of its own parameters; a shared parameter counts in the first module that has it.
         trainable: number of its own parameters with ``requires_grad``.
-        macs: multiply-accumulates of its own operators, over all calls; a complex one counts as four.
+        macs: multiply-accumulates of its own operators, over all calls. A complex one counts as four real ones;
+            a complex convolution counts the three real convolutions that PyTorch computes.
         bytes: operands and results of its own operators, each moved once.
         dense: formula of the dense convolution that it replaces; empty if there is none.
         dense_macs: that convolution's multiply-accumulates.
@@ -168,10 +170,6 @@ class Summary:
         return render_csv(self)
 
 
-Size = Sequence[int]
-Inputs = Tensor | Size | Sequence[Tensor] | Sequence[Size] | Mapping[str, Tensor | Size]
-
-
 def summary(
     model: nn.Module,
     input_shape: Inputs,
@@ -189,7 +187,8 @@ def summary(
         model: the network; it runs once, in evaluation mode, and is not changed.
         input_shape: shape of one input *without* the batch dimension, such as ``(4, 3, 3)``; a list of shapes for
             several inputs; a mapping for inputs by name; or tensors (with the batch dimension) in place of shapes.
-        batch_size: number of inputs to count for, if shapes are given.
+        batch_size: number of inputs to count for, if shapes are given. Inputs above 1 GB are counted without being
+            allocated or computed.
         device: device of the created inputs; ``None`` for the model's.
         dtypes: dtype of the created inputs, or one for each; ``None`` for the model's.
         depth: show modules down to this depth, each including its descendants; ``None`` for all.
@@ -220,8 +219,8 @@ def summary(
     if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 0):
         raise SeparableValueError(f"depth={depth!r}: must be a whole number, at least 0, or None for all")
     model = _checked(model)
-    args, kwargs = _inputs(model, input_shape, batch_size, device, dtypes)
-    counted = _analyze(model, args, kwargs, depth)
+    args, kwargs, mode = make_inputs(model, input_shape, batch_size, device, dtypes)
+    counted = _analyze(model, args, kwargs, depth, mode)
     counted = replace(counted, columns=chosen)
     if verbose:
         print(counted)
@@ -249,8 +248,14 @@ def analyze(model: nn.Module, *inputs: Any, **named: Any) -> Summary:
     return _analyze(_checked(model), inputs, named, None)
 
 
-def _analyze(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], depth: int | None) -> Summary:
-    traces = execute(model, args, kwargs)
+def _analyze(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    depth: int | None,
+    mode: AbstractContextManager[object] | None = None,
+) -> Summary:
+    traces = execute(model, args, kwargs, mode)
     tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
     rows = _rows(model, traces.modules, whole=depth == 0)
     called = {name for name, trace in traces.modules.items() if trace.calls}
@@ -396,65 +401,3 @@ def _checked(model: object) -> nn.Module:
         if is_lazy(parameter):
             raise SeparableError(f"parameter {name} has no shape yet (a lazy module): run the model once, then count")
     return model
-
-
-def _inputs(
-    model: nn.Module, given: Inputs, batch_size: int, device: torch.device | str | None, dtypes: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Make the arguments of the forward pass from shapes or tensors."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise SeparableValueError(f"batch_size={batch_size!r}: must be a whole number, at least 1")
-    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
-    place = _device(device) if device is not None else reference.device if reference is not None else "cpu"
-    default = reference.dtype if reference is not None else torch.float32
-
-    def make(value: Any, dtype: torch.dtype | None, where: str) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.to(place)
-        if not _is_size(value):
-            raise SeparableValueError(
-                f"{where}={value!r}: expected the shape of one input without the batch, such as (3, 224, 224), "
-                "or a tensor"
-            )
-        dtype = dtype or default
-        shape = (batch_size, *value)
-        if dtype.is_floating_point:
-            # A ramp gives distinct pixels without drawing from the caller's random generator.
-            return torch.linspace(0, 1, math.prod(shape), device=place).view(shape).to(dtype)
-        return torch.zeros(shape, device=place, dtype=dtype)
-
-    if isinstance(given, Mapping):
-        wanted = _dtypes(dtypes, len(given))
-        named = {name: make(v, d, f"input_shape[{name!r}]") for (name, v), d in zip(given.items(), wanted, strict=True)}
-        return (), named
-    if isinstance(given, Tensor) or _is_size(given):
-        return (make(given, _dtypes(dtypes, 1)[0], "input_shape"),), {}
-    if not isinstance(given, list | tuple) or all(isinstance(entry, int | float) for entry in given):
-        raise SeparableValueError(
-            f"input_shape={given!r}: expected the shape of one input without the batch, such as (3, 224, 224), "
-            "a tensor, a list of these, or a mapping"
-        )
-    wanted = _dtypes(dtypes, len(given))
-    return tuple(make(v, d, f"input_shape[{i}]") for i, (v, d) in enumerate(zip(given, wanted, strict=True))), {}
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise SeparableValueError(f"device={device!r}: {str(error).splitlines()[0]}") from error
-
-
-def _is_size(value: object) -> bool:
-    sequence = isinstance(value, list | tuple | torch.Size)
-    return sequence and len(value) > 0 and all(type(n) is int and n > 0 for n in value)  # type: ignore[arg-type, attr-defined]
-
-
-def _dtypes(dtypes: Any, count: int) -> list[torch.dtype | None]:
-    if dtypes is None or isinstance(dtypes, torch.dtype):
-        return [dtypes] * count
-    if not isinstance(dtypes, list | tuple) or not all(isinstance(dtype, torch.dtype) for dtype in dtypes):
-        raise SeparableValueError(f"dtypes={dtypes!r}: expected a torch.dtype, or a list of these")
-    if len(dtypes) != count:
-        raise SeparableValueError(f"dtypes has {len(dtypes)} entries for {count} inputs: give one, or one per input")
-    return list(dtypes)

@@ -61,10 +61,21 @@ class Execution:
     read: frozenset[int]
 
 
-def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Execution:
+def execute(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    mode: AbstractContextManager[object] | None = None,
+) -> Execution:
     """Run ``model`` once in evaluation mode, without gradients, and count its operators.
 
     Modes, buffers, random state and hooks are restored, also after an exception.
+
+    Args:
+        model: the network.
+        args: arguments of its forward.
+        kwargs: keyword arguments.
+        mode: context of the forward pass, such as that of fake tensors; only the forward pass runs in it.
 
     Raises:
         SeparableError: the forward pass fails; the message names the layer and the shapes of its inputs.
@@ -73,7 +84,7 @@ def execute(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     counter = _Counter(names)
     with unchanged(model), torch.no_grad(), _eager(), counter.attached(model):
         try:
-            with counter:
+            with mode or nullcontext(), counter:
                 model(*args, **kwargs)
         except SeparableError:
             raise
