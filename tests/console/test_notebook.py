@@ -77,18 +77,18 @@ RESULTS: dict[str, Shown] = {
 
 
 @given(cells=st.lists(st.tuples(XML_TEXT, XML_TEXT), min_size=1), head=st.tuples(XML_TEXT, XML_TEXT))
-def test_a_table_gives_back_every_text(cells: list[tuple[str, str]], head: tuple[str, str]) -> None:
+def test_table_contains_every_text_unchanged(cells: list[tuple[str, str]], head: tuple[str, str]) -> None:
     shown = parsed(table(head, cells, right=[False, True], foot=head))
     texts = [tuple("".join(cell.itertext()) for cell in line) for line in shown.iter("tr")]
     assert texts == [head, *cells, head]
 
 
-def test_marked_rows_stand_out() -> None:
+def test_marked_rows_are_bold() -> None:
     shown = parsed(table((), [("a",), ("b",)], marked=[False, True]))
     assert [[cell.tag for cell in line] for line in shown.iter("tr")] == [["td"], ["th"]]
 
 
-def test_a_row_of_another_length_is_no_table() -> None:
+def test_row_of_another_length_raises() -> None:
     with pytest.raises(ValueError, match="zip"):
         table(("one", "two"), [("alone",)])
 
@@ -103,7 +103,7 @@ def test_a_conversion_shows_its_plan_and_its_report(conversion: ts.Conversion) -
     assert lines["MACs"].startswith(f"{dense:,} -> {converted:,} ")
 
 
-def test_a_plan_shows_all_that_is_known_of_each_layer(conversion: ts.Conversion) -> None:
+def test_plan_shows_every_field_of_each_layer(conversion: ts.Conversion) -> None:
     head, first, _ = rows(conversion.plan)
     row, layer = dict(zip(head, first, strict=True)), conversion.plan.layers[0]
     assert row["dense ⇒ planned"] == f"Conv2d(3, 16, 3x3) ⇒ {layer.after}"
@@ -112,7 +112,7 @@ def test_a_plan_shows_all_that_is_known_of_each_layer(conversion: ts.Conversion)
     assert row["why"] == layer.reason
 
 
-def test_names_from_a_network_or_a_file_stay_text(conversion: ts.Conversion) -> None:
+def test_names_from_networks_and_files_are_escaped(conversion: ts.Conversion) -> None:
     plan = ts.Plan("svd", (LayerPlan(ATTACK, (8, 4, 3, 3), None, reason=ATTACK, dense=f"{ATTACK}\x1b[31m"),))
     for result in (conversion, conversion.plan, plan, EXPORTED, BENCHMARK):
         html = result._repr_html_()
@@ -131,7 +131,7 @@ def test_an_evaluation_and_an_export_show_their_numbers() -> None:
     assert rows(EXPORTED)[-1] == ["ONNX", "differs by at most 1.0e-06 for outputs up to 3.0 (2 images)"]
 
 
-def test_a_benchmark_shows_each_engine_the_fastest_first_and_what_it_amounts_to() -> None:
+def test_benchmark_lists_engines_by_speed_and_its_conclusion() -> None:
     head, *timings = rows(BENCHMARK)
     assert [dict(zip(head, row, strict=True))["ms"] for row in timings] == ["0.5", "2"]
     assert [dict(zip(head, row, strict=True))["we are"] for row in timings] == ["", "4.00x"]
@@ -156,7 +156,7 @@ def test_a_verification_shows_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_tables_leave_colours_to_the_notebook(name: str) -> None:
+def test_tables_set_no_colours(name: str) -> None:
     """So they are as readable in its dark theme as in the light one."""
     tables = list(parsed(RESULTS[name]._repr_html_()).iter("table"))
     attributes = [element.attrib for shown in tables for element in shown.iter()]

@@ -19,7 +19,7 @@ def shown_text(capsys: pytest.CaptureFixture[str], *, shown: bool = True) -> str
     return captured.err
 
 
-def test_nothing_is_written_where_no_terminal_is(
+def test_nothing_is_written_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_PATIENCE_S", -1.0)
@@ -41,7 +41,7 @@ def test_bar_appears_on_a_terminal_after_two_seconds(
     assert "loss 2" in text
 
 
-def test_bar_leaves_lines_alone_that_go_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_does_not_redirect_standard_output_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(progress, "_PATIENCE_S", -1.0)
@@ -57,7 +57,7 @@ def test_bar_leaves_lines_alone_that_go_into_a_file(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("speed", "said"), [(None, ""), (1234.0, "1,234/s"), (10.4, "10/s"), (2.5, "2.5/s"), (0.25, "4.0 s each")]
 )
-def test_rate_is_told_by_the_second_or_by_the_step(speed: float | None, said: str) -> None:
+def test_rate_is_per_second_or_in_seconds_per_step(speed: float | None, said: str) -> None:
     task = Task(TaskID(0), "t", 10, 3, _get_time=lambda: 0.0)
     task.finished_speed = speed
     assert progress._Rate().render(task).plain == said

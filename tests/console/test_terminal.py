@@ -10,7 +10,7 @@ from torch_separable._console.terminal import show
 LONG = Text("kept ").append("x" * 300, "green")
 
 
-def test_styles_are_left_out_where_no_terminal_is(
+def test_styles_are_omitted_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
@@ -19,7 +19,7 @@ def test_styles_are_left_out_where_no_terminal_is(
     assert capsys.readouterr().out == f"{LONG.plain}\n"
 
 
-def test_terminal_gets_colours_unless_it_wants_none(
+def test_terminal_gets_colours_unless_no_color_is_set(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")

@@ -81,7 +81,7 @@ def test_parameters_and_output_size_are_those_of_the_real_layer(transposed: bool
 
 
 @given(convolutions(transposed=False))
-def test_macs_are_the_products_that_a_convolution_of_ones_adds_up(drawn: tuple[ConvSpec, tuple[int, ...]]) -> None:
+def test_macs_equal_the_sum_of_a_convolution_of_ones(drawn: tuple[ConvSpec, tuple[int, ...]]) -> None:
     spec, size = drawn
     # Padding counts as pixels: it is made of ones here as well.
     padded = [n + 2 * p for n, p in zip(size, spec.padding, strict=True)]
@@ -93,7 +93,7 @@ def test_macs_are_the_products_that_a_convolution_of_ones_adds_up(drawn: tuple[C
 
 
 @given(convolutions(transposed=True))
-def test_macs_of_a_transposed_convolution_are_those_before_padding_cuts_it(
+def test_macs_of_a_transposed_convolution_include_cropped_output(
     drawn: tuple[ConvSpec, tuple[int, ...]],
 ) -> None:
     spec, size = drawn
@@ -115,7 +115,7 @@ def test_groups_divide_weights_and_macs(drawn: tuple[ConvSpec, tuple[int, ...]])
 
 
 @given(convolutions(transposed=False))
-def test_the_formula_is_the_count(drawn: tuple[ConvSpec, tuple[int, ...]]) -> None:
+def test_formula_evaluates_to_the_number_of_weights(drawn: tuple[ConvSpec, tuple[int, ...]]) -> None:
     spec, _ = drawn
     product, _, count = spec.formula().partition(" = ")
     weights, _, bias = count.partition(" ")
@@ -132,7 +132,7 @@ def test_the_formula_is_the_count(drawn: tuple[ConvSpec, tuple[int, ...]]) -> No
         (ConvSpec(4, 8, (1, 1)), 32, 40, 288, "1·1·4·8 = 32 (+8 bias)"),
     ],
 )
-def test_the_articles_four_convolutions(spec: ConvSpec, weights: int, parameters: int, macs: int, formula: str) -> None:
+def test_convolutions_of_the_article(spec: ConvSpec, weights: int, parameters: int, macs: int, formula: str) -> None:
     assert (spec.weights, spec.parameters, spec.macs((3, 3)), spec.formula()) == (weights, parameters, macs, formula)
 
 
@@ -152,7 +152,7 @@ def test_kinds_of_convolution(spec: ConvSpec, depthwise: bool, pointwise: bool) 
     assert (spec.is_depthwise, spec.is_pointwise) == (depthwise, pointwise)
 
 
-def test_what_is_left_out_takes_the_values_of_torch_nn() -> None:
+def test_defaults_are_those_of_torch_nn() -> None:
     given_all = ConvSpec(2, 2, (3, 5), (1, 1), (0, 0), (1, 1), 1, True, False, (0, 0))
     assert ConvSpec(2, 2, (3, 5)) == given_all
 
@@ -197,7 +197,7 @@ def test_impossible_convolutions_are_refused(arguments: dict[str, Any], message:
         ),
     ],
 )
-def test_inputs_that_leave_no_output_are_refused(spec: ConvSpec, size: tuple[int, ...], message: str) -> None:
+def test_inputs_with_an_empty_output_are_refused(spec: ConvSpec, size: tuple[int, ...], message: str) -> None:
     for ask in (spec.output_size, spec.macs):
         with pytest.raises(SeparableValueError) as refusal:
             ask(size)
@@ -227,7 +227,7 @@ def test_cost_ratio_of_the_article_and_of_the_paper() -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
-def test_matmul_macs_are_the_products_of_ones(rows: int, inner: int, columns: int, batch: int) -> None:
+def test_matmul_macs_equal_the_sum_of_a_product_of_ones(rows: int, inner: int, columns: int, batch: int) -> None:
     product = torch.ones(batch, rows, inner) @ torch.ones(batch, inner, columns)
     assert matmul_macs(rows, inner, columns, batch) == product.sum().item()
 
@@ -246,7 +246,7 @@ def test_attention_macs_are_those_of_its_two_products(
     assert attention_macs(query.shape, key.shape, value.shape) == expected.item()
 
 
-def test_heads_that_share_keys_each_cost_their_own() -> None:
+def test_grouped_queries_count_every_query_head() -> None:
     shared = attention_macs((2, 8, 5, 16), (2, 2, 7, 16), (2, 2, 7, 16))
     assert attention_macs((1, 1, 5, 16), (2, 8, 7, 16), (2, 8, 7, 16)) == 2 * 8 * 5 * 7 * (16 + 16)
     assert shared == attention_macs((2, 8, 5, 16), (2, 8, 7, 16), (2, 8, 7, 16)) == 2 * 8 * 5 * 7 * (16 + 16)

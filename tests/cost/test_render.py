@@ -62,7 +62,7 @@ def test_a_table_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_names_that_are_too_long_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_names_are_cut_at_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (f"backbone_of_the_network_with_a_very_long_name_of_some_stage_{i}" for i in (1, 2))
     network = nn.Sequential(OrderedDict([(first, nn.Conv2d(3, 8, 3)), (second, nn.Sequential(nn.Conv2d(8, 8, 3)))]))
     table = analyze(network, torch.zeros(1, 3, 224, 224))
@@ -73,7 +73,7 @@ def test_names_that_are_too_long_lose_their_beginning(monkeypatch: pytest.Monkey
     assert first in at_width(table, 120, monkeypatch)[2]
 
 
-def test_chosen_columns_come_in_the_order_in_which_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_have_the_given_order(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(OrderedDict(unit=ts.depthwise_separable_conv(4, 8)))
     table = summary(network, (4, 3, 3), columns=["macs", Column.FORMULA, "dense", "layer"], verbose=False)
     assert at_width(table, 20, monkeypatch)[:7] == [
@@ -124,7 +124,7 @@ def test_frozen_parameters_are_not_trainable(monkeypatch: pytest.MonkeyPatch) ->
     assert [line for line in lines if "rainable" in line] == ["Trainable params: 80", "Non-trainable params: 40"]
 
 
-def test_children_stand_indented_under_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_are_indented_below_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = at_width(summary(resnet20(), (3, 32, 32), columns=["layer"], verbose=False), 80, monkeypatch)
     assert lines[lines.index(" layer1") :][:4] == [" layer1", "   0", "     conv1", "     bn1"]
 
@@ -160,7 +160,7 @@ def test_json_is_the_dictionary_and_both_are_the_summary(name: str) -> None:
     assert "·" in table.to_json()
 
 
-def test_json_says_what_was_not_counted_and_what_never_ran() -> None:
+def test_json_lists_uncounted_operators_and_uncalled_modules() -> None:
     class Strange(nn.Module):
         def __init__(self) -> None:
             super().__init__()

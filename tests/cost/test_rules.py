@@ -81,7 +81,7 @@ def test_products(function: Callable[..., Tensor], shapes: list[tuple[int, ...]]
 
 @pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"attn_mask": torch.zeros(5, 5)}])
-def test_attention_costs_the_same_on_every_kernel(backend: SDPBackend, options: dict[str, Any]) -> None:
+def test_attention_counts_the_same_with_every_backend(backend: SDPBackend, options: dict[str, Any]) -> None:
     def attend(x: Tensor) -> Tensor:
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(x, x, x, **options)
@@ -229,7 +229,7 @@ def correlate() -> Iterator[Any]:
         yield torch.ops.separable_test.correlate
 
 
-def test_an_operator_of_ones_own_is_counted_once_it_has_a_rule(correlate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_operator_is_counted_with_a_rule(correlate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     network = Calls(lambda x: correlate(x, x) + correlate(x, x))
     before = analyze(network, torch.rand(3, 4))
     assert (before.macs, dict(before.uncounted)) == (0, {"separable_test.correlate": 2})

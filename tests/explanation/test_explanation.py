@@ -48,7 +48,7 @@ def costs(explanation: Explanation) -> tuple[int, int, int]:
     ],
 )
 @pytest.mark.parametrize("input_shape", [(3, 3), (4, 3, 3), torch.Size((4, 3, 3)), [3, 3]])
-def test_the_tutorials_example(layer: nn.Module, expected: tuple[int, int, int], input_shape: Any) -> None:
+def test_example_of_the_tutorial(layer: nn.Module, expected: tuple[int, int, int], input_shape: Any) -> None:
     explanation = explain(layer, input_shape)
     assert costs(explanation) == expected
     assert explanation.input_shape == (4, 3, 3)

@@ -31,7 +31,7 @@ def data_of(page: str) -> dict[str, Any]:
     return document
 
 
-def test_the_page_needs_nothing_else() -> None:
+def test_page_is_self_contained() -> None:
     page = explorer_page()
     assert set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}
     assert re.findall(r"<(?:link|iframe|img|script[^>]* src)\b", page) == []
@@ -39,7 +39,7 @@ def test_the_page_needs_nothing_else() -> None:
     assert len(page.encode()) < 400_000
 
 
-def test_it_starts_at_the_articles_example() -> None:
+def test_page_opens_with_the_example_of_the_article() -> None:
     assert data_of(explorer_page())["start"] == {
         "in": 4,
         "out": 8,
@@ -141,7 +141,7 @@ def test_every_word_is_used() -> None:
     assert unused == []
 
 
-def test_what_is_put_into_the_page_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_in_the_page_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer_module, "__version__", "</script><script>alert(1)</script>")
     page = explorer_page()
     assert "alert(1)</script>" not in page

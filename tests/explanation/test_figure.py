@@ -53,7 +53,7 @@ def test_svg_parses_and_says_what_is_drawn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_words_stay_on_the_page_and_apart(name: str) -> None:
+def test_texts_stay_on_the_page_and_do_not_overlap(name: str) -> None:
     """Rendered text boxes neither leave the page nor cover each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -112,13 +112,13 @@ def test_png_is_a_picture(tmp_path: Path) -> None:
     assert min(blue.sum(), orange.sum()) > 1000
 
 
-def test_an_unknown_suffix_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SeparableValueError, match=r"'figure\.bmp'.*\.svg, \.png, \.pdf"):
         drawn("dense").save(tmp_path / "figure.bmp")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SeparableError, match="file"):
         drawn("dense").save(tmp_path / "file" / "figure.svg")

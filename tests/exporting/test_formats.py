@@ -92,7 +92,7 @@ def test_convolution_with_a_norm_is_two_conv_nodes_once_it_is_converted(tmp_path
     assert made.input_shape == (3, 12, 12)
 
 
-def test_a_file_that_openvino_refuses_is_written_all_the_same(tmp_path: Path) -> None:
+def test_file_that_openvino_cannot_load_is_written_with_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")).eval()
     with pytest.warns(UserWarning, match=r"OpenVINO .* the file"):
@@ -113,7 +113,7 @@ def test_mobilenet_is_conv_nodes_and_activations(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [18, 20, 23])
-def test_opset_is_the_one_that_is_stated(tmp_path: Path, opset: int) -> None:
+def test_file_has_the_requested_opset(tmp_path: Path, opset: int) -> None:
     layer = DepthwiseSeparableConv2d(3, 4, 3)
     export(layer, tmp_path / "a.onnx", input_shape=(3, 8, 8), opset=opset)
     model = onnx.load(tmp_path / "a.onnx")

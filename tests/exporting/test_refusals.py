@@ -76,7 +76,7 @@ def test_wrong_arguments_are_named(tmp_path: Path, name: str, arguments: dict[st
     assert not list(tmp_path.iterdir())
 
 
-def test_folder_is_no_file(tmp_path: Path) -> None:
+def test_folder_as_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SeparableError, match=r"is a folder.*model\.onnx"):
         export(small(), tmp_path, to="onnx", input_shape=(3, 8, 8))
 
@@ -89,7 +89,7 @@ def test_folder_is_no_file(tmp_path: Path) -> None:
         (Stubborn(), r"^(Stubborn cannot be exported|the network returned ndarray, which holds no logits)"),
     ],
 )
-def test_network_that_cannot_be_exported_is_told_in_one_line(tmp_path: Path, model: nn.Module, message: str) -> None:
+def test_error_of_an_unexportable_network_is_one_line(tmp_path: Path, model: nn.Module, message: str) -> None:
     (tmp_path / "a.onnx").write_text("before")
     with pytest.raises(SeparableError, match=message) as refused:
         export(model, tmp_path / "a.onnx", input_shape=(3, 8, 8))
@@ -106,7 +106,7 @@ def test_logits_are_found_in_what_the_network_returns(tmp_path: Path) -> None:
     assert export(Wrapped(), tmp_path / "a.onnx", input_shape=(3, 8, 8)).parity["ONNX Runtime"] < 1e-4
 
 
-def test_outputs_that_are_left_out_are_named(tmp_path: Path) -> None:
+def test_omitted_outputs_are_named(tmp_path: Path) -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -139,7 +139,7 @@ def test_saved_network_knows_the_shape_of_its_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "runner"), [("a.onnx", "to_onnx"), ("a.pt2", "to_pt2")])
-def test_file_that_computes_something_else_is_not_kept(
+def test_file_with_other_outputs_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, runner: str
 ) -> None:
     module = getattr(exporter, runner)
@@ -154,7 +154,7 @@ def test_file_that_computes_something_else_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
-def test_outputs_that_are_not_numbers_are_no_agreement(tmp_path: Path) -> None:
+def test_nan_outputs_are_refused(tmp_path: Path) -> None:
     model = small()
     nn.init.constant_(model[0].weight, torch.nan)  # type: ignore[index, arg-type]
     with pytest.raises(SeparableError, match="by nan"):
@@ -172,7 +172,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_disk_that_fills_up_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+def test_full_disk_leaves_the_existing_file(tmp_path: Path) -> None:
     (tmp_path / "a.pt2").write_text("before")
     with files_of_at_most(1000), pytest.raises(SeparableError, match=r"cannot write .*a\.pt2"):
         export(small(), tmp_path / "a.pt2", input_shape=(3, 8, 8))

@@ -70,7 +70,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], Any]] = {
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", OPTIONS)
-def test_each_option_of_separable_conv_2d_has_its_counterpart(name: str) -> None:
+def test_every_option_of_separable_conv_2d_is_converted(name: str) -> None:
     options, shows = OPTIONS[name]
     layer = keras.layers.SeparableConv2D(6, **{"kernel_size": 3, **options})
     ours = compare(layer, torch.randn(2, 4, 9, 8))
@@ -91,7 +91,7 @@ def test_each_option_of_separable_conv_2d_has_its_counterpart(name: str) -> None
     data_format=st.sampled_from(("channels_last", "channels_first")),
     size=st.tuples(st.integers(7, 9), st.integers(7, 9)),
 )
-def test_options_go_together(
+def test_combined_options_are_converted(
     kind: str, kernel: int, strides: int, dilation: int, padding: str, multiplier: int, bias: bool,
     activation: str | None, data_format: str, size: tuple[int, int],
 ) -> None:  # fmt: skip
@@ -115,7 +115,7 @@ def test_activations_are_those_of_the_same_name(name: str) -> None:
     compare(keras.layers.SeparableConv2D(6, 3, activation=name), torch.randn(1, 4, 6, 6))
 
 
-def test_depthwise_layers_come_as_plain_as_they_can() -> None:
+def test_depthwise_layer_without_extras_is_a_single_module() -> None:
     assert isinstance(compare(keras.layers.DepthwiseConv2D(3), torch.randn(1, 4, 6, 6)), DepthwiseConv2d)
     ours = compare(
         keras.layers.DepthwiseConv2D(3, strides=2, padding="same", activation="relu"), torch.randn(1, 4, 6, 6)
@@ -160,13 +160,13 @@ def test_networks_give_the_same_outputs(networks: tuple[str, Any, nn.Module]) ->
     assert expected.std() > 0.01
 
 
-def test_weights_of_keras_may_go_through_a_file(networks: tuple[str, Any, nn.Module], tmp_path: Path) -> None:
+def test_keras_weights_load_from_a_file(networks: tuple[str, Any, nn.Module], tmp_path: Path) -> None:
     name, theirs, ours = networks
     save_weights(keras_state(theirs), tmp_path / "keras.safetensors")
     assert import_weights(ours, tmp_path / "keras.safetensors").layout == name
 
 
-def test_network_of_pytorchs_convention_is_refused() -> None:
+def test_network_with_other_conventions_is_refused() -> None:
     theirs = NETWORKS["Keras MobileNet"][0]()
     with pytest.raises(ts.SeparableError, match=r"Keras MobileNet.*padding='same'"):
         import_weights(mobilenet_v1(0.25, num_classes=9, activation="relu6"), theirs)

@@ -169,7 +169,7 @@ def test_names_are_another_set_of_the_same_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_own_names_stay_own(name: str) -> None:
+def test_own_names_are_recognized(name: str) -> None:
     network = NETWORKS[name][1]()
     state = {key: tensor + 1 for key, tensor in network.state_dict().items()}
     report = import_weights(network, state)
@@ -188,7 +188,7 @@ def test_own_names_stay_own(name: str) -> None:
         (nn.Linear(2, 2), [torch.zeros(2)], "source is a list"),
     ],
 )
-def test_what_cannot_be_loaded_at_all_is_refused(network: nn.Module, state: Any, message: str) -> None:
+def test_unloadable_sources_are_refused(network: nn.Module, state: Any, message: str) -> None:
     with pytest.raises(ts.SeparableError) as caught:
         import_weights(network, state, strict=False)
     assert message in str(caught.value)

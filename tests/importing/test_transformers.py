@@ -124,7 +124,7 @@ def test_weights_in_a_file_are_recognised_too(tmp_path: Path, trained: Any) -> N
         ),
     ],
 )
-def test_network_that_computes_otherwise_is_refused_and_left_alone(
+def test_network_with_other_conventions_is_refused_and_unchanged(
     make: Any, kind: str, options: dict[str, Any], message: str
 ) -> None:
     network = make()
@@ -135,7 +135,7 @@ def test_network_that_computes_otherwise_is_refused_and_left_alone(
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_what_does_not_fit_is_reported_key_by_key() -> None:
+def test_mismatches_are_reported_by_key() -> None:
     source = theirs("MobileNetV1", depth_multiplier=0.25)
     state: dict[str, Any] = dict(source.state_dict())
     del state["mobilenet_v1.layer.3.normalization.bias"]
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_reported_key_by_key() -> None:
         import_weights(mobilenet_v1(0.25, num_classes=9, activation="relu6", **TENSORFLOW), state)
 
 
-def test_own_networks_that_compute_otherwise_are_refused_too() -> None:
+def test_own_network_with_other_conventions_is_refused() -> None:
     with pytest.raises(
         ts.SeparableError, match=r"Build it with padding='same', batch_norm_eps=0.001, activation='relu6'"
     ):

@@ -32,7 +32,7 @@ def test_names_are_those_of_torchvision() -> None:
         assert name in names
 
 
-def test_stride_stands_in_the_3x3_convolution() -> None:
+def test_3x3_convolution_has_the_stride() -> None:
     with torch.device("meta"):
         block = resnet50().layer2[0]
     assert (block.conv1.stride, block.conv2.stride, block.conv3.stride) == ((1, 1), (2, 2), (1, 1))

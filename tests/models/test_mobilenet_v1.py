@@ -98,7 +98,7 @@ def test_network_has_the_layers_of_table_1(count: Any, width: float, resolution:
     assert count(width_multiplier=width, resolution=resolution) == totals(closed_form(TABLE_1, width, resolution))
 
 
-def test_shallow_network_leaves_away_five_blocks(count: Any) -> None:
+def test_shallow_network_omits_five_blocks(count: Any) -> None:
     assert len(SHALLOW) == len(TABLE_1) - 10
     assert count(shallow=True) == totals(closed_form(SHALLOW))
 
@@ -179,7 +179,7 @@ def test_one_layer_of_table_3(layer: Any, channels: int, size: int, macs: float,
     assert millions(counted.parameters, 2) == parameters
 
 
-def test_dense_twin_has_the_same_shapes_throughout() -> None:
+def test_dense_network_has_the_same_shapes() -> None:
     separable, dense = mobilenet_v1(0.25, num_classes=7).eval(), conv_mobilenet(0.25, num_classes=7).eval()
     x = torch.randn(2, 3, 64, 64)
     y, z = separable.stem(x), dense.stem(x)

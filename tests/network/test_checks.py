@@ -38,7 +38,7 @@ if available():
 
 
 @pytest.mark.parametrize("name", TAKERS)
-def test_what_is_no_network_is_named(name: str, tmp_path: Path) -> None:
+def test_objects_that_are_no_network_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(SeparableValueError, match=r"is a str: expected a network \(torch.nn.Module\)"):
         TAKERS[name]("resnet20", tmp_path)
     if name != "export":  # which takes what `convert` returned
@@ -55,7 +55,7 @@ def test_scripted_networks_are_refused(name: str, make: Callable[[nn.Module], An
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_networks_of_another_precision_are_told_what_to_do(dtype: torch.dtype) -> None:
+def test_networks_of_another_precision_are_refused_with_advice(dtype: torch.dtype) -> None:
     model = network().to(dtype)
     precision = str(dtype).removeprefix("torch.")
     with pytest.raises(SeparableError, match=rf"the student is in {precision}.*student\.float\(\)"):
@@ -78,7 +78,7 @@ def test_compiled_networks_are_evaluated_and_say_what_they_are() -> None:
     assert "float32, (1, 3, 12, 12)" in repr(compiled)
 
 
-def test_what_is_no_image_data_is_named() -> None:
+def test_objects_that_are_no_image_data_are_refused() -> None:
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES))
     with pytest.raises(SeparableValueError, match=r"data is a DataLoader"):
         ts.evaluate(network(), loader)  # type: ignore[arg-type]

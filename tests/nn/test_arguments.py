@@ -123,7 +123,7 @@ def test_switches_are_bools(block: Callable[..., nn.Module], name: str, value: o
 
 
 @pytest.mark.parametrize(("block", "name"), FACTORIES)
-def test_what_builds_a_layer_is_callable_and_gives_a_module(block: Callable[..., nn.Module], name: str) -> None:
+def test_layer_arguments_are_callables_that_return_a_module(block: Callable[..., nn.Module], name: str) -> None:
     assert refusal(block, **{name: "relu"}) == f"{name}='relu': must be None, or a callable that returns a module"
     ready = nn.Sequential(nn.ReLU(), nn.ReLU())
     assert refusal(block, **{name: ready}) == (
@@ -140,7 +140,7 @@ def test_what_builds_a_layer_is_callable_and_gives_a_module(block: Callable[...,
 
 
 @pytest.mark.parametrize("block", WINDOWED)
-def test_padding_is_numbers_or_one_of_two_words(block: Callable[..., nn.Module]) -> None:
+def test_padding_is_numbers_or_a_known_string(block: Callable[..., nn.Module]) -> None:
     for value in ("SAME", "full", ""):
         assert refusal(block, padding=value) == f"padding={value!r}: must be one of 'same', 'valid'"
     steps = (2,) * DIMENSIONS[block]
@@ -155,7 +155,7 @@ def test_padding_is_numbers_or_one_of_two_words(block: Callable[..., nn.Module])
 
 
 @pytest.mark.parametrize("block", SEPARABLE)
-def test_order_is_one_of_two_words(block: Callable[..., nn.Module]) -> None:
+def test_order_is_a_known_string(block: Callable[..., nn.Module]) -> None:
     for value in ("dw_first", "", None, 1):
         assert refusal(block, order=value) == f"order={value!r}: must be one of 'depthwise_first', 'pointwise_first'"
 
@@ -202,7 +202,7 @@ def test_kernels_of_units_that_keep_the_size_are_odd(block: Callable[..., nn.Mod
 
 
 @pytest.mark.parametrize("block", PLACED)
-def test_device_and_dtype_are_what_they_are_called(block: Callable[..., nn.Module]) -> None:
+def test_device_and_dtype_are_checked(block: Callable[..., nn.Module]) -> None:
     for device in ("gpu", 1.5):
         assert refusal(block, device=device) == f"device={device!r}: must be a device, such as 'cpu' or 'cuda:0'"
     for dtype in (torch.int64, torch.bool, "float32"):

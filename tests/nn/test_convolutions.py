@@ -217,7 +217,7 @@ def test_parameters_begin_as_those_of_the_plain_convolutions(dimensions: int) ->
 
 
 @pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
-def test_one_layer_object_may_stand_in_both_places(order: Any) -> None:
+def test_one_layer_may_have_two_names(order: Any) -> None:
     act = nn.Sigmoid()
     layer = DepthwiseSeparableConv2d(3, 5, 3, order=order, act_layer=lambda: act)
     x = torch.randn(2, 3, 6, 6)

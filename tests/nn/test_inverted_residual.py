@@ -68,7 +68,7 @@ def test_children_carry_the_names_of_timm() -> None:
     ]
 
 
-def test_one_layer_object_may_stand_in_both_places() -> None:
+def test_one_layer_may_have_two_names() -> None:
     act = nn.Sigmoid()
     block = InvertedResidual(4, 6, norm_layer=None, act_layer=lambda: act)
     x = torch.randn(2, 4, 5, 5)

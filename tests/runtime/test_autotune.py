@@ -87,7 +87,7 @@ def test_every_candidate_computes_the_same(isa: str, threads: int) -> None:
     ["{", "[]", '{"version": 2, "tiles": {}}', '{"version": 1, "tiles": {"m": 3}}',
      '{"version": 1, "tiles": {"m": {"shape": [0, 1]}}}', '{"version": 1, "tiles": {"m": {"shape": [true, 1]}}}'],
 )  # fmt: skip
-def test_a_damaged_file_is_named_and_written_anew(content: str, cache: Path) -> None:
+def test_damaged_file_is_named_and_replaced(content: str, cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text(content)
     x = torch.randn(1, 3, 8, 8)
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_named_and_written_anew(content: str, cache: Path) -> 
     assert len(known_tiles(chosen_set(), 1)) == 1
 
 
-def test_a_known_tile_that_is_too_large_is_cut(cache: Path) -> None:
+def test_oversized_known_tile_is_clamped(cache: Path) -> None:
     x = torch.randn(1, 3, 8, 8)
     model = nn.Conv2d(3, 8, 3)
     compiled = compile(model, x, threads=1, tune=True)

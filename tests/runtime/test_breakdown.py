@@ -34,7 +34,7 @@ def test_rates_are_operations_over_time_and_bytes(breakdown: Breakdown) -> None:
     assert breakdown.nodes[2].intensity == 0.0
 
 
-def test_names_of_kernels_stay_whole_beside_wide_figures() -> None:
+def test_kernel_names_are_not_cut_by_wide_numbers() -> None:
     wide = NodeTime("conv2d", "blocks.10.conv_pw", "separable", 12.345, 6_000_000_000_000, 123_456_789)
     text = str(Breakdown((wide,), 12.345, 1, Peak("avx512bf16", 1, gflops=486_000.0, cache=5e3, memory=1e3)))
     assert max(map(len, text.splitlines())) <= 80
@@ -58,7 +58,7 @@ def test_document_and_notebook(breakdown: Breakdown) -> None:
     assert "&lt;script&gt;" in html
 
 
-def test_costs_of_a_networks_operations() -> None:
+def test_flops_and_bytes_of_operations() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 20, 3, stride=2, padding=1),
         ts.nn.DepthwiseSeparableConv2d(20, 24, 3, padding=1, act_layer=nn.ReLU),

@@ -142,7 +142,7 @@ class Attention(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_what_has_no_kernel_runs_in_pytorch_and_is_named() -> None:
+def test_operators_without_a_kernel_are_named_fallbacks() -> None:
     model, x = Attention().eval(), torch.randn(2, 3, 9, 11)
     compiled = compile(model, x)
     assert [text.partition(":")[0] for text in compiled.fallbacks] == ["softmax"]
@@ -151,7 +151,7 @@ def test_what_has_no_kernel_runs_in_pytorch_and_is_named() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_calls_infinities_are_not_the_nexts(dtype: torch.dtype) -> None:
+def test_infinities_do_not_leak_into_the_next_call(dtype: torch.dtype) -> None:
     # What PyTorch computes is put where the call before left the output.
     separable = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 3, 1))
     model = nn.Sequential(nn.Softmax2d(), separable, nn.Conv2d(3, 16, 1)).eval()
@@ -164,9 +164,7 @@ def test_one_calls_infinities_are_not_the_nexts(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("isa", sorted(instruction_sets(torch.bfloat16)))
 @pytest.mark.parametrize("channels", [3, 17, 40])
-def test_an_infinite_value_stays_one_through_channels_that_fill_no_vector(
-    isa: str, channels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_infinity_survives_partly_filled_vectors(isa: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_SEPARABLE_ISA", isa)
     layers = [
         nn.Conv2d(channels, channels, 3, padding=1),
@@ -196,7 +194,7 @@ def test_any_strides_and_other_batches_and_sizes() -> None:
     assert_same(compiled, model, torch.randn(3, 3, 33, 47))
 
 
-def test_the_network_may_change_afterwards() -> None:
+def test_changes_of_the_network_do_not_affect_the_compiled_one() -> None:
     model, x = trained_like(ts.models.resnet20()), torch.randn(1, 3, 32, 32)
     compiled = compile(model, x)
     before = compiled(x).clone()
@@ -207,7 +205,7 @@ def test_the_network_may_change_afterwards() -> None:
     assert torch.equal(compiled(x), before)
 
 
-def test_shapes_that_come_later_see_the_weights_that_were_compiled() -> None:
+def test_later_shapes_use_the_compiled_weights() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 3, 3)).eval()  # the latter in PyTorch
     before, x, more = copy.deepcopy(model), torch.randn(1, 3, 9, 9), torch.randn(2, 3, 12, 10)
     compiled = compile(model, x)
@@ -219,7 +217,7 @@ def test_shapes_that_come_later_see_the_weights_that_were_compiled() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_are_in_memory_once_for_all_shapes_and_threads(dtype: torch.dtype) -> None:
+def test_weights_are_shared_by_all_shapes_and_threads(dtype: torch.dtype) -> None:
     model = trained_like(ts.models.mobilenet_v2(0.35))
     shapes = [(1, 3, 64, 64), (2, 3, 64, 64), (8, 3, 32, 32), (1, 3, 48, 80)]
     compiled = compile(model, torch.randn(shapes[0]), dtype=dtype)
@@ -277,7 +275,7 @@ def test_networks_that_cannot_be_copied_are_refused() -> None:
         compile(model, torch.randn(1, 3, 9, 9))
 
 
-def test_no_images_give_no_outputs() -> None:
+def test_empty_batch_gives_empty_outputs() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
     compiled = compile(model, torch.randn(2, 3, 9, 9))
     assert compiled(torch.randn(0, 3, 9, 9)).shape == (0, 5)
@@ -292,7 +290,7 @@ def test_calls_within_inference_mode_and_outside_of_it() -> None:
     assert_same(compiled, model, torch.randn(2, 3, 11, 9))
 
 
-def test_views_with_another_sign() -> None:
+def test_negated_views() -> None:
     model, z = nn.Conv2d(3, 8, 3).eval(), torch.randn(1, 3, 9, 9, dtype=torch.complex64)
     x = z.conj().imag
     assert x.is_neg()
@@ -334,7 +332,7 @@ def test_a_compiled_network_is_its_own_copy_and_is_not_pickled() -> None:
         pickle.dumps(compiled)
 
 
-def test_what_is_no_network_on_the_cpu_is_refused() -> None:
+def test_other_objects_and_devices_are_refused() -> None:
     with pytest.raises(SeparableValueError, match=r"model is a function: expected a network"):
         compile(lambda x: x, torch.randn(1, 3, 9, 9))  # type: ignore[arg-type]
     with pytest.raises(SeparableError, match=r"weights are on meta: move the network to the CPU"):
@@ -374,7 +372,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_late_layers_that_threads_take_apart(rank: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_layers_split_by_channels(rank: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch_separable.runtime.planning.schedule.cache_bytes", lambda level: 2**14)
     layers = [
         nn.Sequential(nn.Conv2d(72, 72 * rank, 3, padding=1, groups=72), nn.Conv2d(72 * rank, 72, 1), nn.ReLU())
@@ -491,7 +489,7 @@ class AlwaysDropping(nn.Module):
         return nn.functional.dropout(nn.functional.relu(x), 0.5, training=True)
 
 
-def test_dropout_that_drops_in_evaluation_mode_still_does() -> None:
+def test_dropout_of_evaluation_mode_is_kept() -> None:
     compiled = compile(nn.Sequential(nn.Conv2d(3, 8, 1), AlwaysDropping()).eval(), torch.randn(1, 3, 32, 32))
     assert "dropout" in compiled.fallbacks[0]
     zeros = float((compiled(torch.randn(1, 3, 32, 32)) == 0).float().mean())
@@ -562,7 +560,7 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
     assert f"{other} is of another version of torch-separable: reinstall the package" in done.stdout
 
 
-def test_a_dense_convolution_to_one_channel_is_no_half_of_a_separable_one() -> None:
+def test_dense_convolution_to_one_channel_is_not_taken_for_a_depthwise_one() -> None:
     head = nn.Sequential(nn.Conv2d(12, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1), nn.Sigmoid()).eval()
     x = torch.randn(2, 12, 9, 7)
     assert_same(compile(head, x), head, x)

@@ -106,7 +106,7 @@ def test_under_autocast_a_subgraph_runs_eagerly() -> None:
         assert close(network(x), model(x))
 
 
-def test_weights_that_change_are_packed_anew() -> None:
+def test_changed_weights_are_packed_again() -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval(), torch.randn(1, 3, 9, 9)
     network = compiled(model)
     with torch.no_grad():
@@ -200,7 +200,7 @@ class InPlace(nn.Module):
         return nn.functional.conv2d(x.relu_(), torch.ones(1, 3, 1, 1))
 
 
-def test_an_input_that_is_changed_in_place_still_is() -> None:
+def test_in_place_change_of_the_input_is_kept() -> None:
     x = torch.randn(1, 3, 4, 4)
     network, mine = compiled(InPlace()), x.clone()
     with torch.no_grad(), pytest.warns(UserWarning, match="runs eagerly"):
@@ -225,7 +225,7 @@ def test_training_is_refused() -> None:
         network(torch.randn(1, 3, 8, 8))
 
 
-def test_without_the_library_the_backend_says_so(tmp_path: Path) -> None:
+def test_backend_names_a_missing_library(tmp_path: Path) -> None:
     code = (
         "import torch\n"
         "from torch_separable.runtime.native import bindings\n"

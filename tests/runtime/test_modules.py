@@ -165,7 +165,7 @@ class Counting(nn.ReLU):
         ({"act_layer": Counting}, "act1 is a Counting, which has no kernel"),
     ],
 )
-def test_what_the_kernel_cannot_do_is_kept_and_named(options: dict[str, object], reason: str) -> None:
+def test_unsupported_layers_are_not_replaced(options: dict[str, object], reason: str) -> None:
     model = nn.Sequential(DepthwiseSeparableConv2d(4, 6, 3, **options))  # type: ignore[arg-type]
     done = fuse_modules(model)
     assert (done.fused, done.kept) == ((), {"0": reason})
@@ -187,7 +187,7 @@ def test_hooks_subclasses_and_the_model_itself() -> None:
         fuse_modules(DepthwiseSeparableConv2d(4, 6, 3))
 
 
-def test_a_layer_that_stands_in_two_places_stays_one_layer() -> None:
+def test_layer_with_two_names_stays_one_layer() -> None:
     layer = DepthwiseSeparableConv2d(4, 4, 3, padding=1)
     model = nn.Sequential(layer, nn.ReLU(), layer).eval()
     assert fuse_modules(model).fused == ("0", "2")
@@ -245,7 +245,7 @@ def test_the_operator_refuses_what_does_not_fit() -> None:
         separable_conv2d(x.double(), first, *rest)  # type: ignore[attr-defined, arg-type]
 
 
-def test_packed_weights_go_when_the_weights_do() -> None:
+def test_packed_weights_are_freed_with_the_weights() -> None:
     from torch_separable.runtime import ops
 
     before = len(ops._prepared)

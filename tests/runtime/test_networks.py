@@ -192,7 +192,7 @@ def test_random_networks(data: st.DataObject) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
-def test_what_is_not_finite_spreads_as_in_pytorch(data: st.DataObject) -> None:
+def test_nonfinite_values_propagate_as_in_pytorch(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # PyTorch's GELU of infinity is NaN in vectors, and infinite outside of them.
         patch.setitem(globals(), "ACTIVATIONS", [act for act in ACTIVATIONS if act is not F.gelu])

@@ -138,7 +138,7 @@ def _view_of_what_is_changed(x: Tensor, first: nn.Module, second: nn.Module) -> 
 
 
 @pytest.mark.parametrize("function", [_part_changed, _view_of_what_is_changed])
-def test_views_of_what_is_changed_in_place_are_refused(function: Callable[..., Tensor]) -> None:
+def test_reading_a_view_after_an_in_place_change_is_refused(function: Callable[..., Tensor]) -> None:
     with pytest.raises(SeparableError, match=r"in place by aten.relu_.default, and then reads .*Leave inplace=True"):
         compile(Functional(function).eval(), torch.randn(2, 3, 8, 9))
 
@@ -156,7 +156,7 @@ def _changed_within_a_block(x: Tensor, first: nn.Module, second: nn.Module) -> T
     return second(y)
 
 
-def test_what_a_block_changes_from_outside_is_refused() -> None:
+def test_in_place_change_of_an_outer_tensor_within_a_block_is_refused() -> None:
     with pytest.raises(SeparableError, match="changes a tensor in place within a block"):
         compile(Functional(_changed_within_a_block).eval(), torch.randn(2, 3, 8, 9))
 
@@ -169,7 +169,7 @@ def _changed_after_a_block(x: Tensor, first: nn.Module, second: nn.Module) -> Te
     return second(y + twice)
 
 
-def test_what_a_block_returns_of_what_it_was_given_is_not_changed_in_place() -> None:
+def test_in_place_change_of_a_passed_through_tensor_is_refused() -> None:
     with pytest.raises(SeparableError, match=r"in place by aten.add_.Tensor, which a block .* has taken and returned"):
         compile(Functional(_changed_after_a_block).eval(), torch.randn(2, 3, 8, 9))
 
@@ -217,7 +217,7 @@ class Dropping(nn.Module):
 @pytest.mark.parametrize("pointwise_first", [False, True])
 @pytest.mark.parametrize("channels", [8, 10])
 @pytest.mark.parametrize("between", ["batch norm", "dropout", "computed bias"])
-def test_separable_layers_of_which_pytorch_runs_a_part(between: str, channels: int, pointwise_first: bool) -> None:
+def test_separable_layers_with_fallbacks_inside(between: str, channels: int, pointwise_first: bool) -> None:
     norm = nn.BatchNorm2d(3 * channels, track_running_stats=False)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     layer = {"batch norm": norm, "dropout": Dropping()}.get(between)

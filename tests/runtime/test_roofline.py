@@ -21,7 +21,7 @@ def test_operations_and_bytes_are_counted_over_all_threads() -> None:
         assert measure(kernels, 2, 2, torch.zeros(4096)) == 2 * 4 * 4096
 
 
-def test_the_roof_slopes_until_it_is_flat() -> None:
+def test_roofline_is_bandwidth_then_peak() -> None:
     peak = Peak("avx2", 1, gflops=100.0, cache=50.0, memory=10.0)
     assert [peak.attainable(intensity) for intensity in (0.5, 2.0, 8.0)] == [25.0, 100.0, 100.0]
 

@@ -64,7 +64,7 @@ def test_file_appears_when_the_block_ends_with_the_permissions_that_it_would_hav
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
-def test_a_link_stays_one_and_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+def test_symbolic_link_and_permissions_are_kept(tmp_path: Path) -> None:
     real, link = tmp_path / "real" / "a.txt", tmp_path / "a.txt"
     real.parent.mkdir()
     real.write_text("before")
@@ -99,9 +99,7 @@ def test_a_state_that_is_no_tensor_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, SystemExit])
-def test_interrupted_block_leaves_what_was_there_and_nothing_else(
-    tmp_path: Path, exception: type[BaseException]
-) -> None:
+def test_interrupted_block_leaves_only_the_existing_file(tmp_path: Path, exception: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
 
@@ -126,7 +124,7 @@ def killed(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
-def test_writer_that_is_killed_halfway_leaves_what_was_there(tmp_path: Path) -> None:
+def test_killed_writer_leaves_the_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
     process = writer(path, "halfway")
@@ -168,7 +166,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
     ],
     ids=["text", "weights"],
 )
-def test_disk_that_fills_up_leaves_what_was_there(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_full_disk_leaves_existing_weights(tmp_path: Path, write: Callable[[Path], None]) -> None:
     path = tmp_path / "a.safetensors"
     path.write_text("before")
     with files_of_at_most(100_000), pytest.raises(SeparableError, match=r"cannot write .*a\.safetensors: .*File too"):
@@ -177,7 +175,7 @@ def test_disk_that_fills_up_leaves_what_was_there(tmp_path: Path, write: Callabl
     assert names_in(tmp_path) == ["a.safetensors"]
 
 
-def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+def test_unwritable_paths_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("before")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     for place in (tmp_path / "file" / "a.txt", tmp_path / "file" / "b" / "a.txt", tmp_path / "folder"):
@@ -204,7 +202,7 @@ def test_json_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, doc
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_json_without_a_form_is_not_written(tmp_path: Path, number: float) -> None:
+def test_invalid_json_is_not_written(tmp_path: Path, number: float) -> None:
     write_json(tmp_path / "a.json", [1])
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", [number])
@@ -212,7 +210,7 @@ def test_json_without_a_form_is_not_written(tmp_path: Path, number: float) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, None])
-def test_what_is_no_json_is_named_with_what_it_should_hold(tmp_path: Path, content: bytes | None) -> None:
+def test_error_of_invalid_json_names_its_purpose(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "plan.json"
     if content is not None:
         path.write_bytes(content)
@@ -297,7 +295,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("form", ["pickle", "torch.save", "torch.save of old", "wrapped", "named safetensors"])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
+def test_pickled_code_is_not_executed(tmp_path: Path, form: str) -> None:
     ran = tmp_path / "ran"
     payload: Any = {"a": torch.zeros(2), "b": Payload(ran)}
     path = tmp_path / ("a.safetensors" if form == "named safetensors" else "a.pth")
@@ -314,7 +312,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, form: str) -> N
     assert ran.exists(), "the code in the file works where it is allowed to run"
 
 
-def test_whole_models_are_refused(tmp_path: Path) -> None:
+def test_pickled_modules_are_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "a.pth")
     with pytest.raises(SeparableError, match="a pickle that could run code"):
         read_weights(tmp_path / "a.pth")
@@ -344,14 +342,14 @@ def archive() -> bytes:
 
 @pytest.mark.parametrize("content", [b"", b"import torch\n", png(), archive(), b"{}", b"\x80\x02", bytes(1000)])
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SeparableError, match=rf"{tmp_path / name} is (not a whole|damaged, or is no)"):
         read_weights(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, {"a": torch.ones(1), "b": "text"}, torch.ones(3)])
-def test_files_of_torch_that_hold_something_else_are_refused(tmp_path: Path, content: Any) -> None:
+def test_torch_files_without_weights_are_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(SeparableError, match=r"holds no weights: expected tensors by name"):
         read_weights(tmp_path / "a.pth")

@@ -46,7 +46,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_second_process_is_refused_until_the_first_has_died(tmp_path: Path) -> None:
+def test_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     folder = tmp_path / "a run, läuft"
     with held(folder) as process:
         assert refusal(folder) == (
@@ -64,7 +64,7 @@ def test_second_process_is_refused_until_the_first_has_died(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_what_a_dead_writer_left_aside_is_removed_and_other_files_stay(tmp_path: Path) -> None:
+def test_temporary_files_of_a_dead_writer_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".model.safetensors.a1b2c3d4.part").write_text("half")
     (tmp_path / ".hidden.part").touch()
     (tmp_path / "plan.json").touch()
@@ -74,14 +74,14 @@ def test_what_a_dead_writer_left_aside_is_removed_and_other_files_stay(tmp_path:
     assert not (tmp_path / ".torch-separable.lock").exists()
 
 
-def test_beside_files_of_others_only_the_leftovers_of_one_file_are_removed(tmp_path: Path) -> None:
+def test_only_the_given_files_leftovers_are_removed(tmp_path: Path) -> None:
     for name in (".model.pt2.a1b2c3d4.part", ".movie.mp4.a1b2c3d4.part"):
         (tmp_path / name).write_text("half")
     export(CifarResNet(1), tmp_path / "model.pt2", input_shape=(3, 16, 16))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".movie.mp4.a1b2c3d4.part", "model.pt2"]
 
 
-def test_a_thread_may_hold_a_folder_twice_and_another_may_not(tmp_path: Path) -> None:
+def test_lock_is_reentrant_within_a_thread_only(tmp_path: Path) -> None:
     messages: list[str] = []
     with sole_writer(tmp_path):
         with sole_writer(tmp_path, wait=1):
@@ -94,7 +94,7 @@ def test_a_thread_may_hold_a_folder_twice_and_another_may_not(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_that_were_made_for_nothing_are_removed_again(tmp_path: Path) -> None:
+def test_unused_folders_are_removed(tmp_path: Path) -> None:
     with sole_writer(tmp_path / "a" / "b"):
         pass
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from torch import nn
 from torch_separable._system.timing import LayerClock, interleaved, quietest, rounds_within
 
 
-def test_calls_run_twice_beforehand_and_then_in_turn() -> None:
+def test_calls_warm_up_twice_and_then_interleave() -> None:
     order: list[str] = []
 
     def noting(name: str) -> Callable[[], object]:
@@ -35,7 +35,7 @@ def test_times_are_medians_in_milliseconds() -> None:
     assert times["b"] >= 20
 
 
-def test_exceptions_of_a_call_pass() -> None:
+def test_exceptions_propagate() -> None:
     with pytest.raises(ZeroDivisionError):
         interleaved({"a": lambda: 1 // 0})
 
@@ -77,7 +77,7 @@ def test_clock_gives_each_layer_the_time_of_all_its_calls() -> None:
     assert not once._forward_pre_hooks
 
 
-def test_clock_lets_its_hooks_go_when_the_call_fails() -> None:
+def test_hooks_are_removed_when_the_call_fails() -> None:
     layer = nn.Linear(2, 2)
     clock = LayerClock(lambda: layer(torch.zeros(3)), {"layer": layer})
     with pytest.raises(RuntimeError):
@@ -86,7 +86,7 @@ def test_clock_lets_its_hooks_go_when_the_call_fails() -> None:
     assert not clock.rounds
 
 
-def test_medians_leave_the_first_calls_out() -> None:
+def test_medians_skip_the_first_calls() -> None:
     clock = LayerClock(lambda: None, {})
     clock.rounds = [{"": 100.0}, {"": 90.0}, {"": 3.0}, {"": 1.0}, {"": 2.0}]
     assert clock.medians(skip=2) == {"": 2.0}
