@@ -24,6 +24,11 @@ enum ts_kind : int32_t {
   TS_ACTIVATE = 8,          // an activation alone
   TS_COPY = 9,              // every stride-th pixel, to a place among the channels; the other channels become zero
   TS_REPAIR_NONFINITE = 10, // recompute the NaN outputs of groups that were multiplied as one matrix
+  TS_ELEMENTWISE = 11,      // a binary operator whose operands are broadcast
+  TS_RESAMPLE = 12,         // interpolation, padding, cropping by tables of rows and columns
+  TS_STRIDED_COPY = 13,     // the same elements in another order, or a part of them
+  TS_NORMALIZE = 14,        // layer, group and instance norm
+  TS_SOFTMAX = 15,          // over the channels of each pixel
 };
 
 // Where the left matrix of a convolution's matrix product comes from. It has a row for each output pixel.
@@ -43,6 +48,23 @@ enum ts_activation : int32_t {
   TS_GELU_TANH = 5,
   TS_SIGMOID = 6,
   TS_HARDSIGMOID = 7,
+  TS_TANH = 8,
+  TS_ELU = 9,       // x above 0, alpha · (exp(x) - 1) below
+  TS_SOFTPLUS = 10,  // log(1 + exp(x))
+  TS_MISH = 11,     // x · tanh(softplus(x))
+  TS_EXP = 12,
+  TS_ABSOLUTE = 13,
+  TS_SQUARE_ROOT = 14,
+};
+
+enum ts_binary_operator : int32_t {
+  TS_OP_ADD = 0,
+  TS_OP_SUBTRACT = 1,
+  TS_OP_MULTIPLY = 2,
+  TS_OP_DIVIDE = 3,
+  TS_OP_MAXIMUM = 4,
+  TS_OP_MINIMUM = 5,
+  TS_OP_PRELU = 6,  // first where it is above 0, first · second below
 };
 
 enum ts_precision : int32_t {
@@ -113,6 +135,39 @@ struct ts_repair {
   const float* bias;     // [output channel]
 };
 
+struct ts_elementwise {
+  int64_t binary;             // a ts_binary_operator
+  int64_t first_strides[4];   // of an image, a row, a pixel, a channel; 0 repeats the operand
+  int64_t second_strides[4];  // likewise
+  const float* constant;      // the second operand, where it is no tensor of the workspace
+};
+
+struct ts_resample {
+  int64_t blends;               // whether both entries of a table count; otherwise the first alone
+  float fill;                   // the value of rows and columns with a negative index
+  int32_t reserved;
+  const int32_t* rows;          // [output row][2]: rows of the input
+  const int32_t* columns;       // [output column][2]
+  const float* row_weights;     // [output row][2]
+  const float* column_weights;  // [output column][2]
+};
+
+constexpr int kCopyDimensions = 8;
+struct ts_strided_copy {
+  int64_t sizes[kCopyDimensions];  // the outermost first
+  int64_t in_strides[kCopyDimensions], out_strides[kCopyDimensions];
+  int64_t keeps_padding;  // whether the output's channel padding is left to another operation
+};
+
+struct ts_normalize {
+  int64_t group_channels;  // that share their statistics over all pixels; 0: the channels of each pixel
+  int64_t chunk;           // channels of a task: whole groups in whole vectors, or all
+  float epsilon;
+  int32_t reserved;
+  const float* weight;     // padded to whole vectors
+  const float* bias;
+};
+
 struct ts_operation {
   int32_t kind;             // a ts_kind
   int32_t precision;        // a ts_precision
@@ -126,6 +181,7 @@ struct ts_operation {
   int64_t batch;
   int64_t in_height, in_width, in_channels, in_stride;
   int64_t out_height, out_width, out_channels, out_stride;
+  int64_t out_padded;       // out_channels and the zeros that fill their last vector: what a kernel may write of a pixel
   union {                   // by kind; TS_MEAN, TS_ADD, TS_SCALE and TS_ACTIVATE need nothing more
     ts_external external;
     ts_convolution convolution;
@@ -133,6 +189,10 @@ struct ts_operation {
     ts_pool pool;
     ts_copy copy;
     ts_repair repair;
+    ts_elementwise elementwise;
+    ts_resample resample;
+    ts_strided_copy strided_copy;
+    ts_normalize normalize;
   };
 };
 

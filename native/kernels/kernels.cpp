@@ -5,8 +5,12 @@
 #include <utility>
 
 #include "convolution.h"
+#include "elementwise.h"
+#include "normalize.h"
 #include "peak.h"
+#include "resample.h"
 #include "simple.h"
+#include "strided_copy.h"
 
 #define TS_TEXT_(x) #x
 #define TS_TEXT(x) TS_TEXT_(x)
@@ -24,6 +28,10 @@ static int64_t tasks(const ts_operation& op) {
     case TS_CONVOLUTION: return convolution_tasks(op);
     case TS_IMPORT: return op.batch * op.in_height;
     case TS_MEAN: return op.batch;
+    case TS_STRIDED_COPY: return op.strided_copy.sizes[0] * op.strided_copy.sizes[1];
+    case TS_NORMALIZE:
+      if (!op.normalize.group_channels) return op.batch * op.out_height;
+      return op.batch * ((op.out_channels + op.normalize.chunk - 1) / op.normalize.chunk);
     default: return op.batch * op.out_height;
   }
 }
@@ -43,6 +51,11 @@ static void run_tasks(const ts_operation& op, Element* workspace, const float* e
       case TS_ACTIVATE: activate_row(op, workspace, task); break;
       case TS_COPY: copy_row(op, workspace, task); break;
       case TS_REPAIR_NONFINITE: repair_row(op, workspace, task); break;
+      case TS_ELEMENTWISE: combine_task(op, workspace, task); break;
+      case TS_RESAMPLE: resample_row(op, workspace, task); break;
+      case TS_STRIDED_COPY: copy_strided(op, workspace, task); break;
+      case TS_NORMALIZE: normalize(op, workspace, task); break;
+      case TS_SOFTMAX: softmax_row(op, workspace, task); break;
     }
   }
 }

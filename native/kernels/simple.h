@@ -99,7 +99,7 @@ static void pool_row(const ts_operation& op, Element* workspace, int64_t task) {
       }
     }
     const float share = 1.0f / static_cast<float>(op.pool.count_padding ? (bottom - top) * (right - left) : seen);
-    for (int64_t c = 0; c < op.out_stride; c += kLanes) {
+    for (int64_t c = 0; c < op.out_padded; c += kLanes) {
       Vector result = broadcast(Max ? -std::numeric_limits<float>::infinity() : 0.0f);
       for (int64_t kh = 0; kh < window.kernel_height; kh++) {
         for (int64_t kw = 0; kw < window.kernel_width; kw++) {
@@ -117,7 +117,7 @@ static void pool_row(const ts_operation& op, Element* workspace, int64_t task) {
     }
     // The maximum of a window that lies in padding alone (a dilated one over a small image) is -infinity. Clear it in padding
     // channels: the next product multiplies them by zero weights, and 0 × ∞ is NaN.
-    if (Max && seen == 0) std::fill(to + op.out_channels, to + op.out_stride, Element{});
+    if (Max && seen == 0) std::fill(to + op.out_channels, to + op.out_padded, Element{});
   }
 }
 
@@ -127,7 +127,7 @@ static void mean_image(const ts_operation& op, Element* workspace, int64_t task)
   const int64_t pixels = op.in_height * op.in_width;
   const Element* from = workspace + op.input + task * pixels * op.in_stride;
   Element* to = workspace + op.output + task * op.out_stride;
-  for (int64_t c = 0; c < op.out_stride; c += kLanes) {
+  for (int64_t c = 0; c < op.out_padded; c += kLanes) {
     // Four partial sums: independent additions hide their latency, and rounding errors grow slower.
     Vector sum[4] = {Vector{}, Vector{}, Vector{}, Vector{}};
     for (int64_t p = 0; p < pixels; p++) sum[p % 4] += load(from + p * op.in_stride + c);
@@ -136,35 +136,43 @@ static void mean_image(const ts_operation& op, Element* workspace, int64_t task)
   }
 }
 
-// A task of the following kinds is an output row.
+// A task of the following kinds is an output row. Pixels of concatenated values are further apart than their channels.
 template <class Element>
 static void add_row(const ts_operation& op, Element* workspace, int64_t task) {
-  const int64_t count = op.out_width * op.out_stride, begin = task * count;
-  const Element *a = workspace + op.input + begin, *b = workspace + op.second_input + begin;
-  Element* to = workspace + op.output + begin;
-  for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(a + i) + load(b + i), op.activation));
+  const int64_t first = task * op.out_width;
+  const Element *a = workspace + op.input + first * op.in_stride, *b = workspace + op.second_input + first * op.second_stride;
+  Element* to = workspace + op.output + first * op.out_stride;
+  if (op.in_stride == op.out_padded && op.second_stride == op.out_padded && op.out_stride == op.out_padded) {
+    const int64_t count = op.out_width * op.out_padded;
+    for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(a + i) + load(b + i), op.activation));
+    return;
+  }
+  for (int64_t x = 0; x < op.out_width; x++, a += op.in_stride, b += op.second_stride, to += op.out_stride) {
+    for (int64_t c = 0; c < op.out_padded; c += kLanes) store(to + c, activate(load(a + c) + load(b + c), op.activation));
+  }
 }
 
 template <class Element>
 static void scale_row(const ts_operation& op, Element* workspace, int64_t task) {
-  const int64_t count = op.out_width * op.out_stride, begin = task * count;
-  const Element* from = workspace + op.input + begin;
-  const Element* factors = workspace + op.second_input + task / op.out_height * op.out_stride;
-  Element* to = workspace + op.output + begin;
-  for (int64_t x = 0; x < op.out_width; x++) {
-    for (int64_t c = 0; c < op.out_stride; c += kLanes) {
-      const int64_t i = x * op.out_stride + c;
-      store(to + i, activate(load(from + i) * load(factors + c), op.activation));
+  const int64_t first = task * op.out_width;
+  const Element* from = workspace + op.input + first * op.in_stride;
+  const Element* factors = workspace + op.second_input + task / op.out_height * op.second_stride;
+  Element* to = workspace + op.output + first * op.out_stride;
+  for (int64_t x = 0; x < op.out_width; x++, from += op.in_stride, to += op.out_stride) {
+    for (int64_t c = 0; c < op.out_padded; c += kLanes) {
+      store(to + c, activate(load(from + c) * load(factors + c), op.activation));
     }
   }
 }
 
 template <class Element>
 static void activate_row(const ts_operation& op, Element* workspace, int64_t task) {
-  const int64_t count = op.out_width * op.out_stride, begin = task * count;
-  const Element* from = workspace + op.input + begin;
-  Element* to = workspace + op.output + begin;
-  for (int64_t i = 0; i < count; i += kLanes) store(to + i, activate(load(from + i), op.activation));
+  const int64_t first = task * op.out_width;
+  const Element* from = workspace + op.input + first * op.in_stride;
+  Element* to = workspace + op.output + first * op.out_stride;
+  for (int64_t x = 0; x < op.out_width; x++, from += op.in_stride, to += op.out_stride) {
+    for (int64_t c = 0; c < op.out_padded; c += kLanes) store(to + c, activate(load(from + c), op.activation));
+  }
 }
 
 // Copies every stride-th pixel. The channels before `channel_offset`, and those after the copied ones, become zero.
@@ -175,7 +183,7 @@ static void copy_row(const ts_operation& op, Element* workspace, int64_t task) {
       workspace + op.input + (image * op.in_height + row * op.copy.stride_height) * op.in_width * op.in_stride;
   Element* to = workspace + op.output + task * op.out_width * op.out_stride;
   for (int64_t x = 0; x < op.out_width; x++, to += op.out_stride) {
-    memset(to, 0, sizeof(Element) * static_cast<size_t>(op.out_stride));
+    memset(to, 0, sizeof(Element) * static_cast<size_t>(op.out_padded));
     memcpy(to + op.copy.channel_offset, from + x * op.copy.stride_width * op.in_stride,
            sizeof(Element) * static_cast<size_t>(op.in_channels));
   }
@@ -210,7 +218,9 @@ static void repair_row(const ts_operation& op, Element* workspace, int64_t task)
   const Element* from = workspace + op.input + image * op.in_height * op.in_width * op.in_stride;
   Element* to = workspace + op.output + task * op.out_width * op.out_stride;
   Vector sum{};
-  for (int64_t i = 0; i < op.out_width * op.out_stride; i += kLanes) sum += load(to + i) * 0.0f;
+  for (int64_t x = 0; x < op.out_width; x++) {
+    for (int64_t c = 0; c < op.out_padded; c += kLanes) sum += load(to + x * op.out_stride + c) * 0.0f;
+  }
   if (!has_nan(sum)) return;
   for (int64_t column = 0; column < op.out_width; column++, to += op.out_stride) {
     const int64_t pixel = task * op.out_width + column;

@@ -250,6 +250,28 @@ TS_INLINE Vector error_function(Vector x) {
   return x < 0.0f ? -y : y;
 }
 
+// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). The logarithm is an inverse hyperbolic tangent, log(1 + y) =
+// 2 artanh(y / (2 + y)), whose series converges fast for 0 <= y <= 1.
+TS_INLINE Vector softplus(Vector x) {
+  const Vector y = exponential(x < 0.0f ? x : -x), s = y / (2.0f + y), square = s * s;
+  Vector p = broadcast(1.0f / 13);
+  p = p * square + 1.0f / 11;
+  p = p * square + 1.0f / 9;
+  p = p * square + 1.0f / 7;
+  p = p * square + 1.0f / 5;
+  p = p * square + 1.0f / 3;
+  p = p * square + 1.0f;
+  return (x > 0.0f ? x : (x == x ? Vector{} : x)) + 2.0f * s * p;
+}
+
+TS_INLINE Vector square_root(Vector x) {
+  float lanes[kLanes];
+  memcpy(lanes, &x, sizeof lanes);
+  for (float& lane : lanes) lane = std::sqrt(lane);
+  memcpy(&x, lanes, sizeof lanes);
+  return x;
+}
+
 TS_INLINE Vector activate(Vector x, const ts_act& act) {
   switch (act.kind) {
     case TS_LEAKY_RELU: return x < 0.0f ? x * act.alpha : x;
@@ -258,6 +280,13 @@ TS_INLINE Vector activate(Vector x, const ts_act& act) {
     case TS_GELU: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
     case TS_GELU_TANH: return 0.5f * x * (1.0f + tangent(0.79788456f * (x + 0.044715f * x * x * x)));
     case TS_SIGMOID: return sigmoid(x);
+    case TS_TANH: return tangent(x);
+    case TS_ELU: return x > 0.0f ? x : act.alpha * (exponential(x) - 1.0f);
+    case TS_SOFTPLUS: return softplus(x);
+    case TS_MISH: return x * tangent(softplus(x));
+    case TS_EXP: return exponential(x);
+    case TS_ABSOLUTE: return x < 0.0f ? -x : x;
+    case TS_SQUARE_ROOT: return square_root(x);
     case TS_HARDSIGMOID: return at_most(at_least(x + 3.0f, broadcast(0)), broadcast(6.0f)) * (1.0f / 6);
     default: return at_most(at_least(x, broadcast(act.alpha)), broadcast(act.beta));
   }
@@ -285,6 +314,16 @@ __attribute__((noinline)) static Vector activated(Vector x, const ts_act& act) {
 static inline void activate_rest(float* values, int64_t count, const ts_act& act) {
   if (act.kind == TS_CLAMP) return;
   for (int64_t i = 0; i < count; i += kLanes) store(values + i, activate(load(values + i), act));
+}
+
+// Zeros in what pads the channels of some pixels to whole vectors: kernels multiply it by zero, so it must be finite.
+template <class Element>
+TS_INLINE void clear_channel_padding(const ts_operation& op, Element* to, int64_t pixels) {
+  const int64_t first = op.out_channels, count = op.out_padded - first;
+  if (count <= 0) return;
+  for (int64_t p = 0; p < pixels; p++) {
+    memset(to + p * op.out_stride + first, 0, sizeof(Element) * static_cast<size_t>(count));
+  }
 }
 
 }  // namespace ts::TS_ISA

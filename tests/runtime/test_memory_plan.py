@@ -29,7 +29,7 @@ def test_values_that_live_together_do_not_overlap(data: st.DataObject, rows: lis
     ]
     outputs = tuple(f"v{at}" for at in range(len(rows)) if at == len(rows) - 1 or data.draw(st.booleans()))
     bytes_each = {f"v{at}": data.draw(st.sampled_from([12, 64, 96])) for at in range(len(rows))}
-    offsets, size = place(program_of(nodes, rows, outputs), bytes_each, early)
+    offsets, size = place(program_of(nodes, rows, outputs), bytes_each, early, {})
     lives: dict[str, tuple[int, int]] = {}
     places: dict[str, tuple[int, int]] = {}
     for at, height in enumerate(rows):
@@ -54,6 +54,6 @@ def apart(one: tuple[int, int], other: tuple[int, int]) -> bool:
 def test_values_of_a_chain_lie_around_two_middles() -> None:
     rows = [64, 32, 32, 16, 16, 8, 8, 4, 4, 32]
     nodes: list[Node] = [Copy(f"v{at}", f"v{at - 1}", f"v{at}") for at in range(1, len(rows))]
-    offsets, size = place(program_of(nodes, rows, ("v9",)), dict.fromkeys((f"v{at}" for at in range(10)), 64), 0)
+    offsets, size = place(program_of(nodes, rows, ("v9",)), dict.fromkeys((f"v{at}" for at in range(10)), 64), 0, {})
     assert len({offsets[f"v{at}"] + 4 * 64 * height // 2 for at, height in enumerate(rows)}) == 2
     assert size == 4 * 64 * (64 + 32), "no more than the two largest neighbours"

@@ -322,9 +322,11 @@ class Prepared:
         workspace.bind_input(x)
         for step in self.plan.steps:
             self._step(workspace, step, x, values)
+        program = self.plan.program
+        layouts = program.output_layouts or ("",) * len(program.outputs)
         return [
-            (values[name], False) if name in values else (workspace.outputs[name], True)
-            for name in self.plan.program.outputs
+            (values[name], False) if name in values else (workspace.outputs[name, layout], True)
+            for name, layout in zip(program.outputs, layouts, strict=True)
         ]
 
     def _step(self, workspace: _Workspace, step: Any, x: Tensor, values: dict[str, Any]) -> None:
@@ -339,13 +341,16 @@ class Prepared:
             )
             return
         call = step.call
+        # Operators that write into their operands get copies: the workspace's values have other readers.
+        reads_views = isinstance(call.function, torch._ops.OpOverload) and not call.function._schema.is_mutable
 
         def argument(value: Any) -> Any:
             if not isinstance(value, Reference):
                 return value
             if value.value in values:
                 return values[value.value]
-            return _own(view_of(workspace.memory, self.plan, value.value)).contiguous()
+            view = view_of(workspace.memory, self.plan, value.value, value.layout)
+            return view if reads_views and view.dtype == torch.float32 else _own(view)
 
         with default_settings(), torch.no_grad():
             args, kwargs = tree_map(
@@ -353,10 +358,11 @@ class Prepared:
             )
             result = call.function(*args, **kwargs)
         if call.output in self.plan.program.shapes:
-            view_of(workspace.memory, self.plan, call.output).copy_(result)
+            view_of(workspace.memory, self.plan, call.output, call.layout).copy_(result)
             padding_of(workspace.memory, self.plan, call.output).zero_()
         else:
-            values[call.output] = result
+            # A view of the workspace would change when its memory is used again.
+            values[call.output] = tree_map(partial(_outside, workspace.memory), result)
 
     def profile(self, x: Tensor, rounds: int) -> list[NodeTime]:
         """Time each operation alone, minus an empty call. Operations that differ only in their images are one."""
@@ -397,6 +403,13 @@ class Prepared:
         ]
 
 
+def _outside(memory: Tensor, value: Any) -> Any:
+    """A tensor that does not share the workspace's memory; anything else as it is."""
+    if not isinstance(value, Tensor) or value.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
+        return value
+    return value.clone()
+
+
 def _own(view: Tensor) -> Tensor:
     """Copy a view's values to float32 in new memory."""
     return view.clone() if view.dtype == torch.float32 else view.float()
@@ -410,8 +423,12 @@ class _Workspace:
             self.memory = zeros(max(plan.size, 2), dtype)
         self.operations = {id(step): type(step.operations)(*step.operations) for step in plan.steps}
         self.imports = [o for step in self.operations.values() for o in step if o.kind == Kind.IMPORT]
-        places = [name for name in plan.program.outputs if name in plan.offsets]
-        self.outputs = {name: view_of(self.memory, plan, name) for name in places}
+        layouts = plan.program.output_layouts or ("",) * len(plan.program.outputs)
+        self.outputs = {
+            (name, layout): view_of(self.memory, plan, name, layout)
+            for name, layout in zip(plan.program.outputs, layouts, strict=True)
+            if name in plan.offsets
+        }
 
     def bind_input(self, x: Tensor) -> None:
         """Let ``x`` be what is read next."""

@@ -13,19 +13,27 @@ from dataclasses import replace
 from torch_separable.runtime.graph.ir import (
     Activate,
     Add,
+    Binary,
+    Concat,
     Convolution,
     Copy,
     Depthwise,
     DepthwiseConv,
     Mean,
     Node,
+    Normalize,
     Pool,
     Program,
     QuantizedConcat,
+    Resample,
     Scale,
     TorchCall,
     inputs_of,
+    with_inputs,
 )
+
+# Nodes whose kernels apply an activation to what they store.
+_ACTIVATED = (Convolution, Pool, Mean, Add, Scale, Binary, Resample, Normalize)
 
 # (program, first, second) -> one node equivalent to both, or None if the pattern does not apply.
 Pattern = Callable[[Program, Node, Node], Node | None]
@@ -48,7 +56,7 @@ def merge_pairs(program: Program, pattern: Pattern) -> Program:
     nodes: list[Node] = []
     made: dict[str, int] = {}  # value -> index of its producer in `nodes`
     for node in program.nodes:
-        source = None if isinstance(node, TorchCall | QuantizedConcat) else node.input
+        source = None if isinstance(node, TorchCall | Concat | QuantizedConcat) else node.input
         first = nodes[made[source]] if source in made else None
         single = source is not None and readers[source] == 1
         fused = pattern(program, first, node) if first is not None and single else None
@@ -97,7 +105,9 @@ def _merge_activation(program: Program, first: Node, second: Node) -> Node | Non
     if isinstance(first, DepthwiseConv) and first.activation.is_identity:
         activated = replace(first.depthwise, activation=second.activation)
         return replace(first, output=second.output, depthwise=activated)
-    if isinstance(first, Convolution | Pool | Mean | Add | Scale) and first.activation.is_identity:
+    if isinstance(first, Resample) and not first.blends:
+        return None
+    if isinstance(first, _ACTIVATED) and first.activation.is_identity:
         return replace(first, output=second.output, activation=second.activation)
     return None
 
@@ -120,8 +130,7 @@ def _without_copies(program: Program) -> Program:
         elif isinstance(node, TorchCall):
             nodes.append(node)
         else:
-            renamed = {f: names.get(v, v) for f in ("input", "residual") if (v := getattr(node, f, None)) is not None}
-            nodes.append(replace(node, **renamed))
+            nodes.append(with_inputs(node, names))
     # A fallback expects the copy's own shape (a vector or an image), so copies that fallbacks read are kept.
     wanted = {name for node in nodes if isinstance(node, TorchCall) for name in inputs_of(node)} & names.keys()
     copies: dict[str, list[Node]] = defaultdict(list)

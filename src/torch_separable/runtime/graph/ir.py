@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -31,6 +31,13 @@ class ActivationKind(IntEnum):
     GELU_TANH = 5
     SIGMOID = 6
     HARDSIGMOID = 7
+    TANH = 8
+    ELU = 9
+    SOFTPLUS = 10
+    MISH = 11
+    EXP = 12
+    ABSOLUTE = 13
+    SQUARE_ROOT = 14
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,145 @@ class Copy:
     output: str
     stride: Pair = (1, 1)
     before: int = 0
+
+
+class BinaryOperator(IntEnum):
+    """Numbers are those of ``ts_binary_operator`` in the kernel library."""
+
+    ADD = 0
+    SUBTRACT = 1
+    MULTIPLY = 2
+    DIVIDE = 3
+    MAXIMUM = 4
+    MINIMUM = 5
+    PRELU = 6
+
+
+@dataclass(frozen=True)
+class Binary:
+    """An elementwise operator whose operands are broadcast against each other.
+
+    Attributes:
+        second: name of the second operand, or ``None`` where it is a constant.
+        constant: the second operand, (N, C, H, W) with 1 wherever it is repeated.
+    """
+
+    name: str
+    input: str
+    second: str | None
+    output: str
+    operator: BinaryOperator
+    constant: Tensor | None = None
+    activation: Activation = IDENTITY
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Which two rows (or columns) of the input each row of the output is made of.
+
+    Attributes:
+        indices: (size, 2), int32; the first is negative where the row lies outside of the input.
+        weights: (size, 2), float32.
+    """
+
+    indices: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Resample:
+    """Interpolation, padding, or a choice of rows and columns.
+
+    Attributes:
+        rows: of each output row; ``columns`` likewise.
+        blends: whether both taps count; otherwise the first alone.
+        fill: the value outside of the input.
+    """
+
+    name: str
+    input: str
+    output: str
+    rows: Taps
+    columns: Taps
+    blends: bool = False
+    fill: float = 0.0
+    activation: Activation = IDENTITY
+
+
+@dataclass(frozen=True)
+class Rearrange:
+    """The same elements in another order; see arrangement.py.
+
+    Attributes:
+        sizes: of the axes that both orders consist of.
+        input_axes: of the stored N, C, H and W of the input; ``output_axes`` likewise.
+    """
+
+    name: str
+    input: str
+    output: str
+    sizes: tuple[int, ...]
+    input_axes: tuple[tuple[int, ...], ...]
+    output_axes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A value under another shape: the elements lie as they did."""
+
+    name: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Values one after the other along a dimension of the stored (N, C, H, W)."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Every ``step``-th element of a dimension of the stored (N, C, H, W), from ``start`` on."""
+
+    name: str
+    input: str
+    output: str
+    axis: int
+    start: int
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Layer, group or instance norm.
+
+    Attributes:
+        weight: (C,); ``bias`` likewise.
+        groups: of channels that share their statistics over all pixels; ``None``: those of each pixel's channels.
+    """
+
+    name: str
+    input: str
+    output: str
+    weight: Tensor
+    bias: Tensor
+    epsilon: float
+    groups: int | None
+    activation: Activation = IDENTITY
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Softmax over the channels of each pixel."""
+
+    name: str
+    input: str
+    output: str
 
 
 @dataclass(frozen=True)
@@ -382,6 +528,7 @@ class TorchCall:
         args: its arguments, with a `Reference` for each value.
         kwargs: its keyword arguments, likewise.
         reason: why no kernel runs it.
+        layout: how PyTorch sees its result, one of ``arrangement.LAYOUTS``, if kernels can read it.
     """
 
     name: str
@@ -390,16 +537,25 @@ class TorchCall:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     reason: str
+    layout: str = ""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A value among the arguments of a `TorchCall`."""
+    """A value among the arguments of a `TorchCall`, or among the outputs.
+
+    Attributes:
+        layout: how PyTorch sees it, one of ``arrangement.LAYOUTS``; empty if the value has only one.
+    """
 
     value: str
+    layout: str = ""
 
 
-Native = Convolution | DepthwiseConv | Pool | Mean | Add | Scale | Activate | Copy
+Native = (
+    Convolution | DepthwiseConv | Pool | Mean | Add | Scale | Activate | Copy
+    | Binary | Resample | Rearrange | Rename | Concat | Slice | Normalize | Softmax
+)  # fmt: skip
 # Pool, Mean and Copy work on uint8 values, too. Maximum pooling and Copy keep scale and zero point, and zero channels
 # hold the zero point. Averages are float32(Σ (x - zx)) · float32(sx / (sy · count)), then clamped to
 # Quantization.bounds(activation) of the output, rounded half to even and moved by its zero point.
@@ -419,6 +575,7 @@ class Program:
             multiple of the vector width.
         vectors: values with shape (N, C) in the network.
         outputs: names of the returned values.
+        output_layouts: how the network sees each of them, one of ``arrangement.LAYOUTS``; empty if there is only one.
         structure: pytree specification of the network's output.
         layers: name of the module that each node comes from, by node name.
         quantized: scale and zero point of the values that are uint8; all others are float32.
@@ -438,6 +595,7 @@ class Program:
     quantized: Mapping[str, Quantization] = field(default_factory=dict)
     weight_scales: Mapping[str, Tensor] = field(default_factory=dict)
     unquantized: Mapping[str, str] = field(default_factory=dict)
+    output_layouts: tuple[str, ...] = ()
 
 
 def inputs_of(node: Node) -> tuple[str, ...]:
@@ -447,7 +605,19 @@ def inputs_of(node: Node) -> tuple[str, ...]:
 
         leaves = tree_leaves((node.args, dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, Reference))
         return tuple(leaf.value for leaf in leaves if isinstance(leaf, Reference))
-    if isinstance(node, QuantizedConcat):
+    if isinstance(node, Concat | QuantizedConcat):
         return node.inputs
-    residual = getattr(node, "residual", None)
-    return (node.input,) if residual is None else (node.input, residual)
+    others = (getattr(node, "residual", None), getattr(node, "second", None))
+    return (node.input, *(other for other in others if other is not None))
+
+
+def with_inputs(node: Native | Quantized, names: Mapping[str, str]) -> Native | Quantized:
+    """Let a node read other values, by their old names."""
+    if isinstance(node, Concat | QuantizedConcat):
+        return replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
+    renamed = {
+        field: names[value]
+        for field in ("input", "residual", "second")
+        if (value := getattr(node, field, None)) is not None and value in names
+    }
+    return replace(node, **renamed)

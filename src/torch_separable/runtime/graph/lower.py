@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from threading import RLock
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_separable.errors import SeparableError
+from torch_separable.runtime.graph import lower_elementwise, lower_norms, lower_resample, lower_views
+from torch_separable.runtime.graph.arrangement import LAYOUTS, Arrangement, stored_shape
 from torch_separable.runtime.graph.ir import (
     RELU,
     Activate,
     Activation,
     ActivationKind,
-    Add,
     Convolution,
     Copy,
     Depthwise,
@@ -30,13 +32,15 @@ from torch_separable.runtime.graph.ir import (
     Pair,
     Pool,
     Program,
+    Rearrange,
     Reference,
-    Scale,
+    Rename,
     Shape,
     TorchCall,
     Window,
     inputs_of,
 )
+from torch_separable.runtime.graph.lower_common import Unsupported, arguments, pair
 from torch_separable.runtime.graph.quantize_operators import (
     fold_constants,
     is_channelwise,
@@ -47,10 +51,6 @@ from torch_separable.runtime.graph.quantize_operators import (
 aten = torch.ops.aten
 
 _CAPTURING = RLock()  # torch.export keeps its state in global variables
-
-
-class Unsupported(Exception):  # noqa: N818 - it carries a reason to the caller, and never leaves this file
-    """An operator, called as it is, is PyTorch's to run; the message is the reason."""
 
 
 def lower(model: nn.Module, example: Tensor, quantized: bool = False) -> Program:
@@ -76,7 +76,7 @@ def lower(model: nn.Module, example: Tensor, quantized: bool = False) -> Program
         ) from error
     plain: frozenset[str] = frozenset()
     while True:
-        program = _Lowering(exported, plain).program()
+        program = Lowering(exported, plain).program()
         if quantized:
             program = with_quantized_values(program)
         calls = [node for node in program.nodes if isinstance(node, TorchCall)]
@@ -87,7 +87,7 @@ def lower(model: nn.Module, example: Tensor, quantized: bool = False) -> Program
         plain |= seen
 
 
-class _Lowering:
+class Lowering:
     """One reading of a graph; the values in ``plain`` are not laid out in blocks."""
 
     def __init__(self, exported: torch.export.ExportedProgram, plain: frozenset[str]) -> None:
@@ -115,10 +115,16 @@ class _Lowering:
         self.padded: dict[str, tuple[str, Pair, TorchCall]] = {}
         # In-place operators rebind the name of what they change.
         self.names: dict[str, str] = {}
+        # How the network sees a value, where that is not (N, C, H, W) or (N, C): see arrangement.py.
+        self.layouts: dict[str, str] = {}
+        self.views: dict[str, Arrangement] = {}  # what only renames or reorders a stored value
+        self.pieces: dict[str, list[tuple[fx.Node, int, int]]] = {}  # of a split tensor: source, dimension, start
+        self.materialized: dict[tuple[str, str], str] = {}
         self.roots = _roots(self.graph)
         self.handed_on = _handed_on(self.exported.graph_module, self.roots)
 
     def program(self) -> Program:
+        """Read the whole graph."""
         if len(self.inputs) != 1:
             raise SeparableError(
                 f"the network takes {len(self.inputs)} tensors, and compile needs one: use "
@@ -136,9 +142,11 @@ class _Lowering:
                         "outside of, which cannot be compiled. Leave inplace=True, or the underscore, out"
                     )
                 self.constants[node.name] = called
-            elif node.op == "call_function" and node.name not in self.constants:
+            elif node.op == "call_function" and node.name not in self.constants and not self.fold_constant(node):
                 self.lower_node(node)
-        outputs = tuple(self.names.get(name, name) for name in self.outputs)
+        by_name = {node.name: node for node in self.graph.nodes}
+        returned = [self.reference(by_name[name]) if name in by_name else Reference(name) for name in self.outputs]
+        outputs = tuple(reference.value for reference in returned)
         computed = {self.inputs[0], *(node.output for node in self.nodes)}
         if not computed.issuperset(outputs):
             raise SeparableError("the network returns something that it has not computed, as a weight or a number")
@@ -149,25 +157,30 @@ class _Lowering:
             blocks={name: count for name, count in self.blocks.items() if name in self.shapes},
             vectors=frozenset(self.vectors),
             outputs=outputs,
+            output_layouts=tuple(reference.layout for reference in returned),
             structure=self.exported.call_spec.out_spec,
             layers={node.name: _layer(node) for node in self.graph.nodes if node.op == "call_function"},
             weight_scales=scales_of_weights(self.graph, self.constants),
         )
 
     def lower_node(self, node: fx.Node) -> None:
+        """Read one operator: by its handler, or as a call of PyTorch where that raises `Unsupported`."""
         handler = HANDLERS.get(node.target)
         try:
             if handler is None:
                 raise Unsupported("no kernel for this operator")
-            self.see(node.name, node.meta["val"])
+            if node.target not in SHAPE_THEMSELVES:
+                self.see(node.name, node.meta["val"])
             handler(self, node)
         except Unsupported as reason:
+            self.forget(node.name)
             for source in node.all_input_nodes:
                 if (padded := self.padded.pop(source.name, None)) is not None:
                     self.nodes.append(padded[2])
-            self.nodes.append(self.torch_call(node, str(reason)))
+            call = self.torch_call(node, str(reason))
             with suppress(Unsupported):  # its result stays PyTorch's alone where kernels could not read it
                 self.see(node.name, node.meta["val"])
+            self.nodes.append(replace(call, layout=self.layouts.get(node.name, "")))
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             self.rebind(node, node.target)
 
@@ -198,28 +211,147 @@ class _Lowering:
         self.names[changed.name] = node.name
 
     def see(self, name: str, value: Any) -> None:
-        """Note the shape of a value that kernels may read; others are PyTorch's alone."""
+        """Record the shape of a value that kernels may read; others are PyTorch's alone."""
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             raise Unsupported(f"the result is of {getattr(value, 'dtype', type(value).__name__)}, not float32")
-        if value.dim() == 4:
-            n, c, h, w = value.shape
-        elif value.dim() == 2:
-            (n, c), h, w = value.shape, 1, 1
-            self.vectors.add(name)
-        else:
+        layout = {4: "NCHW", 3: "NLC", 2: "NC"}.get(value.dim())
+        if layout is None:
             raise Unsupported(f"the result has {value.dim()} dimensions")
-        self.shapes[name] = (int(n), int(c), int(h), int(w))
+        sizes = [int(size) for size in value.shape]
+        batch, pixels, channels = LAYOUTS[layout]
+        rows = sizes[pixels[0]] if len(pixels) == 2 else 1
+        columns = sizes[pixels[-1]] if pixels else 1
+        self.record(name, (sizes[batch or 0], sizes[channels], rows, columns), layout)
 
-    def value(self, node: Any) -> str:
-        """Name of a value that kernels can read."""
+    def record(self, name: str, shape: Sequence[int], layout: str) -> None:
+        """Record a value's stored shape (N, C, H, W), and how the network sees it."""
+        n, c, h, w = (int(size) for size in shape)
+        self.shapes[name] = (n, c, h, w)
+        self.layouts[name] = layout
+        if layout == "NC":
+            self.vectors.add(name)
+
+    def forget(self, name: str) -> None:
+        """Forget what a handler recorded before it gave up."""
+        self.shapes.pop(name, None)
+        self.vectors.discard(name)
+        self.layouts.pop(name, None)
+
+    def add_view(self, node: fx.Node, seen: Arrangement) -> None:
+        """Let a node stand for stored elements in another order or shape; nothing is moved yet."""
+        self.forget(node.name)
+        self.views[node.name] = seen
+
+    def arrangement(self, node: Any) -> Arrangement:
+        """How the elements of a node's tensor lie in a stored value."""
         if not isinstance(node, fx.Node):
             raise Unsupported("an operand is a number")
         name = self.names.get(node.name, node.name)
+        if name in self.views:
+            return self.views[name]
         if name not in self.shapes:
             raise Unsupported("an operand is a constant, or not an activation of float32")
-        return name
+        if self.blocks.get(name, 1) > 1:
+            raise Unsupported("a view of channels within a separable layer")
+        return Arrangement.stored(name, self.shapes[name], self.layouts[name])
+
+    def operand(self, node: Any) -> tuple[str, str]:
+        """Name and layout of the value that holds a node's tensor, in the layout that costs least."""
+        if not isinstance(node, fx.Node):
+            raise Unsupported("an operand is a number")
+        name = self.names.get(node.name, node.name)
+        if name in self.shapes:
+            return name, self.layouts[name]
+        seen = self.arrangement(node)
+        layouts = seen.layouts()
+        if not layouts:
+            raise Unsupported(f"a view of {len(seen.logical)} dimensions")
+        return self.materialize(seen, layouts[0], node.name), layouts[0]
+
+    def in_layout(self, node: Any, layout: str) -> str:
+        """Name of a value that holds a node's tensor in a given layout."""
+        name, own = self.operand(node)
+        if own == layout:
+            return name
+        seen = self.arrangement(node)
+        if layout not in seen.layouts():
+            raise Unsupported("operands of different numbers of dimensions")
+        return self.materialize(seen, layout, node.name)
+
+    def materialize(self, seen: Arrangement, layout: str, name: str) -> str:
+        """Name of a value that holds an arrangement in a layout: the stored one, renamed, or a copy."""
+        shape = stored_shape(seen.sizes, seen.target(layout))
+        renamed = seen.is_renamed(layout)
+        if renamed and shape == self.shapes[seen.source] and (layout == "NC") == (seen.source in self.vectors):
+            return seen.source
+        known = self.materialized.get((name, layout))
+        if known is not None:
+            return known
+        value = f"{name}.{layout}"
+        self.record(value, shape, layout)
+        if renamed and shape == self.shapes[seen.source]:
+            self.nodes.append(Copy(value, seen.source, value))  # dropped by fuse.py: PyTorch alone tells them apart
+        elif renamed:
+            self.nodes.append(Rename(value, seen.source, value))
+        else:
+            self.nodes.append(Rearrange(value, seen.source, value, seen.sizes, seen.storage, seen.target(layout)))
+        self.materialized[name, layout] = value
+        return value
+
+    def as_one_row(self, name: str) -> str:
+        """Name of a value whose pixels are one row, as those of tokens are counted."""
+        n, c, h, w = self.shapes[name]
+        if h == 1:
+            return name
+        value = f"{name}.row"
+        if value not in self.shapes:
+            self.record(value, (n, c, 1, h * w), self.layouts[name])
+            self.nodes.append(Rename(value, name, value))
+        return value
+
+    def value(self, node: Any) -> str:
+        """Name of a value that kernels can read as (N, C, H, W) or (N, C)."""
+        name, layout = self.operand(node)
+        if layout in ("NCHW", "NC"):
+            return name
+        if layout == "NHWC":
+            return self.in_layout(node, "NCHW")
+        raise Unsupported("the operand has three dimensions")
+
+    def fold_constant(self, node: fx.Node) -> bool:
+        """Compute an operator whose operands are all weights once and for all: standardized or merged weights."""
+        inputs = node.all_input_nodes
+        target = node.target
+        if not inputs or not all(isinstance(self.constants.get(source.name), Tensor) for source in inputs):
+            return False
+        if not isinstance(target, torch._ops.OpOverload):
+            return False
+        # What was computed here may be changed in place; the network's own weights may not.
+        if target._schema.is_mutable and any(self.roots[source].op == "placeholder" for source in inputs):
+            return False
+        if torch.Tag.nondeterministic_seeded in target.tags or not isinstance(node.meta.get("val"), Tensor):
+            return False
+        args = _mapped(node.args, lambda value: self.constants[value.name] if isinstance(value, fx.Node) else value)
+        kwargs = _mapped(node.kwargs, lambda value: self.constants[value.name] if isinstance(value, fx.Node) else value)
+        with torch.no_grad():
+            self.constants[node.name] = target(*args, **kwargs)
+        return True
+
+    def reference(self, node: fx.Node) -> Reference:
+        """Refer to a node's tensor as PyTorch is to see it, or as the network returns it."""
+        name = self.names.get(node.name, node.name)
+        if name in self.views:
+            try:
+                value, layout = self.operand(node)
+            except Unsupported as reason:
+                self.views.pop(name)  # PyTorch makes it after all
+                self.nodes.append(self.torch_call(node, str(reason)))
+                return Reference(name)
+            return Reference(value, layout)
+        return Reference(name, self.layouts.get(name, ""))
 
     def constant(self, node: Any) -> Tensor:
+        """The weight that a node stands for."""
         if not isinstance(node, fx.Node) or node.name not in self.constants:
             raise Unsupported("its weights are computed")
         constant: Any = self.constants[node.name]
@@ -230,15 +362,17 @@ class _Lowering:
         return constant.detach()
 
     def torch_call(self, node: fx.Node, reason: str) -> TorchCall:
+        """Hand an operator to PyTorch."""
+
         def argument(value: Any) -> Any:
             if not isinstance(value, fx.Node):
                 return value
             constant = self.constants.get(value.name)
-            return Reference(self.names.get(value.name, value.name)) if constant is None else constant
+            return self.reference(value) if constant is None else constant
 
         args = tuple(_mapped(a, argument) for a in node.args)
         kwargs = {key: _mapped(value, argument) for key, value in node.kwargs.items()}
-        return TorchCall(node.name, node.name, node.target, args, kwargs, reason)
+        return TorchCall(node.name, node.name, _COPYING.get(node.target, node.target), args, kwargs, reason)
 
 
 def _layer(node: fx.Node) -> str:
@@ -288,6 +422,9 @@ def _handed_on(module: fx.GraphModule, roots: Mapping[fx.Node, fx.Node]) -> set[
                 found |= {node, *again}
     return found
 
+
+# Views that need memory in their order: as calls of PyTorch they take values of any strides.
+_COPYING = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 
 # In evaluation mode these return their very argument, of which their schemas say nothing.
 _GIVE_WHAT_THEY_GET = (operator.getitem, aten.dropout.default, aten.feature_dropout.default)
@@ -341,9 +478,9 @@ def _grouping(conv: fx.Node, constants: Mapping[str, Any]) -> tuple[int, int, in
 
 
 def _is_pointwise(conv: fx.Node, constants: Mapping[str, Any]) -> bool:
-    given = _arguments(conv, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), _CONVOLUTION)
+    given = arguments(conv, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), _CONVOLUTION)
     shape = constants[given["weight"].name].shape[2:]
-    return tuple(shape) == (1, 1) and _pair(given["stride"]) == (1, 1) and _pair(given["padding"]) == (0, 0)
+    return tuple(shape) == (1, 1) and pair(given["stride"]) == (1, 1) and pair(given["padding"]) == (0, 0)
 
 
 def blocked(tensor: Tensor, blocks: int, dimension: int) -> Tensor:
@@ -358,30 +495,20 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return tree_map(function, value)
 
 
-def _pair(value: Any) -> Pair:
-    values = [value] if isinstance(value, int) else list(value)
-    return (int(values[0]), int(values[-1]))
-
-
-def _arguments(node: fx.Node, names: tuple[str, ...], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    given = dict(zip(names, node.args, strict=False))
-    return {**defaults, **given, **node.kwargs}
-
-
 _CONVOLUTION: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
-def _convolution(lowering: _Lowering, node: fx.Node) -> None:
-    given = _arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), _CONVOLUTION)
+def _convolution(lowering: Lowering, node: fx.Node) -> None:
+    given = arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), _CONVOLUTION)
     padded, before = lowering.padded.get(getattr(given["input"], "name", ""), (None, (0, 0), None))[:2]
     source, weight = padded or lowering.value(given["input"]), lowering.constant(given["weight"])
     bias = torch.zeros(weight.shape[0]) if given["bias"] is None else lowering.constant(given["bias"])
-    kernel, dilation, padding = _pair(weight.shape[2:]), _pair(given["dilation"]), given["padding"]
+    kernel, dilation, padding = pair(weight.shape[2:]), pair(given["dilation"]), given["padding"]
     if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)] if padding == "same" else [0, 0]
         padding = [n // 2 for n in total]  # an odd one's remainder is on the far side, where kernels need not be told
-    top, left = _pair(padding)
-    window = Window(kernel, _pair(given["stride"]), (top + before[0], left + before[1]), dilation)
+    top, left = pair(padding)
+    window = Window(kernel, pair(given["stride"]), (top + before[0], left + before[1]), dilation)
     groups, outputs, inputs = given["groups"], weight.shape[0], weight.shape[1] * given["groups"]
     blocks_in, blocks_out = lowering.blocks.get(source, 1), lowering.blocks.get(node.name, 1)
     if groups == 1:
@@ -403,9 +530,9 @@ def _convolution(lowering: _Lowering, node: fx.Node) -> None:
         raise Unsupported(f"a grouped convolution ({groups} groups) within a separable one")
 
 
-def _batch_norm(lowering: _Lowering, node: fx.Node) -> None:
+def _batch_norm(lowering: Lowering, node: fx.Node) -> None:
     names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn")
-    given = _arguments(node, names, {})
+    given = arguments(node, names, {})
     if given["training"]:
         raise Unsupported("batch norm in training mode")
     source = lowering.value(given["input"])
@@ -423,19 +550,24 @@ def _batch_norm(lowering: _Lowering, node: fx.Node) -> None:
     lowering.nodes.append(DepthwiseConv(node.name, source, node.name, depthwise))
 
 
-def _linear(lowering: _Lowering, node: fx.Node) -> None:
-    given = _arguments(node, ("input", "weight", "bias"), {"bias": None})
-    source, weight = lowering.value(given["input"]), lowering.constant(given["weight"])
-    if source not in lowering.vectors:
-        raise Unsupported("a linear layer over the last dimension of images")
+def _linear(lowering: Lowering, node: fx.Node) -> None:
+    given = arguments(node, ("input", "weight", "bias"), {"bias": None})
+    (source, layout), weight = lowering.operand(given["input"]), lowering.constant(given["weight"])
+    if layout not in ("NC", "NLC", "NHWC"):
+        layout = "NHWC" if layout == "NCHW" else "NLC"
+        source = lowering.in_layout(given["input"], layout)
+    n, _, h, w = lowering.shapes[source]
+    lowering.record(node.name, (n, weight.shape[0], h, w), layout)
     bias = torch.zeros(weight.shape[0]) if given["bias"] is None else lowering.constant(given["bias"])
     lowering.nodes.append(Convolution(node.name, source, node.name, weight[:, :, None, None], bias, Window()))
 
 
-def _activation(make: Callable[..., Activation]) -> Callable[[_Lowering, fx.Node], None]:
-    def activation_handler(lowering: _Lowering, node: fx.Node) -> None:
+def _activation(make: Callable[..., Activation]) -> Callable[[Lowering, fx.Node], None]:
+    def activation_handler(lowering: Lowering, node: fx.Node) -> None:
         activation = make(*node.args[1:], **node.kwargs)
-        lowering.nodes.append(Activate(node.name, lowering.value(node.args[0]), node.name, activation))
+        source, layout = lowering.operand(node.args[0])
+        lowering.record(node.name, lowering.shapes[source], layout)
+        lowering.nodes.append(Activate(node.name, source, node.name, activation))
 
     return activation_handler
 
@@ -449,77 +581,68 @@ def _gelu(approximate: str = "none") -> Activation:
     return Activation(ActivationKind.GELU if approximate == "none" else ActivationKind.GELU_TANH)
 
 
-def _add(lowering: _Lowering, node: fx.Node) -> None:
-    if node.kwargs.get("alpha", 1) != 1:
-        raise Unsupported("a sum with a factor")
-    one, other = lowering.value(node.args[0]), lowering.value(node.args[1])
-    alike = (one in lowering.vectors) == (other in lowering.vectors)
-    if lowering.shapes[one] != lowering.shapes[other] or not alike:
-        raise Unsupported("a sum that broadcasts")
-    lowering.nodes.append(Add(node.name, one, other, node.name))
+def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Activation:
+    if scale != 1 or input_scale != 1:
+        raise Unsupported("an exponential linear unit with scales, as selu")
+    return Activation(ActivationKind.ELU, float(alpha))
 
 
-def _multiply(lowering: _Lowering, node: fx.Node) -> None:
-    one, other = lowering.value(node.args[0]), lowering.value(node.args[1])
-    a, b = lowering.shapes[one], lowering.shapes[other]
-    if a[2:] == (1, 1) and b[2:] != (1, 1):
-        one, other, a, b = other, one, b, a
-    alike = (one in lowering.vectors) == (other in lowering.vectors)
-    if a[:2] != b[:2] or b[2:] != (1, 1) or not alike:
-        raise Unsupported("a product that is no scaling of channels")
-    lowering.nodes.append(Scale(node.name, one, other, node.name))
+def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
+    if beta != 1 or threshold < 20:
+        raise Unsupported("softplus with a beta or a threshold of its own")
+    return Activation(ActivationKind.SOFTPLUS)
 
 
-def _mean(lowering: _Lowering, node: fx.Node) -> None:
-    given = _arguments(node, ("input", "dim", "keepdim"), {"keepdim": False})
+def _mean(lowering: Lowering, node: fx.Node) -> None:
+    given = arguments(node, ("input", "dim", "keepdim"), {"keepdim": False})
+    source, layout = lowering.operand(given["input"])
+    if layout == "NLC" and [d % 3 for d in given["dim"] or ()] == [1]:
+        n, c, _, _ = lowering.shapes[source]
+        lowering.record(node.name, (n, c, 1, 1), "NLC" if given["keepdim"] else "NC")
+        lowering.nodes.append(Mean(node.name, source, node.name))
+        return
     source = lowering.value(given["input"])
     if source in lowering.vectors or sorted(d % 4 for d in given["dim"] or ()) != [2, 3]:
         raise Unsupported("a mean over other dimensions than height and width")
     lowering.nodes.append(Mean(node.name, source, node.name))
 
 
-def _adaptive_average(lowering: _Lowering, node: fx.Node) -> None:
-    if _pair(node.args[1]) != (1, 1):
-        raise Unsupported("adaptive pooling to more than one pixel")
+def _adaptive_average(lowering: Lowering, node: fx.Node) -> None:
+    if (size := pair(node.args[1])) != (1, 1):
+        source = lowering.value(node.args[0])
+        _, _, h, w = lowering.shapes[source]
+        if h % size[0] or w % size[1]:
+            raise Unsupported("adaptive pooling by windows of several sizes")
+        window = (h // size[0], w // size[1])
+        lowering.nodes.append(Pool(node.name, source, node.name, Window(window, window), False))
+        return
     lowering.nodes.append(Mean(node.name, lowering.value(node.args[0]), node.name))
 
 
-def _pool(maximum: bool) -> Callable[[_Lowering, fx.Node], None]:
+def _pool(maximum: bool) -> Callable[[Lowering, fx.Node], None]:
     tail = ("dilation", "ceil_mode") if maximum else ("ceil_mode", "count_include_pad", "divisor_override")
 
-    def handler(lowering: _Lowering, node: fx.Node) -> None:
+    def handler(lowering: Lowering, node: fx.Node) -> None:
         defaults = {"stride": (), "padding": 0, "dilation": 1, "count_include_pad": True, "divisor_override": None}
-        given = _arguments(node, ("input", "kernel_size", "stride", "padding", *tail), defaults)
+        given = arguments(node, ("input", "kernel_size", "stride", "padding", *tail), defaults)
         if given["divisor_override"] is not None:
             raise Unsupported("average pooling with a divisor of its own")
-        kernel = _pair(given["kernel_size"])
-        stride = _pair(given["stride"]) if given["stride"] not in ((), [], None) else kernel
-        window = Window(kernel, stride, _pair(given["padding"]), _pair(given["dilation"]))
+        kernel = pair(given["kernel_size"])
+        stride = pair(given["stride"]) if given["stride"] not in ((), [], None) else kernel
+        window = Window(kernel, stride, pair(given["padding"]), pair(given["dilation"]))
         source = lowering.value(given["input"])
         lowering.nodes.append(Pool(node.name, source, node.name, window, maximum, bool(given["count_include_pad"])))
 
     return handler
 
 
-def _slice(lowering: _Lowering, node: fx.Node) -> None:
-    given = _arguments(node, ("input", "dim", "start", "end", "step"), {"dim": 0, "start": 0, "end": None, "step": 1})
-    source = lowering.value(given["input"])
-    if source in lowering.vectors:
-        raise Unsupported("a part of a vector")
-    dimension, size = given["dim"] % 4, lowering.shapes[source][given["dim"] % 4]
-    whole = given["start"] in (0, None) and (given["end"] is None or given["end"] >= size)
-    if dimension < 2 or not whole:
-        raise Unsupported("a part of a tensor")
-    stride = (given["step"], 1) if dimension == 2 else (1, given["step"])
-    lowering.nodes.append(Copy(node.name, source, node.name, stride))
-
-
-def _pad(lowering: _Lowering, node: fx.Node) -> None:
-    given = _arguments(node, ("input", "pad", "mode", "value"), {"mode": "constant", "value": 0})
+def _pad(lowering: Lowering, node: fx.Node) -> None:
+    given = arguments(node, ("input", "pad", "mode", "value"), {"mode": "constant", "value": 0})
     source, amounts = lowering.value(given["input"]), [*given["pad"], 0, 0, 0, 0, 0, 0][:6]
     of_images = source not in lowering.vectors and not any(given["pad"][6:])
     if not of_images or given["mode"] != "constant" or given["value"] or min(amounts) < 0:
-        raise Unsupported("padding with something else than zeros around images")
+        lower_resample.pad_handler(lowering, node)
+        return
     left, _, top, _, before, _ = amounts
     if not any(amounts[:4]):
         lowering.nodes.append(Copy(node.name, source, node.name, before=before))
@@ -528,7 +651,7 @@ def _pad(lowering: _Lowering, node: fx.Node) -> None:
         call = lowering.torch_call(node, "its reader runs in PyTorch")
         lowering.padded[node.name] = source, (top, left), call
     else:
-        raise Unsupported("padding of pixels that not only convolutions read")
+        lower_resample.pad_handler(lowering, node)
 
 
 def _looks_around(user: fx.Node, node: fx.Node, constants: Mapping[str, Any]) -> bool:
@@ -537,53 +660,41 @@ def _looks_around(user: fx.Node, node: fx.Node, constants: Mapping[str, Any]) ->
     return weight is not None and user.args[0] is node and tuple(weight.shape[2:]) != (1, 1)
 
 
-def _reshaped(lowering: _Lowering, node: fx.Node) -> None:
-    """Flattening images of one pixel, and the way back, change nothing in memory."""
-    source = lowering.value(node.args[0])
-    n, c, h, w = lowering.shapes[source]
-    if (h, w) != (1, 1) or lowering.shapes[node.name] != (n, c, 1, 1):
-        raise Unsupported("a change of shape")
-    lowering.nodes.append(Copy(node.name, source, node.name))
-
-
-def _dropout(lowering: _Lowering, node: fx.Node) -> None:
+def _dropout(lowering: Lowering, node: fx.Node) -> None:
     if node.args[2]:
         raise Unsupported("dropout that drops in evaluation mode, too")
     _same(lowering, node)
 
 
-def _same(lowering: _Lowering, node: fx.Node) -> None:
-    lowering.nodes.append(Copy(node.name, lowering.value(node.args[0]), node.name))
+def _same(lowering: Lowering, node: fx.Node) -> None:
+    source, layout = lowering.operand(node.args[0])
+    if lowering.blocks.get(source, 1) > 1:
+        lowering.record(node.name, lowering.shapes[source], layout)
+        lowering.nodes.append(Copy(node.name, source, node.name))
+    else:
+        lowering.add_view(node, lowering.arrangement(node.args[0]))
 
 
-Handler = Callable[[_Lowering, fx.Node], None]
+Handler = Callable[[Lowering, fx.Node], None]
 _K = ActivationKind
 HANDLERS: dict[Any, Handler] = {
     aten.conv2d.default: _convolution,
     aten.conv2d.padding: _convolution,
     aten.batch_norm.default: _batch_norm,
     aten.linear.default: _linear,
-    aten.add.Tensor: _add,
-    aten.add_.Tensor: _add,
-    aten.mul.Tensor: _multiply,
-    aten.mul_.Tensor: _multiply,
     aten.mean.dim: _mean,
     aten.adaptive_avg_pool2d.default: _adaptive_average,
     aten.max_pool2d.default: _pool(True),
     aten.avg_pool2d.default: _pool(False),
-    aten.slice.Tensor: _slice,
     aten.pad.default: _pad,
-    aten.flatten.using_ints: _reshaped,
-    aten.view.default: _reshaped,
-    aten.reshape.default: _reshaped,
-    aten.squeeze.dims: _reshaped,
-    aten.unsqueeze.default: _reshaped,
+    **lower_views.HANDLERS,
+    **lower_elementwise.HANDLERS,
+    **lower_resample.HANDLERS,
+    **lower_norms.HANDLERS,
     aten.dropout.default: _dropout,
     aten.dropout_.default: _dropout,
     aten.feature_dropout.default: _dropout,
     aten.feature_dropout_.default: _dropout,
-    aten.clone.default: _same,
-    aten.contiguous.default: _same,
 }
 for _packet, _make in {
     "relu": lambda: RELU,
@@ -596,11 +707,25 @@ for _packet, _make in {
     "hardsigmoid": lambda: Activation(_K.HARDSIGMOID),
     "sigmoid": lambda: Activation(_K.SIGMOID),
     "gelu": _gelu,
+    "tanh": lambda: Activation(_K.TANH),
+    "elu": _elu,
+    "softplus": _softplus,
+    "mish": lambda: Activation(_K.MISH),
+    "exp": lambda: Activation(_K.EXP),
+    "abs": lambda: Activation(_K.ABSOLUTE),
+    "sqrt": lambda: Activation(_K.SQUARE_ROOT),
 }.items():
     for _form in (_packet, f"{_packet}_"):
         if hasattr(aten, _form):
             HANDLERS[getattr(aten, _form).default] = _activation(_make)
 
+
+# Handlers that record the shape of their result themselves, or make a view that has none.
+SHAPE_THEMSELVES = {
+    *lower_views.HANDLERS, *lower_elementwise.HANDLERS, *lower_resample.HANDLERS, *lower_norms.HANDLERS,
+    *(target for target, handler in HANDLERS.items() if handler in (_linear, _dropout, _same)),
+    *(target for target, handler in HANDLERS.items() if getattr(handler, "__name__", "") == "activation_handler"),
+}  # fmt: skip
 
 # What may stand between the halves of a separable convolution without mixing channels.
 _CHANNELWISE = {target for target, handler in HANDLERS.items() if handler in (_batch_norm, _same, _dropout)} | {

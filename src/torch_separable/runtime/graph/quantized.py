@@ -22,11 +22,11 @@ from torch_separable.runtime.graph.ir import (
     Pool,
     Program,
     Quantize,
-    QuantizedConcat,
     QuantizedConvolution,
     Reference,
     TorchCall,
     inputs_of,
+    with_inputs,
 )
 from torch_separable.runtime.graph.lower import lower
 from torch_separable.runtime.graph.quantized_matching import EVERY_BYTE, match_kernels, readers_of, table_of
@@ -57,16 +57,13 @@ def renamed(node: Node, names: Mapping[str, str]) -> Node:
     if isinstance(node, TorchCall):
 
         def argument(value: Any) -> Any:
-            return Reference(names.get(value.value, value.value)) if isinstance(value, Reference) else value
+            return replace(value, value=names.get(value.value, value.value)) if isinstance(value, Reference) else value
 
         args, kwargs = tree_map(
             argument, (node.args, dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, Reference)
         )
         return replace(node, args=args, kwargs=kwargs)
-    if isinstance(node, QuantizedConcat):
-        return replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
-    fields = {f: names.get(v, v) for f in ("input", "residual") if (v := getattr(node, f, None)) is not None}
-    return replace(node, **fields)
+    return with_inputs(node, names)
 
 
 def _share(program: Program) -> Program:

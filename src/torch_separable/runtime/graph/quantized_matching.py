@@ -15,6 +15,7 @@ from torch_separable.runtime.graph.ir import (
     Activation,
     ActivationKind,
     Add,
+    Concat,
     Convolution,
     DepthwiseConv,
     Dequantize,
@@ -36,8 +37,6 @@ from torch_separable.runtime.graph.ir import (
 )
 from torch_separable.runtime.graph.lower import blocked
 from torch_separable.runtime.graph.reference import activate, dequantize, quantize
-
-aten = torch.ops.aten
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8)
 _INT32_END = 2**31
@@ -106,6 +105,8 @@ class _Matcher:
                     self.average(node) if isinstance(node, Mean) or not node.maximum else self.maximum(node)
                 case Activate():
                     self.look_up(node, node.input, lambda x: activate(x, node.activation))
+                case Concat():
+                    self.concatenate(node)
                 case TorchCall():
                     self.call(node)
                 case _:
@@ -244,25 +245,21 @@ class _Matcher:
         self.fuse(LookUp(node.name, source, target.output, table))
 
     def call(self, node: TorchCall) -> None:
-        """Concatenate channels, or look an elementwise function of one value up."""
+        """Look an elementwise function of one value up."""
         reason = _Unmatched("no integer kernel for this operator")
-        if node.function is aten.cat.default:
-            self.concatenate(node)
-            return
         reads = inputs_of(node)
         tags = getattr(node.function, "tags", ())
         constants = [*node.args[1:], *node.kwargs.values()]
-        alone = len(reads) == 1 and node.args[:1] == (Reference(reads[0]),) and reads[0] in self.shapes
+        alone = len(reads) == 1 and isinstance(node.args[0], Reference) and reads[0] in self.shapes
         if torch.Tag.pointwise not in tags or not alone or any(isinstance(each, Tensor) for each in constants):
             raise reason
         self.look_up(node, reads[0], lambda x: node.function(x, *node.args[1:], **node.kwargs))
 
-    def concatenate(self, node: TorchCall) -> None:
-        parts, dimension = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        reads = inputs_of(node)
-        if dimension != 1 or len(parts) != len(reads) or node.output not in self.shapes:
+    def concatenate(self, node: Concat) -> None:
+        """Concatenate channels of uint8 values, brought to the scale of the result."""
+        if node.axis != 1:
             raise _Unmatched("a concatenation of something else than channels")
-        sources, target = [self.source(name) for name in reads], self.target(node.output)
+        sources, target = [self.source(name) for name in node.inputs], self.target(node.output)
         own = self.quantized[target.output]
         inputs = []
         for place, source in enumerate(sources):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_unflatten
 
 from torch_separable.runtime.graph.ir import (
+    IDENTITY,
     Activate,
     Activation,
     ActivationKind,
@@ -45,6 +46,7 @@ from torch_separable.runtime.graph.ir import (
     TorchCall,
     Window,
 )
+from torch_separable.runtime.graph.reference_movement import moved, seen_as, stored_from
 
 # The largest product of u8 - zero point (-255 to 255) and s8 (-128 to 127).
 _LARGEST_PRODUCT = 255 * 128
@@ -72,7 +74,10 @@ def run_program(program: Program, x: Tensor, observe: Callable[[Node, Any], None
             values[node.output] = result = _Run(program, values).result(node)
             if observe is not None:
                 observe(node, result)
-    results = [_as_seen(program, name, values[name]) for name in program.outputs]
+    layouts = program.output_layouts or ("",) * len(program.outputs)
+    results = [
+        _as_seen(program, name, values[name], layout) for name, layout in zip(program.outputs, layouts, strict=True)
+    ]
     structure = program.structure
     return results[0] if structure is None or structure.is_leaf() else tree_unflatten(results, structure)
 
@@ -84,9 +89,11 @@ def _plain_convolutions() -> Iterator[None]:
         yield
 
 
-def _as_seen(program: Program, name: str, value: Tensor) -> Tensor:
-    """The value in the shape that PyTorch expects: vectors are (N, C)."""
-    return value.flatten(1) if name in program.vectors and value.dim() == 4 else value
+def _as_seen(program: Program, name: str, value: Tensor, layout: str) -> Tensor:
+    """The value in the shape that PyTorch expects."""
+    if name not in program.shapes or not isinstance(value, Tensor) or value.dim() != 4:
+        return value
+    return seen_as(value, layout or ("NC" if name in program.vectors else "NCHW"))
 
 
 class _Run:
@@ -140,6 +147,8 @@ class _Run:
                 return activate(self.image(node.input) * self.image(node.residual), node.activation)
             case Activate():
                 return activate(self.image(node.input), node.activation)
+            case _:
+                return activate(moved(node, self.image, self.program), getattr(node, "activation", IDENTITY))
 
     def _rounded(self, v: Tensor, node: QuantizedConvolution | QuantizedAdd | QuantizedScale) -> Tensor:
         return _stored(v, node.low, node.high, self.quantization(node.output))
@@ -215,11 +224,15 @@ class _Run:
                 return value
             found = self.values[value.value]
             # An operator in place is not to change what other nodes read.
-            return _as_seen(self.program, value.value, found).clone() if isinstance(found, Tensor) else found
+            return (
+                _as_seen(self.program, value.value, found, value.layout).clone() if isinstance(found, Tensor) else found
+            )
 
         given = (node.args, dict(node.kwargs))
         args, kwargs = tree_map(argument, given, is_leaf=lambda leaf: isinstance(leaf, Reference))
-        return node.function(*args, **kwargs)
+        result = node.function(*args, **kwargs)
+        shape = self.program.shapes.get(node.output)
+        return result if shape is None else stored_from(result, node.layout, shape)
 
 
 def quantize(x: Tensor, quantization: Quantization, low: int = 0, high: int = 255) -> Tensor:
@@ -281,6 +294,20 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             return torch.sigmoid(x)
         case kind.HARDSIGMOID:
             return F.hardsigmoid(x)
+        case kind.TANH:
+            return torch.tanh(x)
+        case kind.ELU:
+            return F.elu(x, activation.alpha)
+        case kind.SOFTPLUS:
+            return F.softplus(x)
+        case kind.MISH:
+            return F.mish(x)
+        case kind.EXP:
+            return torch.exp(x)
+        case kind.ABSOLUTE:
+            return x.abs()
+        case kind.SQUARE_ROOT:
+            return x.sqrt()
 
 
 def window_counts(window: Window, size: tuple[int, int], output: tuple[int, int], count_padding: bool) -> Tensor:

@@ -28,6 +28,7 @@ class Kind(IntEnum):
     IMPORT, CONVOLUTION, DEPTHWISE, POOL_MAX, POOL_AVERAGE, MEAN, ADD, SCALE, ACTIVATE, COPY, REPAIR_NONFINITE = range(
         11
     )
+    ELEMENTWISE, RESAMPLE, STRIDED_COPY, NORMALIZE, SOFTMAX = range(11, 16)
 
 
 class MatrixSource(IntEnum):
@@ -127,6 +128,51 @@ class RepairParams(ctypes.Structure):
     )
 
 
+class ElementwiseParams(ctypes.Structure):
+    """``ts_elementwise``."""
+
+    _fields_ = (
+        ("binary", ctypes.c_int64),
+        ("first_strides", ctypes.c_int64 * 4),
+        ("second_strides", ctypes.c_int64 * 4),
+        *_addresses("constant"),
+    )
+
+
+class ResampleParams(ctypes.Structure):
+    """``ts_resample``."""
+
+    _fields_ = (
+        ("blends", ctypes.c_int64),
+        ("fill", ctypes.c_float),
+        ("reserved", ctypes.c_int32),
+        *_addresses("rows columns row_weights column_weights"),
+    )
+
+
+COPY_DIMENSIONS = 8  # kCopyDimensions
+
+
+class StridedCopyParams(ctypes.Structure):
+    """``ts_strided_copy``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64 * COPY_DIMENSIONS) for name in ("sizes", "in_strides", "out_strides")),
+        ("keeps_padding", ctypes.c_int64),
+    )
+
+
+class NormalizeParams(ctypes.Structure):
+    """``ts_normalize``."""
+
+    _fields_ = (
+        *_sizes("group_channels chunk"),
+        ("epsilon", ctypes.c_float),
+        ("reserved", ctypes.c_int32),
+        *_addresses("weight bias"),
+    )
+
+
 class _ByKind(ctypes.Union):
     __slots__ = ()  # an assignment to a misspelt field raises
     _fields_ = (
@@ -136,6 +182,10 @@ class _ByKind(ctypes.Union):
         ("pool", PoolParams),
         ("copy", CopyParams),
         ("repair", RepairParams),
+        ("elementwise", ElementwiseParams),
+        ("resample", ResampleParams),
+        ("strided_copy", StridedCopyParams),
+        ("normalize", NormalizeParams),
     )
 
 
@@ -161,6 +211,7 @@ class Operation(ctypes.Structure):
         ("activation", ActivationParams),
         *_sizes("input output second_input second_stride batch"),
         *_sizes("in_height in_width in_channels in_stride out_height out_width out_channels out_stride"),
+        *_sizes("out_padded"),
         ("_by_kind", _ByKind),
     )
 
@@ -177,6 +228,7 @@ class Operation(ctypes.Structure):
 
     def addresses(self) -> Iterator[tuple[ctypes.Structure, str]]:
         """Yield the struct and the field of every address of weights that an operation of this kind holds."""
+        held: ctypes.Structure
         match self.kind:
             case Kind.CONVOLUTION:
                 held, names = self.convolution, "weights next_weights bias depthwise_weights depthwise_bias"
@@ -184,6 +236,12 @@ class Operation(ctypes.Structure):
                 held, names = self.depthwise, "weights bias"
             case Kind.REPAIR_NONFINITE:
                 held, names = self.repair, "weights bias"
+            case Kind.ELEMENTWISE:
+                held, names = self.elementwise, "constant"
+            case Kind.RESAMPLE:
+                held, names = self.resample, "rows columns row_weights column_weights"
+            case Kind.NORMALIZE:
+                held, names = self.normalize, "weight bias"
             case _:
                 return
         for name in names.split():

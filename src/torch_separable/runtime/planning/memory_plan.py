@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch_separable.runtime.graph.ir import Program, inputs_of
+from torch_separable.runtime.planning.aliasing import Place
 
 CACHE_LINE = 64  # bytes
 
 
-def place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[dict[str, int], int]:
+def place(
+    program: Program, pixel_bytes: dict[str, int], early: int, places: Mapping[str, Place]
+) -> tuple[dict[str, int], int]:
     """Assign an offset in bytes to every value; values that are not alive at the same time share memory.
 
     The values of the first ``early`` nodes are all alive together, as these nodes run depth first. If it takes no more
@@ -15,11 +20,15 @@ def place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[di
     of every value, so it writes lines that its own cache holds already. Lines of another core's cache cost more.
     """
     last: dict[str, int] = {}
+
+    def root(name: str) -> str:
+        return places[name].root if name in places else name
+
     for at, node in enumerate(program.nodes):
         for name in (*inputs_of(node), *((node.output,) if at < early else ())):
-            last[name] = max(at, early - 1)
+            last[root(name)] = max(at, early - 1)
     for name in program.outputs:
-        last[name] = len(program.nodes)
+        last[root(name)] = len(program.nodes)
     offsets: dict[str, int] = {}
     living: list[tuple[int, int, str]] = []  # (begin, end, value)
     middles: list[int] = []
@@ -48,7 +57,7 @@ def place(program: Program, pixel_bytes: dict[str, int], early: int) -> tuple[di
 
     give(program.input)
     for at, node in enumerate(program.nodes):
-        if node.output in program.shapes:
-            give(node.output)
+        if node.output in program.shapes and root(node.output) not in offsets:
+            give(root(node.output))
         living[:] = [entry for entry in living if last.get(entry[2], at) > at]
     return offsets, size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -15,16 +16,24 @@ from torch_separable.runtime.graph.ir import (
     Activate,
     Activation,
     Add,
+    Binary,
+    Concat,
     Convolution,
     Copy,
     DepthwiseConv,
     Mean,
     Native,
     Node,
+    Normalize,
     Pool,
     Program,
     Quantized,
+    Rearrange,
+    Rename,
+    Resample,
     Scale,
+    Slice,
+    Softmax,
     TorchCall,
     Window,
     inputs_of,
@@ -42,8 +51,10 @@ from torch_separable.runtime.native.bindings import (
     tasks,
 )
 from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
+from torch_separable.runtime.planning.aliasing import Place, aliases
 from torch_separable.runtime.planning.depth_first import depth_first, early_layers, of_share
 from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place
+from torch_separable.runtime.planning.movement import copying, rearranging, strided_copy, value_strides
 from torch_separable.runtime.planning.packing import (
     even_odd,
     has_paired_tail,
@@ -93,6 +104,7 @@ class Schedule:
         strides: of a pixel of each value, likewise.
         size: of the workspace, likewise.
         wide: outputs that are float32 where all other values are bfloat16.
+        padded: channels of each value with the zeros that fill its last vector.
         weights: packed, in one piece where that fills large pages; operations name them by address.
     """
 
@@ -103,6 +115,7 @@ class Schedule:
     size: int
     wide: frozenset[str]
     weights: tuple[Tensor, ...]
+    padded: dict[str, int]
 
 
 def schedule(
@@ -120,6 +133,9 @@ def schedule(
         strides[name] = pixel_stride(channels, blocks, lanes[name], bytes_each)
     if (stride := _image_stride(program, kernels)) is not None:
         strides[program.input] = stride
+    places = aliases(program, kernels.lanes)
+    for name, where in places.items():
+        lanes[name], strides[name] = lanes[where.root], strides[where.root]
     # Every thread takes images of its own through the early layers, where there are as many for each.
     images = program.shapes[program.input][0]
     shares = threads if images % threads == 0 else 1
@@ -127,15 +143,24 @@ def schedule(
     early = early_layers(share, strides, bytes_each) if shares == threads else 0
     wide = _wide(program) if kernels.dtype == torch.bfloat16 else frozenset()
     room = {name: stride * (4 if name in wide else bytes_each) for name, stride in strides.items()}
-    offsets, size = place(program, room, early)
-    offsets = {name: offset // bytes_each for name, offset in offsets.items()}
+    roots, size = place(program, room, early, places)
+    offsets = {
+        name: roots[where.root] // bytes_each + where.pixel * strides[name] + where.channel
+        for name, where in places.items()
+        if where.root in roots
+    }
     weights: list[Tensor] = []
-    builder = _Builder(program, kernels, threads, offsets, strides, lanes, tiles, wide, weights)
+    builder = _Builder(program, kernels, threads, offsets, strides, lanes, tiles, wide, weights, places)
     known = {} if shares > 1 else tiles
-    first = _Builder(share, kernels, 1, offsets, strides, lanes, known, wide, weights, depth_first=True)
+    first = _Builder(share, kernels, 1, offsets, strides, lanes, known, wide, weights, places, depth_first=True)
     steps = _steps(program, first, early, shares, builder)
+    widths = {
+        name: blocks * padded(shape[1] // blocks, lanes[name])
+        for name, shape in program.shapes.items()
+        for blocks in (program.blocks.get(name, 1),)
+    }
     kept = (_side_by_side(weights, steps),) if sum(tensor.nbytes for tensor in weights) >= ENOUGH else tuple(weights)
-    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, kept)
+    return Schedule(program, steps, offsets, strides, size // bytes_each, wide, kept, widths)
 
 
 def _wide(program: Program) -> frozenset[str]:
@@ -237,12 +262,13 @@ class _Builder:
         tiles: Mapping[str, Tile],
         wide: frozenset[str],
         weights: list[Tensor],
+        places: Mapping[str, Place],
         depth_first: bool = False,
     ) -> None:
         self.program, self.kernels, self.threads, self.wide = program, kernels, threads, wide
         self.precision = PRECISIONS.index(kernels.dtype)
         self.offsets, self.strides, self.lanes, self.tiles = offsets, strides, lanes, tiles
-        self.weights, self.depth_first = weights, depth_first
+        self.weights, self.places, self.depth_first = weights, places, depth_first
 
     def _set_for(self, node: Native) -> InstructionSet:
         """The set that runs a node: the narrow one where a value that it takes vectors of is padded for that."""
@@ -259,22 +285,25 @@ class _Builder:
         return Operation(
             kind=Kind.IMPORT, precision=self.precision, instruction_set=self.kernels.number,
             output=self.offsets[name], second_input=-1, batch=n, in_height=h, in_width=w, in_channels=c,
-            out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name],
+            out_height=h, out_width=w, out_channels=c, out_stride=self.strides[name], out_padded=self.strides[name],
         )  # fmt: skip
 
-    def _base(self, kind: int, node: Native) -> Operation:
-        n, c, h, w = self.program.shapes[node.input]
+    def _base(self, kind: int, node: Native, source: str | None = None) -> Operation:
+        source = inputs_of(node)[0] if source is None else source
+        n, c, h, w = self.program.shapes[source]
         _, m, oh, ow = self.program.shapes[node.output]
         residual = getattr(node, "residual", None)
+        blocks = self.program.blocks.get(node.output, 1)
         return Operation(
             kind=kind, precision=self.precision, instruction_set=self._set_for(node).number,
             activation=_native(getattr(node, "activation", Activation())),
-            input=self.offsets[node.input],
+            input=self.offsets[source],
             output=self.offsets[node.output],
             second_input=-1 if residual is None else self.offsets[residual],
             second_stride=0 if residual is None else self.strides[residual],
-            batch=n, in_height=h, in_width=w, in_channels=c, in_stride=self.strides[node.input],
+            batch=n, in_height=h, in_width=w, in_channels=c, in_stride=self.strides[source],
             out_height=oh, out_width=ow, out_channels=m, out_stride=self.strides[node.output],
+            out_padded=blocks * padded(m // blocks, self.lanes[node.output]),
         )  # fmt: skip
 
     def operations(self, node: Native | Quantized) -> list[Operation]:
@@ -303,8 +332,107 @@ class _Builder:
                 operation.copy.stride_height, operation.copy.stride_width = node.stride
                 operation.copy.channel_offset = node.before
                 return [operation]
+            case Binary():
+                return [self._binary(node)]
+            case Resample():
+                return [self._resample(node)]
+            case Rearrange():
+                return [self._rearrange(node)]
+            case Rename():
+                return []
+            case Slice():
+                return self._slice(node)
+            case Concat():
+                return self._concat(node)
+            case Normalize():
+                return [self._normalize(node)]
+            case Softmax():
+                return [self._base(Kind.SOFTMAX, node)]
             case _:
                 raise TypeError(f"{node.name}: no kernel computes a {type(node).__name__}")
+
+    def _binary(self, node: Binary) -> Operation:
+        operation, shapes = self._base(Kind.ELEMENTWISE, node), self.program.shapes
+        params = operation.elementwise
+        params.binary = int(node.operator)
+        params.first_strides[:] = _broadcast(shapes[node.input], self.strides[node.input])
+        if node.second is not None:
+            operation.second_input = self.offsets[node.second]
+            params.second_strides[:] = _broadcast(shapes[node.second], self.strides[node.second])
+            operation.batch = shapes[node.output][0]
+            return operation
+        assert node.constant is not None
+        channels = node.constant.shape[1]
+        stored = pad_blocks(node.constant.float(), 1, self.lanes[node.output], 1) if channels > 1 else node.constant
+        stored = stored.permute(0, 2, 3, 1).contiguous()
+        params.constant = self._keep(stored)
+        n, c, h, w = node.constant.shape
+        params.second_strides[:] = _broadcast((n, c, h, w), stored.shape[3])
+        return operation
+
+    def _resample(self, node: Resample) -> Operation:
+        operation = self._base(Kind.RESAMPLE, node)
+        params = operation.resample
+        params.blends, params.fill = node.blends, node.fill
+        params.rows, params.row_weights = self._keep(node.rows.indices), self._keep(node.rows.weights)
+        params.columns, params.column_weights = self._keep(node.columns.indices), self._keep(node.columns.weights)
+        return operation
+
+    def _rearrange(self, node: Rearrange) -> Operation:
+        operation = self._base(Kind.STRIDED_COPY, node)
+        operation.batch = self.program.shapes[node.output][0]
+        strides = self.strides[node.input], self.strides[node.output]
+        operation.strided_copy = strided_copy(rearranging(node.sizes, node.input_axes, node.output_axes, *strides))
+        return operation
+
+    def _slice(self, node: Slice) -> list[Operation]:
+        if self.places[node.output].root != node.output:
+            return []  # it is read where it lies
+        operation, shapes = self._base(Kind.STRIDED_COPY, node), self.program.shapes
+        source = list(value_strides(shapes[node.input], self.strides[node.input]))
+        operation.input += node.start * source[node.axis]
+        source[node.axis] *= node.step
+        target = value_strides(shapes[node.output], self.strides[node.output])
+        operation.batch = shapes[node.output][0]
+        operation.strided_copy = strided_copy(copying(shapes[node.output], source, target))
+        return [operation]
+
+    def _concat(self, node: Concat) -> list[Operation]:
+        operations, start, shapes = [], 0, self.program.shapes
+        whole = self.places[node.output]
+        target = value_strides(shapes[node.output], self.strides[node.output])
+        for i, name in enumerate(node.inputs):
+            channels_before = start if node.axis == 1 else 0
+            expected = Place(whole.root, whole.channel + channels_before, whole.pixel)
+            if node.axis != 1 or self.places[name] != expected:
+                operation = self._base(Kind.STRIDED_COPY, node, name)
+                operation.batch = shapes[node.output][0]
+                source = value_strides(shapes[name], self.strides[name])
+                last = i == len(node.inputs) - 1
+                # Along other dimensions than channels every part brings the zeros of its padding along.
+                n, c, h, w = shapes[name]
+                moved = (n, c if node.axis == 1 else operation.out_padded, h, w)
+                params = strided_copy(copying(moved, source, target), keeps_padding=node.axis != 1 or not last)
+                operation.output += start * target[node.axis]
+                if node.axis == 1 and last:
+                    # The padding that it clears lies behind the channels of the whole.
+                    operation.out_channels, operation.out_padded = c, operation.out_padded - start
+                operation.strided_copy = params
+                operations.append(operation)
+            start += shapes[name][node.axis]
+        return operations
+
+    def _normalize(self, node: Normalize) -> Operation:
+        operation, channels = self._base(Kind.NORMALIZE, node), node.weight.shape[0]
+        params, lanes = operation.normalize, self.lanes[node.output]
+        params.epsilon = node.epsilon
+        params.weight = self._keep(pad_blocks(node.weight.float(), 1, lanes, 0).contiguous())
+        params.bias = self._keep(pad_blocks(node.bias.float(), 1, lanes, 0).contiguous())
+        if node.groups is not None:
+            params.group_channels = channels // node.groups
+            chunk = math.lcm(params.group_channels, lanes)
+            params.chunk = chunk if channels % chunk == 0 else channels
+        return operation
 
     def _keep(self, tensor: Tensor) -> int:
         self.weights.append(tensor)
@@ -422,6 +550,13 @@ class _Builder:
         return operations
 
 
+def _broadcast(shape: tuple[int, int, int, int], pixel_stride: int) -> tuple[int, int, int, int]:
+    """Values from an image, a row, a pixel and a channel of an operand to the next; 0 where it is repeated."""
+    n, c, h, w = shape
+    image, channel, row, pixel = value_strides(shape, pixel_stride)
+    return image if n > 1 else 0, row if h > 1 else 0, pixel if w > 1 else 0, channel if c > 1 else 0
+
+
 def pixel_stride(channels: int, blocks: int, lanes: int, bytes_each: int) -> int:
     """Values from a pixel to the next: whole vectors of each block of channels, and perhaps a cache line.
 
@@ -496,18 +631,29 @@ def readdress(steps: Sequence[Step], moved: Callable[[int], int]) -> None:
                     setattr(params, name, moved(address))
 
 
-def view_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:
-    """A value in the workspace as the network sees it: (N, C, H, W), or (N, C), without copying."""
+def view_of(workspace: Tensor, schedule: Schedule, name: str, layout: str = "") -> Tensor:
+    """A value in the workspace as the network sees it, in one of ``arrangement.LAYOUTS``, without copying."""
     n, c, h, w = schedule.program.shapes[name]
     stride, offset = schedule.strides[name], workspace.storage_offset() + schedule.offsets[name]
     if name in schedule.wide:
         workspace, offset = workspace.view(torch.float32), offset // 2
     pixels = torch.as_strided(workspace, (n, c, h, w), (h * w * stride, 1, w * stride, stride), offset)
-    return pixels[:, :, 0, 0] if name in schedule.program.vectors else pixels
+    match layout or ("NC" if name in schedule.program.vectors else "NCHW"):
+        case "NC":
+            return pixels[:, :, 0, 0]
+        case "NHWC":
+            return pixels.permute(0, 2, 3, 1)
+        case "NLC":
+            return pixels.flatten(2).transpose(1, 2)
+        case "NCL":
+            return pixels.flatten(2)
+        case _:
+            return pixels
 
 
 def padding_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:
     """What lies beyond the channels of a value's pixels: kernels multiply it by zero, so it must be finite."""
     n, c, h, w = schedule.program.shapes[name]
     stride, offset = schedule.strides[name], workspace.storage_offset() + schedule.offsets[name]
-    return torch.as_strided(workspace, (n * h * w, stride - c), (stride, 1), offset + c)
+    more = schedule.padded[name] - c
+    return torch.as_strided(workspace, (n * h * w, more), (stride, 1), offset + c)
