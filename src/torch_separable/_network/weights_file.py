@@ -12,11 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from torch_separable._network.state_names import WeightSet, select_weights, without_prefix
 from torch_separable._network.weights import buffers_that_may_be_infinite
 from torch_separable._system.files import replacing
 from torch_separable.errors import SeparableError
-
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def save_weights(
@@ -47,36 +46,35 @@ def save_weights(
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read tensors by name from a safetensors file, or from a ``torch.save`` file with ``weights_only=True``.
 
-    Checkpoints that nest their weights under ``state_dict``, ``model`` or ``model_state_dict`` are unwrapped, and the
-    ``module.`` prefix that ``nn.DataParallel`` adds to every name is removed.
+    Checkpoints that nest their weights, for example under ``state_dict`` or ``model``, are unwrapped.
 
     Raises:
         SeparableError: the file is absent, holds no weights, or is a pickle that would run code.
     """
+    return dict(read_weight_set(path).tensors)
+
+
+def read_weight_set(path: str | Path, *, ema: bool = False) -> WeightSet:
+    """Read one set of weights from a checkpoint, which may hold several.
+
+    Args:
+        path: the file.
+        ema: whether to read the exponential moving average of the weights.
+
+    Raises:
+        SeparableError: as `read_weights`; or ``ema`` is given and the file holds no average.
+    """
     path = Path(path)
     if not path.is_file():
         raise SeparableError(f"no weights at {path}: " + ("it is a folder" if path.is_dir() else "no such file"))
-    state = _read_tensors(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-            break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise SeparableError(f"{path} holds no weights: expected tensors by name, as `model.state_dict()` gives them")
-    tensors = {str(name): tensor for name, tensor in state.items()}
-    special = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
+    weights = select_weights(_read_tensors(path), str(path), ema=ema)
+    special = [name for name, tensor in weights.tensors.items() if not _is_plain(tensor)]
     if special:
         raise SeparableError(
             f"{path} holds sparse, quantized, nested or meta tensors ({_some(special)}): save dense tensors, with "
             "`tensor.to_dense()` or `tensor.dequantize()`"
         )
-    return without_prefix(tensors)
-
-
-def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the ``module.`` prefix that ``nn.DataParallel`` adds, if every name has it."""
-    every = all(name.startswith("module.") for name in tensors)
-    return {name.removeprefix("module.") if every else name: tensor for name, tensor in tensors.items()}
+    return weights
 
 
 def _read_tensors(path: Path) -> object:
@@ -141,7 +139,8 @@ def load_weights(model: nn.Module, path: str | Path, *, keep_types: bool = False
         Traceback (most recent call last):
         torch_separable.errors.SeparableError: ...w.safetensors are not the weights of this network (Linear): ...
     """
-    load_state(model, read_weights(path), path, keep_types=keep_types)
+    weights = without_prefix(read_weight_set(path), model.state_dict())
+    load_state(model, weights.tensors, path, keep_types=keep_types)
 
 
 def load_state(model: nn.Module, given: Mapping[str, Tensor], where: str | Path, *, keep_types: bool = False) -> None:

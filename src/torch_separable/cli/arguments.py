@@ -37,6 +37,9 @@ Weights: TypeAlias = Annotated[
         "the names of timm, torchvision, transformers and EfficientNet-Lite."
     ),
 ]
+Ema: TypeAlias = Annotated[
+    bool, typer.Option("--ema", help="Load the averaged (EMA) weights of a checkpoint that holds both.")
+]
 Data: TypeAlias = Annotated[str, typer.Option(help="Images: digits, npz:PATH, folder:PATH or hf:NAME.")]
 Mean: TypeAlias = Annotated[
     str | None, typer.Option(help="Subtracted from each channel, as .485,.456,.406; or imagenet.")

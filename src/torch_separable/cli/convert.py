@@ -10,6 +10,7 @@ import typer
 
 from torch_separable.cli.arguments import (
     Data,
+    Ema,
     ImageSize,
     Json,
     Mean,
@@ -41,6 +42,7 @@ def convert(
     ],
     model_arg: ModelArgs = None,
     weights: Weights = None,
+    ema: Ema = False,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -125,7 +127,7 @@ def convert(
     progress = not (quiet or json)
     arguments = keyword_arguments("--model-arg", model_arg)
     Network(model, arguments).check("the network to convert")  # now, not when it is written after minutes
-    network = build_network(model, arguments, weights, trained=True)
+    network = build_network(model, arguments, weights, trained=True, ema=ema)
     prepared = preparation(image_size, mean, std, progress=progress)
     source = load_data(data, split, **prepared)
     held_out = None if evaluate is None else load_data(data, evaluate, **prepared)

@@ -10,6 +10,7 @@ import typer
 from torch_separable.cli.arguments import (
     Data,
     DenseModel,
+    Ema,
     ImageSize,
     Json,
     Mean,
@@ -33,6 +34,7 @@ def evaluate(
     model: DenseModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
+    ema: Ema = False,
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -54,7 +56,7 @@ def evaluate(
     if folder is not None:
         evaluated = converted_network(folder, model, arguments, weights)[0]
     elif model is None:
-        evaluated = build_network(network, arguments, weights, trained=True)
+        evaluated = build_network(network, arguments, weights, trained=True, ema=ema)
     else:
         raise SeparableError(f"{network} is not a folder, but --model {model} needs a folder written by convert")
     progress = not (quiet or json)

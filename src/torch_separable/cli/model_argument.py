@@ -13,7 +13,7 @@ from torch_separable.models.registry import Network, is_built_in
 
 
 def build_network(
-    model: str, arguments: dict[str, Any], weights: Path | None = None, *, trained: bool = False
+    model: str, arguments: dict[str, Any], weights: Path | None = None, *, trained: bool = False, ema: bool = False
 ) -> nn.Module:
     """Call the function named by ``model``, and load weights.
 
@@ -23,6 +23,7 @@ def build_network(
         arguments: keyword arguments of the function.
         weights: weights file, with the network's own names or those of another package.
         trained: whether to warn if the weights are random.
+        ema: whether to load the averaged weights of a file that holds both.
 
     Raises:
         SeparableError: the module or function does not exist, it fails with these arguments, it does not return a
@@ -31,20 +32,24 @@ def build_network(
     look_here(model)
     network = Network(model, arguments).build()
     if weights is not None:
-        load_any_weights(network, weights)
+        load_any_weights(network, weights, ema=ema)
+    elif ema:
+        raise SeparableValueError("--ema needs --weights FILE, from which it selects the averaged weights")
     elif trained and is_built_in(model):
         print(f"separable: {model} has random weights, because --weights FILE is not given", file=sys.stderr)
     return network
 
 
-def load_any_weights(network: nn.Module, weights: Path) -> None:
-    """Load a file, and name on standard error the package whose names it uses if they are not the network's own."""
+def load_any_weights(network: nn.Module, weights: Path, *, ema: bool = False) -> None:
+    """Load a file; name on standard error the package whose names it uses, and the weights that were selected."""
     from torch_separable.importing import import_weights
     from torch_separable.importing.load import OWN
 
-    layout = import_weights(network, weights).layout
-    if layout != OWN:
-        print(f"separable: {weights} uses the names of {layout}", file=sys.stderr)
+    report = import_weights(network, weights, ema=ema)
+    if report.layout != OWN:
+        print(f"separable: {weights} uses the names of {report.layout}", file=sys.stderr)
+    if report.selection:
+        print(f"separable: {weights}: {report.selection}", file=sys.stderr)
 
 
 def look_here(model: str) -> None:

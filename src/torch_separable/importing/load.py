@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from torch_separable._network.weights_file import load_state, read_weights, without_prefix
+from torch_separable._network.state_names import WeightSet, select_weights, without_prefix
+from torch_separable._network.weights_file import load_state, read_weight_set
 from torch_separable.errors import SeparableError
 from torch_separable.importing.keras import is_keras, keras_state
 from torch_separable.importing.layouts import LAYOUTS, Layout
@@ -20,7 +21,7 @@ OWN = "own"
 _CONVENTIONS = ("padding", "batch_norm_eps", "activation")
 
 
-def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> ImportReport:
+def import_weights(model: nn.Module, source: Any, *, strict: bool = True, ema: bool = False) -> ImportReport:
     """Load weights into a network, under its own names or those of another package.
 
     `LAYOUTS` lists the packages whose names are known for the networks of ``torch_separable.models``; the layout that
@@ -32,6 +33,8 @@ def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> Imp
         source: a safetensors or ``torch.save`` file, tensors by name, a module, or a Keras model.
         strict: whether everything must match. Otherwise matching tensors are loaded and the report lists the others,
             for example those of a classifier with other classes.
+        ema: whether to load the exponential moving average of the weights from a checkpoint that holds one beside the
+            weights. Otherwise the weights are loaded; the report names the choice.
 
     Returns:
         A report of which tensors were loaded.
@@ -47,7 +50,9 @@ def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> Imp
           shape       fc.weight: (1000, 512), the network has (7, 512)
           shape       fc.bias: (1000,), the network has (7,)
     """
-    where, given, stated = _read(source, model)
+    where, weights, stated = _read(source, model, ema=ema)
+    weights = without_prefix(weights, _known_names(model))
+    given = weights.tensors
     layout = recognise(model, given)
     name = OWN if layout is None else layout.name
     theirs = stated if layout is None else {k: stated.get(k, v) for k, v in layout.conventions.items()}
@@ -69,6 +74,7 @@ def import_weights(model: nn.Module, source: Any, *, strict: bool = True) -> Imp
             if key in state and key not in fitting
         ),
         differing=differing,
+        selection=weights.describe(),
     )
     if layout is not None:
         where = f"{where}, of {name},"
@@ -140,16 +146,27 @@ def _renamed(
     return state, tuple(unexpected)
 
 
-def _read(source: Any, model: nn.Module) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """Return the source's description for messages, its tensors by name, and the conventions that it states."""
+def _known_names(model: nn.Module) -> set[str]:
+    """Return the names of the network's tensors in its own and all other layouts."""
+    names = set(model.state_dict())
+    for layout in LAYOUTS.values():
+        if isinstance(model, layout.network):
+            theirs = layout.names(model)
+            leaves = {name.rpartition(".")[2] for name in names}
+            names |= {f"{module}.{leaf}" for module in theirs.values() for leaf in leaves}
+    return names
+
+
+def _read(source: Any, model: nn.Module, *, ema: bool) -> tuple[str, WeightSet, dict[str, Any]]:
+    """Return the source's description for messages, its weights, and the conventions that it states."""
     if isinstance(source, str | Path):
-        return str(source), read_weights(source), {}
+        return str(source), read_weight_set(source, ema=ema), {}
     if isinstance(source, nn.Module) and not is_keras(source):
-        return f"the weights of {type(source).__name__}", dict(source.state_dict()), _stated(source, model)
+        return f"the weights of {type(source).__name__}", WeightSet(source.state_dict()), _stated(source, model)
     if is_keras(source):
-        return f"the weights of Keras' {source.name}", keras_state(source), {}
-    if isinstance(source, Mapping) and source and all(isinstance(value, Tensor) for value in source.values()):
-        return "the weights given", without_prefix(source), {}
+        return f"the weights of Keras' {source.name}", WeightSet(keras_state(source)), {}
+    if isinstance(source, Mapping):
+        return "the weights given", select_weights(source, "source", ema=ema), {}
     raise SeparableError(
         f"source is a {type(source).__name__}: expected a weight file, tensors by name, a module or a Keras model"
     )

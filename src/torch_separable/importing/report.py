@@ -19,6 +19,8 @@ class ImportReport:
         unexpected: tensors that only the source has, by the source's names.
         reshaped: tensors of another shape: the network's name, the source's shape, the network's shape.
         differing: conventions that differ: name, the network's value, the source's value.
+        selection: which of several sets of weights was loaded, and the prefix that was removed; empty if there was
+            neither.
 
     Example:
         >>> print(ImportReport("timm mobilenetv1", ("stem.0.weight",), (), ("aux.bias",)))
@@ -32,6 +34,7 @@ class ImportReport:
     unexpected: tuple[str, ...] = ()
     reshaped: tuple[tuple[str, Shape, Shape], ...] = ()
     differing: tuple[tuple[str, Any, Any], ...] = ()
+    selection: str = ""
 
     @property
     def complete(self) -> bool:
@@ -45,6 +48,7 @@ class ImportReport:
             *(f"{len(names)} {kind}" for kind, names in kinds.items() if names),
         ]
         lines = [f"{self.layout}: {', '.join(counts)}"]
+        lines += [f"  selection   {self.selection}"] if self.selection else []
         lines += [f"  missing     {name}" for name in self.missing]
         lines += [f"  unexpected  {name}" for name in self.unexpected]
         lines += [f"  shape       {name}: {given}, the network has {ours}" for name, given, ours in self.reshaped]
