@@ -146,6 +146,15 @@ def test_a_network_runs_in_kernels_alone_and_gives_what_pytorch_gives(name: str,
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=2e-5)
 
 
+def test_a_breakdown_names_every_operation() -> None:
+    network = Made(
+        lambda s, x: s.norm(F.interpolate(torch.cat([s.a(x), x[:, :5]], 1), scale_factor=2)).softmax(1) * s.b(x).mean(),
+        a=conv(16, 5), b=conv(16, 1), norm=nn.GroupNorm(2, 10),
+    ).eval()  # fmt: skip
+    kinds = [node.kind.partition(":")[0] for node in compile(network, torch.randn(1, 16, 8, 8)).explain(rounds=1).nodes]
+    assert {"pointwise", "strided_copy", "resample", "normalize", "softmax"} <= set(kinds)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_in_bfloat16_is_near(name: str) -> None:
     network, x = NETWORKS[name].eval(), torch.randn(1, 16, 16, 16)

@@ -615,7 +615,7 @@ def with_inputs(node: Native | Quantized, names: Mapping[str, str]) -> Native | 
     """Let a node read other values, by their old names."""
     if isinstance(node, Concat | QuantizedConcat):
         return replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
-    renamed = {
+    renamed: dict[str, Any] = {
         field: names[value]
         for field in ("input", "residual", "second")
         if (value := getattr(node, field, None)) is not None and value in names

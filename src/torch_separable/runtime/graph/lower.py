@@ -372,7 +372,8 @@ class Lowering:
 
         args = tuple(_mapped(a, argument) for a in node.args)
         kwargs = {key: _mapped(value, argument) for key, value in node.kwargs.items()}
-        return TorchCall(node.name, node.name, _COPYING.get(node.target, node.target), args, kwargs, reason)
+        function: Any = node.target
+        return TorchCall(node.name, node.name, _COPYING.get(function, function), args, kwargs, reason)
 
 
 def _layer(node: fx.Node) -> str:

@@ -135,18 +135,21 @@ def _add_slice(lowering: Lowering, name: str, source: Any, dimension: int, start
 
 def slice_handler(lowering: Lowering, node: fx.Node) -> None:
     """``slice`` and ``narrow``: a part of one dimension, every ``step``-th element of it."""
+    source: Any
+    dimension: Any
+    start: Any
+    step: Any
     if node.target is aten.narrow.default:
-        source, dimension, start, _ = node.args[:4]
-        step: Any = 1
+        (source, dimension, start), step = node.args[:3], 1
     else:
         given = arguments(
             node, ("input", "dim", "start", "end", "step"), {"dim": 0, "start": 0, "end": None, "step": 1}
         )
         source, dimension, start, step = given["input"], given["dim"], given["start"] or 0, given["step"]
-    before = source.meta["val"]  # type: ignore[union-attr]
-    at: int = dimension % before.dim()  # type: ignore[operator,assignment]
+    before = source.meta["val"]
+    at = dimension % before.dim()
     size = before.shape[at]
-    first: int = min(start + size if start < 0 else start, size)  # type: ignore[operator,type-var,assignment]
+    first = min(start + size if start < 0 else start, size)
     if tuple(before.shape) == tuple(node.meta["val"].shape) and step == 1:
         lowering.add_view(node, lowering.arrangement(source))
         return

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from torch_separable._console import notebook
 from torch_separable.runtime.graph.ir import Convolution, Node, TorchCall
-from torch_separable.runtime.native.bindings import PRECISIONS, MatrixSource, Operation
+from torch_separable.runtime.native.bindings import PRECISIONS, Kind, MatrixSource, Operation
 from torch_separable.runtime.profiling.roofline import Peak
 
-_KINDS = "import convolution depthwise max_pool average_pool mean add scale activate copy repair_nonfinite".split()
+_NAMES = {Kind.POOL_MAX: "max_pool", Kind.POOL_AVERAGE: "average_pool"}
 _WIDTH = 80
 _HEADS = ("layer", "kernel", "ms", "time", "GFLOP/s", "KB", "FLOP/B", "peak", "roof")
 
@@ -160,9 +160,9 @@ def kind_of(node: Node, operation: Operation | None) -> str:
     if isinstance(node, TorchCall) or operation is None:
         assert isinstance(node, TorchCall)
         return f"PyTorch: {node.function} ({node.reason})"
-    if operation.kind == _KINDS.index("convolution"):
+    if operation.kind == Kind.CONVOLUTION:
         return MatrixSource(operation.convolution.source).convolution
-    return _KINDS[int(operation.kind)]
+    return _NAMES.get(Kind(operation.kind), Kind(operation.kind).name.lower())
 
 
 def flops_of(operation: Operation | None, node: Node) -> int:
@@ -171,7 +171,7 @@ def flops_of(operation: Operation | None, node: Node) -> int:
         return 0
     pixels = operation.batch * operation.out_height * operation.out_width
     taps = _taps(operation)
-    if operation.kind == _KINDS.index("depthwise"):
+    if operation.kind == Kind.DEPTHWISE:
         return int(2 * pixels * taps * operation.depthwise.summed_groups * operation.out_channels)
     taps *= operation.convolution.depth_multiplier
     if operation.convolution.source == MatrixSource.DEPTHWISE:
@@ -201,17 +201,17 @@ def bytes_of(operation: Operation | None) -> int:
         return 0
     inputs = operation.batch * operation.in_height * operation.in_width * operation.in_channels
     outputs = operation.batch * operation.out_height * operation.out_width * operation.out_channels
-    if operation.kind == _KINDS.index("repair_nonfinite"):  # it only reads the values
+    if operation.kind == Kind.REPAIR_NONFINITE:  # it only reads the values
         return int(PRECISIONS[operation.precision].itemsize * outputs)
     branch = outputs if operation.second_input >= 0 else 0
-    if operation.kind == _KINDS.index("scale"):
+    if operation.kind == Kind.SCALE:
         branch = operation.batch * operation.out_channels
     values, floats = inputs + outputs + branch, 0
-    if operation.kind == _KINDS.index("convolution"):
+    if operation.kind == Kind.CONVOLUTION:
         values += _mixed(operation) * operation.out_channels
         floats += operation.out_channels
         if operation.convolution.source == MatrixSource.DEPTHWISE:
             floats += operation.convolution.depth_multiplier * operation.in_channels * (_taps(operation) + 1)
-    if operation.kind == _KINDS.index("depthwise"):
+    if operation.kind == Kind.DEPTHWISE:
         floats += operation.depthwise.summed_groups * operation.out_channels * (_taps(operation) + 1)
     return int(PRECISIONS[operation.precision].itemsize * values + 4 * floats)
