@@ -143,7 +143,7 @@ def test_layer_is_fitted_to_the_converted_networks_activations() -> None:
     chosen = plan(model, calibrate(model, given), rank=1, order="depthwise_first")
     off = {}
     for sequential in (True, False):
-        converted: Any = apply(model, chosen, given, sequential=sequential)
+        converted: Any = apply(model, chosen, given, sequential=sequential, share=False)
         with torch.no_grad():
             found, t = converted(given), model(given)
         # A shift or a factor for an output channel is within reach of the fit, so none brings it nearer.
@@ -202,7 +202,7 @@ def test_fit_in_the_network_is_no_worse_than_the_fit_alone(order: Order, rank: i
     model, given = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)).eval(), images(24, 4)
     statistics = calibrate(model, given)
     layer, seen = statistics["0"], recorded(model, statistics, "0")
-    (factors,), bias = fit_layer(layer, grouped_weight(model[0]), seen, seen, order, rank)
+    (factors,), bias = fit_layer(layer, grouped_weight(model[0]), model[0].bias, seen, seen, order, rank)
     assert layer.moments is not None
     planned = next(x for x in plan(model, statistics, rank=rank, order=order).layers if x.name == "0")
     assert output_error(factors.kernel(), layer.moments[0], importance_of(layer)) <= planned.error + 1e-9

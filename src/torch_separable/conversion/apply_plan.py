@@ -46,6 +46,7 @@ def apply(
     rectifier: bool = True,
     residual: bool = True,
     sequential: bool = True,
+    share: bool = True,
     progress: bool = False,
 ) -> nn.Module:
     """Return a copy of ``model`` in which the planned layers are depthwise separable. ``model`` is not changed.
@@ -63,6 +64,7 @@ def apply(
         residual: whether fits correct the error of the residual branch that a layer is added to.
         sequential: whether each layer is fitted to the activations of the partly converted network, or to the dense
             network's.
+        share: whether the data decide how much of the earlier layers' error each layer corrects, or all of it.
         progress: whether to show a progress bar on a terminal.
 
     Raises:
@@ -83,7 +85,7 @@ def apply(
     if plan.method == "svd" or images is None:
         return factorize_weights(model, layers, plan)
     statistics = images if isinstance(images, Statistics) else calibrate(model, images, memory=memory)
-    options = FitOptions(rectifier=rectifier, residual=residual, sequential=sequential)
+    options = FitOptions(rectifier=rectifier, residual=residual, sequential=sequential, share=share)
     return fit_network(model, layers, plan, statistics, options, progress=progress)
 
 
@@ -132,7 +134,9 @@ def fit_network(
                 if options.sequential:
                     converted = _record_student(student, statistics, layer, dense[name], student_cache)
                 weight = grouped_weight(convs[name])
-                factors, bias = fit_layer(layer, weight, dense[name], converted, entry.order, entry.rank, options)
+                factors, bias = fit_layer(
+                    layer, weight, convs[name].bias, dense[name], converted, entry.order, entry.rank, options
+                )
                 _replace(student, entry, factors, bias)
                 advance(name)
     _check_called(student, names, statistics)

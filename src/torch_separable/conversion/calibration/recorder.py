@@ -222,7 +222,12 @@ class Recorder(TorchDispatchMode):
         wanted = min(total, math.ceil(self.pixels[name] * self._share))
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name} {self.batch} {call}".encode()))
         # With replacement: as good for moments, and it needs no permutation of millions of pixels.
-        flat = torch.randint(total, (wanted,), generator=generator) if wanted < total else torch.arange(total)
+        # Sorted, so that samples are in the order of the images, and halves of them stem from different images.
+        flat = (
+            torch.randint(total, (wanted,), generator=generator).sort().values
+            if wanted < total
+            else torch.arange(total)
+        )
         return torch.unravel_index(flat, shape)
 
     def _norm_hooks(self, name: str) -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ from torch_separable.conversion.calibration.recording import Recording
 from torch_separable.conversion.calibration.statistics import LayerStatistics
 from torch_separable.conversion.solvers.alternating import SINGLE, fit
 from torch_separable.conversion.solvers.factorize import Factors, Moments, Order, best_bias, decouple_weighted
+from torch_separable.conversion.solvers.mismatch import corrected_moments, correction_share, half_moments
 
 # λ of each alternation: small at first, so that the target can move, then 1 (section 3.2.2 of the paper).
 RECTIFIER_SCHEDULE = (0.3, 1.0, 1.0, 1.0)
@@ -44,11 +45,14 @@ class FitOptions:
         residual: whether fits correct the error of the residual branch that a layer is added to.
         sequential: whether each layer is fitted to the activations of the partly converted network, or to the dense
             network's.
+        share: whether the data decide how much of the earlier layers' error a layer corrects (see
+            `torch_separable.conversion.solvers.mismatch`), or all of it.
     """
 
     rectifier: bool = True
     residual: bool = True
     sequential: bool = True
+    share: bool = True
 
 
 def fit_groups(
@@ -98,6 +102,7 @@ def importance_of(layer: LayerStatistics) -> Tensor:
 def fit_layer(
     layer: LayerStatistics,
     weight: Tensor,
+    bias: Tensor | None,
     dense: Recording,
     converted: Recording,
     order: Order,
@@ -109,6 +114,7 @@ def fit_layer(
     Args:
         layer: its statistics.
         weight: dense kernel by group, (groups, M/groups, C/groups, K), float64.
+        bias: dense bias, (M,), or ``None``.
         dense: outputs and residual values in the dense network.
         converted: patches and residual values in the partly converted network, at the same pixels.
         order: which factor runs first.
@@ -132,15 +138,21 @@ def fit_layer(
         target = target + (dense_residual - converted_residual) / divisor
 
     groups, importance = layer.spec.groups, importance_of(layer)
-    moments = sample_moments(converted.patches, target, groups)
+    own_bias = torch.zeros(len(importance), dtype=torch.float64) if bias is None else bias.detach().cpu().double()
+    own = _convolve(tuple(weight), converted.patches) + own_bias.to(target)
+    halves = half_moments(converted.patches, target - own, groups)
+    share = correction_share(halves, importance) if options.share and options.sequential else 1.0
+    moments = corrected_moments(halves, weight, own_bias, share)
     factors, lost = fit_groups(moments, weight, order, rank, importance)
     if not (options.rectifier and layer.consumer.rectified):
         return factors, biases(factors, moments)
 
-    wanted = (scale * dense.outputs + shift + dense_residual).clamp_min(0)
+    wanted = share * (scale * dense.outputs + shift + dense_residual)
+    wanted = (wanted + (1 - share) * (scale * own + shift + converted_residual)).clamp_min(0)
     divisor = torch.where(scale == 0, 1.0, scale)
     for strength in RECTIFIER_SCHEDULE:
-        fitted = _apply(factors, converted.patches) + biases(factors, moments).to(target)
+        kernels = tuple(f.kernel() for f in factors)
+        fitted = _convolve(kernels, converted.patches) + biases(factors, moments).to(target)
         before = scale * fitted + shift + converted_residual
         z = _rectified_target(wanted, before, strength)
         target = (z - shift - converted_residual) / divisor
@@ -149,9 +161,10 @@ def fit_layer(
     return factors, biases(factors, moments)
 
 
-def _apply(factors: tuple[Factors, ...], patches: Tensor) -> Tensor:
-    parts = zip(factors, patches.chunk(len(factors), dim=1), strict=True)
-    return torch.cat([x @ f.kernel().flatten(1).T.to(x) for f, x in parts], dim=1)
+def _convolve(kernels: tuple[Tensor, ...], patches: Tensor) -> Tensor:
+    """Apply dense kernels (M/groups, C/groups, K), one for each group, to patches (P, C·K)."""
+    parts = zip(kernels, patches.chunk(len(kernels), dim=1), strict=True)
+    return torch.cat([x @ kernel.flatten(1).T.to(x) for kernel, x in parts], dim=1)
 
 
 def _rectified_target(wanted: Tensor, before: Tensor, strength: float) -> Tensor:
