@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from torch_separable.data import ImageData
 
 Model: TypeAlias = Annotated[
-    str, typer.Argument(help="package.module:function that returns the network, or a name: resnet20, mobilenet_v1, ...")
+    str,
+    typer.Argument(
+        help="package.module:function that returns the network, timm:NAME, torchvision:NAME, or a built-in name: "
+        "resnet20, mobilenet_v1, ..."
+    ),
 ]
 ModelArgs: TypeAlias = Annotated[
     list[str] | None, typer.Option("--model-arg", metavar="K=V", help="Argument of the function; repeatable.")

@@ -98,7 +98,7 @@ def convert(
     from torch_separable._system.locking import sole_writer
     from torch_separable.artifacts import run_directory
     from torch_separable.bench.compare import compare as compare_networks
-    from torch_separable.cli.model_argument import build_network
+    from torch_separable.cli.model_argument import build_network, expand_name
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
     from torch_separable.conversion import convert as convert_network
@@ -125,7 +125,7 @@ def convert(
             "--budget, --rank and --plan are all missing: give one of them, for example --budget macs=0.5"
         )
     progress = not (quiet or json)
-    arguments = keyword_arguments("--model-arg", model_arg)
+    model, arguments = expand_name(model, keyword_arguments("--model-arg", model_arg))
     Network(model, arguments).check("the network to convert")  # now, not when it is written after minutes
     network = build_network(model, arguments, weights, trained=True, ema=ema)
     prepared = preparation(image_size, mean, std, progress=progress)

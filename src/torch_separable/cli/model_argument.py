@@ -11,6 +11,22 @@ from torch import nn
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.models.registry import Network, is_built_in
 
+_FACTORIES = {"timm": ("timm:create_model", "model_name"), "torchvision": ("torchvision.models:get_model", "name")}
+
+
+def expand_name(model: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the function and the arguments for ``timm:NAME`` and ``torchvision:NAME``; other names are unchanged.
+
+    Example:
+        >>> expand_name("timm:resnet18", {"pretrained": True})
+        ('timm:create_model', {'model_name': 'resnet18', 'pretrained': True})
+    """
+    package, _, name = model.partition(":")
+    if package not in _FACTORIES or not name or model == _FACTORIES[package][0]:
+        return model, arguments
+    function, argument = _FACTORIES[package]
+    return function, {argument: name, **arguments}
+
 
 def build_network(
     model: str, arguments: dict[str, Any], weights: Path | None = None, *, trained: bool = False, ema: bool = False
@@ -29,6 +45,7 @@ def build_network(
         SeparableError: the module or function does not exist, it fails with these arguments, it does not return a
             network, or the weights do not match.
     """
+    model, arguments = expand_name(model, arguments)
     look_here(model)
     network = Network(model, arguments).build()
     if weights is not None:
@@ -75,6 +92,8 @@ def converted_network(
             f"{folder} was converted from {network.model}, which would have to be imported: if you trust it, "
             f"give --model {network.model}"
         )
+    if model is not None:
+        model, arguments = expand_name(model, arguments)
     network = Network(model or network.model, {**network.arguments, **arguments}, network.input_shape)
     look_here(network.model)
     dense = run_directory.build_dense(folder, network)

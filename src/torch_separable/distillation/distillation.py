@@ -12,7 +12,7 @@ from torch import nn
 
 from torch_separable._network.checks import as_network
 from torch_separable._system.locking import sole_writer
-from torch_separable.data.image_data import ImageData
+from torch_separable.data.collect import collect_images
 from torch_separable.distillation.config import DistillConfig
 from torch_separable.distillation.preflight import check_data
 from torch_separable.distillation.run import EpochRecord, Run
@@ -22,10 +22,10 @@ from torch_separable.errors import SeparableValueError
 def distill(
     student: nn.Module,
     teacher: nn.Module | None,
-    data: ImageData,
+    data: Any,
     config: DistillConfig | None = None,
     *,
-    validation: ImageData | None = None,
+    validation: Any = None,
     output_dir: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -45,10 +45,12 @@ def distill(
             ``.logits``.
         teacher: the dense network, with outputs of the same shape. It runs in evaluation mode. ``None`` if
             ``logits_weight`` and ``feature_weight`` are 0: this is ordinary training on labels.
-        data: training images; labels are used only if ``label_weight`` is above 0.
+        data: training images: an `ImageData`, or a ``DataLoader``, a data set or a sequence of images or of (image,
+            label), which is read into memory once; labels are used only if ``label_weight`` is above 0.
         config: the settings.
-        validation: labelled images to evaluate on before training and after each epoch; the best weights are returned.
-            Without validation images the last weights are returned (their moving average if ``ema_decay`` is above 0).
+        validation: labelled images, given like ``data``, to evaluate on before training and after each epoch; the best
+            weights are returned. Without validation images the last weights are returned (their moving average if
+            ``ema_decay`` is above 0).
         output_dir: folder for ``best.safetensors`` (the returned weights), ``checkpoint.safetensors`` (the state to
             resume from), ``log.jsonl`` (one line per step and epoch) and ``settings.json``. All processes must see it.
         resume: whether to resume from a checkpoint in ``output_dir``; otherwise an existing one is overwritten.
@@ -78,6 +80,8 @@ def distill(
     if config is not None and settings:
         raise SeparableValueError(f"{next(iter(settings))} and config are both given: give settings or config")
     config = config or DistillConfig.from_dict(settings)
+    data = collect_images(data, name="data")
+    validation = None if validation is None else collect_images(validation, name="validation")
     check_data(data, validation, config)
     for network, name in ((student, "student"), (teacher, "teacher")):
         if network is not None or name == "student":

@@ -15,6 +15,7 @@ from torch_separable._console.notebook import table
 from torch_separable._console.progress import progress_bar
 from torch_separable._network.checks import as_network, precision_of
 from torch_separable._network.outputs import evaluating, logits_of
+from torch_separable.data.collect import collect_images
 from torch_separable.data.image_data import ImageData
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.nn.rank_by_rank import rank_by_rank
@@ -55,7 +56,7 @@ class Evaluation:
         return table((), [("accuracy", right), ("loss", f"{self.loss:.4f}")])
 
 
-def evaluate(model: Callable[..., Any], data: ImageData, batch_size: int = 256, *, progress: bool = True) -> Evaluation:
+def evaluate(model: Callable[..., Any], data: Any, batch_size: int = 256, *, progress: bool = True) -> Evaluation:
     """Classify every image of ``data`` and compare the result with its label.
 
     The network runs in evaluation mode, on the device and in the precision of its parameters; the mode of each module
@@ -64,7 +65,7 @@ def evaluate(model: Callable[..., Any], data: ImageData, batch_size: int = 256, 
     Args:
         model: takes images (N, C, H, W) and returns logits (N, classes) or an object with ``.logits``; also a network
             returned by `compile`.
-        data: labelled images.
+        data: labelled images: an `ImageData`, or a ``DataLoader``, a data set or a sequence of (image, label).
         batch_size: images in one forward pass; affects speed and memory, not the result.
         progress: whether to show a progress bar on a terminal after two seconds.
 
@@ -81,7 +82,7 @@ def evaluate(model: Callable[..., Any], data: ImageData, batch_size: int = 256, 
         >>> evaluate(brightness, data).accuracy
         1.0
     """
-    require_images(data, "data")
+    data = collect_images(data, name="data")
     require_labels(data, "evaluation")
     if batch_size < 1:
         raise SeparableValueError(f"batch_size={batch_size}: must be at least 1")
@@ -118,15 +119,6 @@ def logits_for(model: Callable[[Tensor], Any], images: Tensor, data: ImageData, 
         raise SeparableError(
             f"the {name} fails on images of shape {tuple(images.shape)} (N, C, H, W) of {data.name}: {first}"
         ) from error
-
-
-def require_images(data: object, name: str) -> None:
-    """Raise unless ``data`` is an `ImageData`."""
-    if not isinstance(data, ImageData):
-        raise SeparableValueError(
-            f"{name} is a {type(data).__name__}: must be an ImageData, from load_data(...) or from tensors by "
-            "ImageData(name, split, images, labels)"
-        )
 
 
 def require_labels(data: ImageData, purpose: str) -> None:

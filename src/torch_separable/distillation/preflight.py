@@ -11,16 +11,13 @@ from torch_separable._network.checks import require_float32
 from torch_separable._network.outputs import evaluating
 from torch_separable.data.image_data import ImageData
 from torch_separable.distillation.config import DistillConfig
-from torch_separable.distillation.evaluation import device_of, logits_for, require_images, require_labels
+from torch_separable.distillation.evaluation import device_of, logits_for, require_labels
 from torch_separable.distillation.losses import watching
 from torch_separable.errors import SeparableError, SeparableValueError
 
 
 def check_data(data: ImageData, validation: ImageData | None, config: DistillConfig) -> None:
     """Raise if required labels are missing, or if training and validation images differ in shape."""
-    for name, given in (("data", data), ("validation", validation)):
-        if given is not None or name == "data":
-            require_images(given, name)
     if config.label_weight:
         require_labels(data, f"label_weight={config.label_weight:g}")
     if validation is None:

@@ -25,7 +25,8 @@ def split_batches(images: Images) -> tuple[Batch, ...]:
     """Check calibration images and cut them into batches.
 
     Args:
-        images: a tensor (N, C, H, W), a mapping of such tensors, or an iterable of batches of either.
+        images: a tensor (N, C, H, W), a mapping of such tensors, or an iterable of batches of either, such as a
+            ``DataLoader``; labels beside the images are ignored.
 
     Returns:
         The batches; empty batches of an iterable are dropped.
@@ -108,8 +109,18 @@ def _as_batches(images: Images) -> tuple[Batch, ...]:
     if isinstance(images, Mapping):
         return tuple(_split_mapping(images))
     if isinstance(images, Iterable):
-        return tuple(batch for batch in images if not _is_empty(batch))
+        return tuple(batch for batch in map(_without_labels, images) if not _is_empty(batch))
     raise SeparableValueError(f"images are a {type(images).__name__}: expected a tensor or an iterable of batches")
+
+
+def _without_labels(batch: Batch) -> Batch:
+    """Return the images of a pair (images, labels), which the DataLoader of a labelled data set yields."""
+    if isinstance(batch, tuple | list) and len(batch) in (1, 2):
+        images, *labels = batch
+        labelled = all(isinstance(label, Tensor) and label.dim() <= 1 for label in labels)
+        if isinstance(images, Tensor) and images.dim() == 4 and labelled:
+            return images
+    return batch
 
 
 def _split_mapping(images: Mapping[str, Tensor]) -> Iterator[Batch]:
