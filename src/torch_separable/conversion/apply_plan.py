@@ -47,7 +47,7 @@ def apply(
     residual: bool = True,
     sequential: bool = True,
     share: bool = True,
-    progress: bool = False,
+    progress: bool = True,
 ) -> nn.Module:
     """Return a copy of ``model`` in which the planned layers are depthwise separable. ``model`` is not changed.
 
@@ -107,7 +107,7 @@ def fit_network(
     statistics: Statistics,
     options: FitOptions = FitOptions(),  # noqa: B008 - it is frozen
     *,
-    progress: bool = False,
+    progress: bool = True,
 ) -> nn.Module:
     """Return a copy of ``model`` whose planned layers are fitted to the calibration images. See `apply`."""
     check_statistics(model, statistics, layers.convertible)

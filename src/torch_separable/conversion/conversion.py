@@ -127,7 +127,7 @@ def convert(
     exclude: Sequence[str] = (),
     outputs: Selection | None = None,
     memory: int = DEFAULT_MEMORY,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Conversion:
     """Convert a trained dense network to a depthwise separable one that computes nearly the same, without training.
 

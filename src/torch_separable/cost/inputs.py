@@ -31,6 +31,7 @@ def make_inputs(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise SeparableValueError(f"batch_size={batch_size!r}: must be a whole number, at least 1")
+    given, batch_size = _without_batch(model, given, batch_size)
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     place = _device(device) if device is not None else reference.device if reference is not None else "cpu"
     default = reference.dtype if reference is not None else torch.float32
@@ -72,6 +73,23 @@ def make_inputs(
         )
     wanted = _dtypes(dtypes, len(given))
     return tuple(make(v, d, f"input_shape[{i}]") for i, (v, d) in enumerate(zip(given, wanted, strict=True))), {}, mode
+
+
+def _without_batch(model: nn.Module, given: Inputs, batch_size: int) -> tuple[Inputs, int]:
+    """Split a shape such as (1, 3, 32, 32), as other tools take it, into the shape of one input and the batch size.
+
+    The dimensions of the network's convolutions decide whether a shape contains the batch.
+    """
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    dimensions = {module.weight.dim() for module in model.modules() if isinstance(module, convolutions)}
+    if not isinstance(given, tuple | list) or not _is_size(given) or dimensions != {len(given)}:
+        return given, batch_size
+    first, *shape = given
+    if batch_size not in (1, first):
+        raise SeparableValueError(
+            f"input_shape={tuple(given)} has the batch {first}, but batch_size={batch_size} is given: give one of them"
+        )
+    return tuple(shape), int(first)
 
 
 def _shapes(given: Inputs) -> list[Any]:

@@ -185,7 +185,8 @@ def summary(
 
     Args:
         model: the network; it runs once, in evaluation mode, and is not changed.
-        input_shape: shape of one input *without* the batch dimension, such as ``(4, 3, 3)``; a list of shapes for
+        input_shape: shape of one input *without* the batch dimension, such as ``(4, 3, 3)``; with it for networks whose
+            convolutions show that it is the batch, such as ``(1, 4, 3, 3)`` in two dimensions; a list of shapes for
             several inputs; a mapping for inputs by name; or tensors (with the batch dimension) in place of shapes.
         batch_size: number of inputs to count for, if shapes are given. Inputs above 1 GB are counted without being
             allocated or computed.

@@ -45,7 +45,7 @@ def calibrate(
     exclude: Sequence[str] = (),
     outputs: Selection | None = None,
     memory: int = DEFAULT_MEMORY,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Statistics:
     """Gather second moments of each convertible convolution's input patches, ``E[x xᵀ]``, from unlabelled images.
 
@@ -93,7 +93,7 @@ def gather_statistics(
     *,
     outputs: Selection | None = None,
     memory: int,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Statistics:
     """Gather the statistics of ``layers`` over checked batches. See `calibrate`."""
     refresh_weights(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ def _as_batches(images: Images) -> tuple[Batch, ...]:
     raise SeparableValueError(f"images are a {type(images).__name__}: expected a tensor or an iterable of batches")
 
 
-def _without_labels(batch: Batch) -> Batch:
+def _without_labels(batch: Any) -> Any:
     """Return the images of a pair (images, labels), which the DataLoader of a labelled data set yields."""
     if isinstance(batch, tuple | list) and len(batch) in (1, 2):
         images, *labels = batch

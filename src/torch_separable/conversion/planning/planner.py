@@ -51,7 +51,7 @@ def plan(
     rank: int | None = None,
     order: Order | None = None,
     method: Method = "least_squares",
-    progress: bool = False,
+    progress: bool = True,
 ) -> Plan:
     """Choose for each convolution whether it stays dense, or its order and rank.
 
@@ -93,7 +93,7 @@ def plans(
     *,
     order: Order | None = None,
     method: Method = "least_squares",
-    progress: bool = False,
+    progress: bool = True,
 ) -> list[Plan]:
     """Make a plan for each budget; the layers are measured once. Arguments and errors are those of `plan`."""
     layers = find_convertible(as_network(model))
@@ -110,7 +110,7 @@ def make_plan(
     rank: int | None,
     order: Order | None,
     method: Method,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Plan:
     """Make a plan for checked arguments. See `plan`."""
     if budget is not None:
@@ -134,7 +134,7 @@ def make_plans(
     *,
     order: Order | None,
     method: Method,
-    progress: bool = False,
+    progress: bool = True,
 ) -> list[Plan]:
     """Make a plan for each budget. See `plan`."""
     choices = possible_choices(statistics, None, order)
