@@ -57,6 +57,10 @@ def placed(path: str = "") -> nn.Module:
     return small()
 
 
+def words() -> nn.Module:
+    return nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3))
+
+
 def pointwise() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
 

@@ -135,3 +135,11 @@ def test_export_for_executorch_prints_nothing_of_the_tools(place: Path) -> None:
         cwd=place, capture_output=True, check=True,
     )  # fmt: skip
     assert ended.stderr == b""
+
+
+def test_integer_inputs_are_counted_with_dtype(separable: Callable[..., Any]) -> None:
+    counted = separable("summary", "networks_for_cli:words", "--input", "7", "--dtype", "int64", "--json")
+    assert json.loads(counted.out)["macs"] == 7 * 4 * 3
+    refused = separable("summary", "networks_for_cli:words", "--input", "7", "--dtype", "word")
+    assert refused.code == 2
+    assert "--dtype word" in refused.err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -21,6 +21,9 @@ from torch_separable.cli.arguments import (
 )
 from torch_separable.errors import SeparableValueError
 
+if TYPE_CHECKING:
+    import torch
+
 
 def summary(
     model: Model,
@@ -33,6 +36,9 @@ def summary(
     made_of: DenseModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Data type of each input, as int64; by default that of the network.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Batch size to count for.")] = 1,
     depth: Annotated[int | None, typer.Option(help="Largest module depth to show.")] = None,
     columns: Annotated[
@@ -61,6 +67,7 @@ def summary(
         network,
         shapes,
         batch_size,
+        dtypes=None if dtype is None else [tensor_type(name) for name in dtype],
         depth=depth,
         columns=columns.split(",") if columns is not None else None,
         verbose=False,
@@ -71,6 +78,16 @@ def summary(
         print_text(counted.to_csv())
     else:
         show(styled(str(counted)))
+
+
+def tensor_type(name: str) -> torch.dtype:
+    """Return the PyTorch data type of this name."""
+    import torch
+
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise SeparableValueError(f"--dtype {name}: must be a data type of PyTorch, such as int64 or float16")
+    return found
 
 
 def styled(table: str) -> Text:

@@ -15,7 +15,7 @@ _CHANNELS = {1: "grey", 3: "RGB"}
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images are prepared for a network; a saved network keeps it beside its weights.
+    """How images are prepared for a network; a saved network keeps it with its weights.
 
     Attributes:
         image_size: (height, width) that images are resized and centre-cropped to.
@@ -103,9 +103,9 @@ class Preparation:
 
         Args:
             where: the folder that the preparation was read from, for messages.
-            image_size: a size that was given beside the folder.
-            mean: a mean that was given beside the folder.
-            std: a standard deviation that was given beside the folder.
+            image_size: a size given in addition to the folder.
+            mean: a mean given in addition to the folder.
+            std: a standard deviation given in addition to the folder.
 
         Raises:
             SeparableValueError: a given value contradicts the preparation.
