@@ -68,9 +68,11 @@ static bool runs_here(const Kernels* set) {
   const std::string_view name = set->name;
 #ifdef TS_X86
   const CpuFeatures& cpu = cpu_features();
-  if (name == "amx") return cpu.amx_bf16 && may_use_tiles();
-  if (name == "avx512bf16") return cpu.avx512_bf16;
+  if (name == "amx") return cpu.amx_bf16 && cpu.avx512_vnni && may_use_tiles();
+  if (name == "avx512bf16") return cpu.avx512_bf16 && cpu.avx512_vnni;
+  if (name == "avx512vnni") return cpu.avx512_vnni;
   if (name == "avx512") return cpu.avx512;
+  if (name == "avxvnni") return cpu.avx_vnni;
   if (name == "avx2") return cpu.avx2_fma;
 #endif
   return name == "baseline";
@@ -154,7 +156,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 }  // namespace ts
 
 // Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
-constexpr int32_t kInterface = 8;
+constexpr int32_t kInterface = 9;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Bytes of ts_operation: the Python side checks that it describes the same layout.
@@ -196,6 +198,7 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
   shape[5] = from.operand_bytes;
   shape[6] = from.even_odd;
   shape[7] = from.paired_tail;
+  shape[8] = from.shift;
 }
 
 TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->instruction_set]->tasks(*operation); }

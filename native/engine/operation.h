@@ -29,6 +29,9 @@ enum ts_kind : int32_t {
   TS_STRIDED_COPY = 13,     // the same elements in another order, or a part of them
   TS_NORMALIZE = 14,        // layer, group and instance norm
   TS_SOFTMAX = 15,          // over the channels of each pixel
+  TS_QUANTIZE = 16,         // floats -> uint8
+  TS_DEQUANTIZE = 17,       // uint8 -> floats
+  TS_LOOK_UP = 18,          // uint8 through a table
 };
 
 // Where the left matrix of a convolution's matrix product comes from. It has a row for each output pixel.
@@ -70,8 +73,9 @@ enum ts_binary_operator : int32_t {
 enum ts_precision : int32_t {
   TS_FLOAT32 = 0,
   TS_BFLOAT16 = 1,  // activations and the weights of matrix products; sums, biases and depthwise weights are float32
+  TS_UINT8 = 2,     // activations, by int8 weights; see int8.h
 };
-constexpr int kPrecisions = 2;
+constexpr int kPrecisions = 3;
 
 struct ts_act {
   int32_t kind;  // a ts_activation
@@ -168,6 +172,8 @@ struct ts_normalize {
   const float* bias;
 };
 
+#include "int8.h"
+
 struct ts_operation {
   int32_t kind;             // a ts_kind
   int32_t precision;        // a ts_precision
@@ -193,6 +199,9 @@ struct ts_operation {
     ts_resample resample;
     ts_strided_copy strided_copy;
     ts_normalize normalize;
+    ts_int8_convolution int8_convolution;
+    ts_int8_depthwise int8_depthwise;
+    ts_int8_elementwise int8_elementwise;
   };
 };
 

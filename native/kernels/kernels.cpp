@@ -1,5 +1,5 @@
 // Compiled once for each instruction set, with -DTS_ISA=name. A set that adds nothing to float32 runs float32 operations by the
-// set that -DTS_FLOAT_SET names.
+// set that -DTS_FLOAT_SET names, and one that adds nothing to bfloat16 runs those by the set that -DTS_BFLOAT16_SET names.
 #include "kernels.h"
 
 #include <utility>
@@ -7,6 +7,7 @@
 #include "convolution.h"
 #include "elementwise.h"
 #include "normalize.h"
+#include "int8_kernels.h"
 #include "peak.h"
 #include "resample.h"
 #include "simple.h"
@@ -20,10 +21,16 @@ namespace ts::TS_FLOAT_SET {
 extern const Kernels kernels;
 }
 #endif
+#ifdef TS_BFLOAT16_SET
+namespace ts::TS_BFLOAT16_SET {
+extern const Kernels kernels;
+}
+#endif
 
 namespace ts::TS_ISA {
 
 static int64_t tasks(const ts_operation& op) {
+  if (op.precision == TS_UINT8) return int8_tasks(op);
   switch (op.kind) {
     case TS_CONVOLUTION: return convolution_tasks(op);
     case TS_IMPORT: return op.batch * op.in_height;
@@ -61,29 +68,37 @@ static void run_tasks(const ts_operation& op, Element* workspace, const float* e
 }
 
 static void run(const ts_operation& op, void* workspace, const float* external, int64_t begin, int64_t end) {
+  if (op.precision == TS_UINT8) return run_int8(op, workspace, external, begin, end);
+#ifdef TS_BFLOAT16_SET
+  return TS_BFLOAT16_SET::kernels.run(op, workspace, external, begin, end);
+#else
   if (op.precision == TS_BFLOAT16) return run_tasks(op, static_cast<Bfloat16*>(workspace), external, begin, end);
 #ifdef TS_FLOAT_SET
   TS_FLOAT_SET::kernels.run(op, workspace, external, begin, end);
 #else
   run_tasks(op, static_cast<float*>(workspace), external, begin, end);
 #endif
+#endif
 }
 
 #ifdef TS_TILES
 constexpr Kernels::Shape kNarrow{kLanes, kPanel, kTilePixels, kTileDepth, kTileDepth, kBytes<Operand<Bfloat16>>,
-                                 kEvenOdd<Bfloat16>, kPairedTail<Bfloat16>};
+                                 kEvenOdd<Bfloat16>, kPairedTail<Bfloat16>, 0};
 #else
 constexpr Kernels::Shape kNarrow{kLanes, kPanel, kRows, kLanes, kInWord<Bfloat16>, kBytes<Operand<Bfloat16>>,
-                                 kEvenOdd<Bfloat16>, kPairedTail<Bfloat16>};
+                                 kEvenOdd<Bfloat16>, kPairedTail<Bfloat16>, 0};
 #endif
+
+constexpr Kernels::Shape kInt8Shape{kLanes, kPanel, kRows, kByteChannels, 4, static_cast<int64_t>(sizeof(Operand8)),
+                                    0, 0, kOperandShift};
 
 extern const Kernels kernels;
 const Kernels kernels{TS_TEXT(TS_ISA),
-                      {{kLanes, kPanel, kRows, kLanes, 1, kFloat, kEvenOdd<float>, kPairedTail<float>}, kNarrow},
+                      {{kLanes, kPanel, kRows, kLanes, 1, kFloat, kEvenOdd<float>, kPairedTail<float>, 0}, kNarrow, kInt8Shape},
                       tasks,
                       run,
-                      {multiply_add<float>, multiply_add<Bfloat16>},
-                      {kRound<float>, kRound<Bfloat16>},
+                      {multiply_add<float>, multiply_add<Bfloat16>, multiply_add_int8},
+                      {kRound<float>, kRound<Bfloat16>, kInt8Round},
                       read_through};
 
 }  // namespace ts::TS_ISA

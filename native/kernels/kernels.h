@@ -18,6 +18,7 @@ struct Kernels {
     int64_t even_odd;  // whether of each two vectors' channels the even ones come first, then the odd ones: in depthwise
                        // filters, and in what they make for a product, so also in the rows of its weights
     int64_t paired_tail; // whether two pixels can share a vector of output channels that is half empty, see paired_tail.h
+    int64_t shift;     // is subtracted from every uint8 before it is multiplied
   } shapes[kPrecisions];
   int64_t (*tasks)(const ts_operation& op);
   // Executes tasks [begin, end) of an operation. `external` is the tensor that TS_IMPORT reads.

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX2__) && !defined(TS_EMULATE)
+#if defined(__AVX2__) && (!defined(TS_EMULATE) || TS_LANES == 8)
 #include <immintrin.h>
 #endif
 

@@ -118,12 +118,10 @@ class Elsewhere:
     @cache  # noqa: B019 - it lives as long as the tests
     def instruction_sets(self, dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
         """Do what `library.instruction_sets` does."""
-        answer = self.ask(PRECISIONS.index(dtype), b"", answer=64)
-        vector, panel, rows, lanes, depth, operand_bytes, even_odd, paired_tail = (ctypes.c_int64 * 8).from_buffer_copy(
-            answer
-        )
-        shape = (vector, panel, rows, lanes, depth, operand_bytes, bool(even_odd), bool(paired_tail))
-        return {"baseline": InstructionSet(0, "baseline", dtype, *shape)}
+        answer = self.ask(PRECISIONS.index(dtype), b"", answer=72)
+        *sizes, even_odd, paired_tail, shift = (ctypes.c_int64 * 9).from_buffer_copy(answer)
+        shape = (*sizes, bool(even_odd), bool(paired_tail))
+        return {"baseline": InstructionSet(0, "baseline", dtype, *shape, shift=shift)}
 
     def keep(self, kept: Callable[[Any, Tensor], int]) -> Callable[[Any, Tensor], int]:
         """See the constants that operations will point to."""
@@ -178,4 +176,5 @@ if "TORCH_SEPARABLE_TEST_RUNNER" in os.environ:
     _elsewhere = Elsewhere(os.environ["TORCH_SEPARABLE_TEST_RUNNER"])
     bindings.run = _elsewhere.run
     torch_separable.runtime.instruction_sets = bindings.instruction_sets = _elsewhere.instruction_sets
+    schedule.instruction_sets = _elsewhere.instruction_sets  # type: ignore[assignment]
     schedule._Builder._keep = _elsewhere.keep(schedule._Builder._keep)  # type: ignore[method-assign]

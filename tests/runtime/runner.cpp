@@ -55,7 +55,7 @@ int main(int, char** arguments) {
   for (;;) {
     const Request request = read<Request>(1)[0];
     if (!request.count) {
-      int64_t shape[8];
+      int64_t shape[9];
       shape_of(0, request.precision, shape);
       std::fwrite(shape, sizeof shape, 1, stdout);
     } else {
@@ -68,7 +68,27 @@ int main(int, char** arguments) {
         if (pointer) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(
             reinterpret_cast<intptr_t>(base) + reinterpret_cast<intptr_t>(pointer) - 1);
       };
+      const auto moved_result = [&moved](ts_requantization& result) {
+        moved(result.initial);
+        moved(result.multiplier);
+        moved(result.offset);
+      };
       for (ts_operation& op : operations) {
+        if (op.precision == TS_UINT8) {
+          if (op.kind == TS_CONVOLUTION) {
+            moved(op.int8_convolution.weights);
+            moved(op.int8_convolution.next_weights);
+            moved(op.int8_convolution.depthwise_weights);
+            moved_result(op.int8_convolution.result);
+            moved_result(op.int8_convolution.depthwise);
+          } else if (op.kind == TS_DEPTHWISE) {
+            moved(op.int8_depthwise.weights);
+            moved_result(op.int8_depthwise.result);
+          } else if (op.kind == TS_LOOK_UP) {
+            moved(op.int8_elementwise.table);
+          }
+          continue;
+        }
         if (op.kind == TS_CONVOLUTION) {
           moved(op.convolution.weights);
           moved(op.convolution.next_weights);

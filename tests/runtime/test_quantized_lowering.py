@@ -202,6 +202,25 @@ def test_a_pattern_is_read_and_computes_the_same_to_one_step(name: str) -> None:
     assert expected.std() > 0.01
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_compiled_pattern_gives_the_bits_of_the_reference(name: str, threads: int) -> None:
+    torch.manual_seed(0)
+    inner = PATTERNS[name][0]().eval()
+    model = Network(lambda s, x: s.inner(fake(x, 0.03, 120)), inner=inner)
+    x = torch.randn(2, 4, 9, 9)
+    expected = run_program(read_quantized(model, x), x)
+    compiled = ts.compile(model, x, threads=threads)
+    if name in (
+        "float activation",
+        "float residual",
+    ):  # computed by polynomials, so that a value near the middle of two steps may differ
+        assert float((compiled(x) != expected).float().mean()) < 0.001
+    else:
+        assert torch.equal(compiled(x), expected)
+    assert any(node.int8 for node in compiled.explain(rounds=1).nodes)
+
+
 UNQUANTIZED: dict[str, tuple[Callable[[], Network], str]] = {
     "float weights": (
         lambda: Network(lambda s, x: fake(s.a(x), 0.02, 99), a=nn.Conv2d(4, 6, 3)),

@@ -44,12 +44,12 @@ def tune(
     from torch_separable._system.timing import interleaved, rounds_within
     from torch_separable.cli.model_argument import network_or_folder
     from torch_separable.runtime.engine import CompiledModel, Prepared
-    from torch_separable.runtime.native.bindings import PRECISIONS, chosen_set
+    from torch_separable.runtime.native.bindings import FLOATS, chosen_set
     from torch_separable.runtime.planning.schedule import schedule
     from torch_separable.runtime.profiling.autotune import Tuned, cache_file
     from torch_separable.runtime.profiling.autotune import tune as measure_tiles
 
-    precisions = {str(precision).removeprefix("torch."): precision for precision in PRECISIONS}
+    precisions = {str(precision).removeprefix("torch."): precision for precision in FLOATS}
     if dtype not in precisions:
         raise SeparableValueError(f"--dtype {dtype}: must be {' or '.join(precisions)}")
     counts = sorted({1, torch.get_num_threads()}) if threads is None else whole_numbers("--threads", threads)

@@ -24,11 +24,10 @@ from torch_separable._network.outputs import evaluating, logits_of, predictions
 from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable._system.timing import interleaved
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.runtime.graph.fuse import fuse
 from torch_separable.runtime.graph.ir import Node, Program, Reference, TorchCall
-from torch_separable.runtime.graph.lower import lower
+from torch_separable.runtime.graph.quantized import read_quantized
 from torch_separable.runtime.native.bindings import (
-    PRECISIONS,
+    FLOATS,
     InstructionSet,
     Kind,
     Operation,
@@ -36,6 +35,7 @@ from torch_separable.runtime.native.bindings import (
     ThreadTaskLists,
     available_cpus,
     chosen_set,
+    instruction_sets,
     parallel_for,
     run,
     tasks,
@@ -94,7 +94,7 @@ def compile(
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise SeparableValueError(f"threads={threads!r}: must be a whole number, at least 1, or None")
-    if dtype not in PRECISIONS:
+    if dtype not in FLOATS:
         raise SeparableValueError(f"dtype={dtype}: must be torch.float32 or torch.bfloat16")
     require_float32(as_network(model), "model", "compile")
     kernels = chosen_set(dtype)
@@ -231,7 +231,10 @@ class CompiledModel:
         prepared = self._prepared(x)
         nodes = prepared.profile(x, rounds)
         whole = interleaved({"call": lambda: prepared.run(x)}, rounds=rounds)["call"]
-        return Breakdown(tuple(nodes), whole, len(x), measured_peak(self.kernels, prepared.threads))
+        peak, int8 = measured_peak(self.kernels, prepared.threads), None
+        if any(node.int8 for node in nodes):
+            int8 = measured_peak(instruction_sets(torch.uint8)[self.kernels.name], prepared.threads)
+        return Breakdown(tuple(nodes), whole, len(x), peak, int8)
 
     def _prepared(self, x: Tensor) -> Prepared:
         shape, threads = tuple(x.shape), self.threads or min(torch.get_num_threads(), available_cpus())
@@ -242,7 +245,7 @@ class CompiledModel:
                 if found is None:
                     if shape not in self._programs:
                         with evaluating(self.model), torch.no_grad():
-                            program = fuse(lower(self.model, x))
+                            program = read_quantized(self.model, x)
                         self._programs[shape] = with_shared_weights(program, self._programs.values())
                     program = self._programs[shape]
                     known = tune(program, self.kernels, threads) if self.tune else known_tiles(self.kernels, threads)
@@ -398,6 +401,7 @@ class Prepared:
                 max(median - empty, _CLOCK),
                 sum(flops_of(operation, node) for operation in operations),
                 sum(bytes_of(operation) for operation in operations),
+                any(operation.is_int8 for operation in operations),
             )
             for (node, operations, _), median in zip(calls, medians, strict=True)
         ]
@@ -411,8 +415,8 @@ def _outside(memory: Tensor, value: Any) -> Any:
 
 
 def _own(view: Tensor) -> Tensor:
-    """Copy a view's values to float32 in new memory."""
-    return view.clone() if view.dtype == torch.float32 else view.float()
+    """Copy a view's values to new memory: bfloat16 as float32, others as they are."""
+    return view.float() if view.dtype == torch.bfloat16 else view.clone()
 
 
 class _Workspace:

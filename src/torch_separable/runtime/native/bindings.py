@@ -19,7 +19,7 @@ from torch_separable.errors import SeparableError
 _FILE = "libtorch_separable.so"
 
 # Of the library's functions and what they take: `kInterface` of native/engine/engine.cpp.
-_INTERFACE = 8
+_INTERFACE = 9
 
 
 class Kind(IntEnum):
@@ -29,6 +29,7 @@ class Kind(IntEnum):
         11
     )
     ELEMENTWISE, RESAMPLE, STRIDED_COPY, NORMALIZE, SOFTMAX = range(11, 16)
+    QUANTIZE, DEQUANTIZE, LOOK_UP = range(16, 19)
 
 
 class MatrixSource(IntEnum):
@@ -43,7 +44,9 @@ class MatrixSource(IntEnum):
 
 
 # In the order of ``ts_precision``.
-PRECISIONS = (torch.float32, torch.bfloat16)
+PRECISIONS = (torch.float32, torch.bfloat16, torch.uint8)
+# Those that a network is compiled for. uint8 values are those of quantized layers, beside either.
+FLOATS = PRECISIONS[:2]
 
 
 def _sizes(names: str) -> tuple[tuple[str, type[ctypes.c_int64]], ...]:
@@ -173,6 +176,63 @@ class NormalizeParams(ctypes.Structure):
     )
 
 
+class Requantization(ctypes.Structure):
+    """``ts_requantization``."""
+
+    __slots__ = ()
+    _fields_ = (
+        *_addresses("initial multiplier offset"),
+        ("low", ctypes.c_float),
+        ("high", ctypes.c_float),
+        ("zero_point", ctypes.c_int32),
+        ("output", ctypes.c_int32),
+        ("residual_multiplier", ctypes.c_float),
+        ("residual_zero_point", ctypes.c_int32),
+    )
+
+
+class Int8ConvolutionParams(ctypes.Structure):
+    """``ts_int8_convolution``."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("window", WindowParams),
+        *_sizes("source depth out_vectors tile_rows channel_splits depth_multiplier input_zero_point"),
+        *_addresses("weights next_weights"),
+        ("result", Requantization),
+        *_addresses("depthwise_weights"),
+        ("depthwise", Requantization),
+    )
+
+
+class Int8DepthwiseParams(ctypes.Structure):
+    """``ts_int8_depthwise``."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("window", WindowParams),
+        *_sizes("channels summed_groups input_zero_point"),
+        *_addresses("weights"),
+        ("result", Requantization),
+    )
+
+
+class Int8ElementwiseParams(ctypes.Structure):
+    """``ts_int8_elementwise``."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("external", ExternalParams),
+        ("window", WindowParams),
+        *_sizes("count_padding channel_offset fills"),
+        *_addresses("table"),
+        ("in_scale", ctypes.c_double),
+        ("out_scale", ctypes.c_double),
+        *((name, ctypes.c_float) for name in ("multiplier", "second_multiplier", "low", "high")),
+        *((name, ctypes.c_int32) for name in ("zero_point", "second_zero_point", "out_zero_point", "other_precision")),
+    )
+
+
 class _ByKind(ctypes.Union):
     __slots__ = ()  # an assignment to a misspelt field raises
     _fields_ = (
@@ -186,6 +246,9 @@ class _ByKind(ctypes.Union):
         ("resample", ResampleParams),
         ("strided_copy", StridedCopyParams),
         ("normalize", NormalizeParams),
+        ("int8_convolution", Int8ConvolutionParams),
+        ("int8_depthwise", Int8DepthwiseParams),
+        ("int8_elementwise", Int8ElementwiseParams),
     )
 
 
@@ -218,8 +281,26 @@ class Operation(ctypes.Structure):
     @property
     def window(self) -> WindowParams:
         """The window of a convolution, a depthwise stage, a pooling or a repair; other kinds have none."""
-        window: WindowParams = getattr(self, _PARAMS_WITH_WINDOW[Kind(self.kind)]).window
+        params = self._int8 if self.is_int8 else getattr(self, _PARAMS_WITH_WINDOW[Kind(self.kind)])
+        window: WindowParams = params.window
         return window
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether it computes with uint8 values: its offsets and strides are in bytes."""
+        return bool(self.precision == PRECISIONS.index(torch.uint8))
+
+    @property
+    def product(self) -> ConvolutionParams | Int8ConvolutionParams:
+        """What a convolution of either kind says of its matrix product."""
+        params: ConvolutionParams | Int8ConvolutionParams = self.int8_convolution if self.is_int8 else self.convolution
+        return params
+
+    @property
+    def _int8(self) -> ctypes.Structure:
+        names = {Kind.CONVOLUTION: "int8_convolution", Kind.DEPTHWISE: "int8_depthwise"}
+        params: ctypes.Structure = getattr(self, names.get(Kind(self.kind), "int8_elementwise"))
+        return params
 
     @property
     def has_window(self) -> bool:
@@ -229,6 +310,9 @@ class Operation(ctypes.Structure):
     def addresses(self) -> Iterator[tuple[ctypes.Structure, str]]:
         """Yield the struct and the field of every address of weights that an operation of this kind holds."""
         held: ctypes.Structure
+        if self.is_int8:
+            yield from self._int8_addresses()
+            return
         match self.kind:
             case Kind.CONVOLUTION:
                 held, names = self.convolution, "weights next_weights bias depthwise_weights depthwise_bias"
@@ -246,6 +330,18 @@ class Operation(ctypes.Structure):
                 return
         for name in names.split():
             yield held, name
+
+    def _int8_addresses(self) -> Iterator[tuple[ctypes.Structure, str]]:
+        names, results = {
+            Kind.CONVOLUTION: ("weights next_weights depthwise_weights", "result depthwise"),
+            Kind.DEPTHWISE: ("weights", "result"),
+            Kind.LOOK_UP: ("table", ""),
+        }.get(Kind(self.kind), ("", ""))
+        for name in names.split():
+            yield self._int8, name
+        for result in results.split():
+            for name in ("initial", "multiplier", "offset"):
+                yield getattr(self._int8, result), name
 
 
 class Part(ctypes.Structure):
@@ -285,8 +381,8 @@ class InstructionSet:
 
     Attributes:
         number: by which the library knows it.
-        name: ``baseline``, ``avx2``, ``avx512``, ``avx512bf16``, ``amx``.
-        dtype: of the values, ``torch.float32`` or ``torch.bfloat16``.
+        name: ``baseline``, ``avx2``, ``avxvnni``, ``avx512``, ``avx512vnni``, ``avx512bf16``, ``amx``.
+        dtype: of the values: ``torch.float32``, ``torch.bfloat16`` or, for int8 weights, ``torch.uint8``.
         vector: values of a vector.
         panel: output channels of a panel of packed weights.
         rows: pixels that a micro-kernel computes at once.
@@ -297,6 +393,7 @@ class InstructionSet:
         paired_tail: whether two pixels can share a half-empty vector of output channels (`pack_matrix`).
         pays: whether it is faster here than the sets after it.
         narrow: the set with half as many lanes that tensors of few channels are for; ``None`` where there is none.
+        shift: is subtracted from every uint8 value before it is multiplied: 128 where processors multiply int8 only.
     """
 
     number: int
@@ -312,6 +409,7 @@ class InstructionSet:
     paired_tail: bool = False
     pays: bool = True
     narrow: InstructionSet | None = None
+    shift: int = 0
 
     @property
     def precision(self) -> str:
@@ -395,11 +493,11 @@ def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, Instructio
     library, found = _library(), {}
     for number in range(library.ts_set_count()):
         if library.ts_set_runs_here(ctypes.c_int64(number)):
-            shape = (ctypes.c_int64 * 8)()
+            shape = (ctypes.c_int64 * 9)()
             library.ts_set_shape(ctypes.c_int64(number), ctypes.c_int64(PRECISIONS.index(dtype)), shape)
             name = library.ts_set_name(ctypes.c_int64(number)).decode()
             pays = bool(library.ts_set_pays_here(ctypes.c_int64(number)))
-            vector, panel, rows, lanes, depth, operand_bytes, even_odd, paired_tail = shape
+            vector, panel, rows, lanes, depth, operand_bytes, even_odd, paired_tail, shift = shape
             found[name] = InstructionSet(
                 number,
                 name,
@@ -413,6 +511,7 @@ def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, Instructio
                 bool(even_odd),
                 bool(paired_tail),
                 pays,
+                shift=shift,
             )
     # Where bfloat16 are multiplied as they are, or made floats in turns, half of a vector is not twice as fast.
     avx2 = found.get("avx2") if dtype == torch.float32 else None

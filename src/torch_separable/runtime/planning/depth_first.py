@@ -42,7 +42,7 @@ def early_layers(program: Program, strides: Mapping[str, int], bytes_each: int =
         return bytes_each * h * w * strides[value] * n
 
     for count, node in enumerate(program.nodes):
-        if not isinstance(node, _BY_ROWS):
+        if not isinstance(node, _BY_ROWS) or node.output in program.quantized:
             return count
         weights += bytes_each * _weights(node)
         if weights > room or max(size(value) for value in (*inputs_of(node), node.output)) <= _NEAR:

@@ -21,13 +21,16 @@ from torch_separable.runtime.graph.ir import (
     Convolution,
     Copy,
     DepthwiseConv,
+    Dequantize,
     Mean,
     Native,
     Node,
     Normalize,
     Pool,
     Program,
+    Quantize,
     Quantized,
+    QuantizedConvolution,
     Rearrange,
     Rename,
     Resample,
@@ -48,6 +51,7 @@ from torch_separable.runtime.native.bindings import (
     Part,
     ThreadTaskLists,
     WindowParams,
+    instruction_sets,
     tasks,
 )
 from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
@@ -64,6 +68,12 @@ from torch_separable.runtime.planning.packing import (
     pack_matrix,
     pad_blocks,
     padded,
+)
+from torch_separable.runtime.planning.packing_int8 import BYTE_LANES
+from torch_separable.runtime.planning.schedule_int8 import (
+    Int8Builder,
+    byte_image_stride,
+    with_quantized_import,
 )
 from torch_separable.runtime.planning.tiling import FEW_PIXELS, Tile, tile_of
 
@@ -100,9 +110,9 @@ class Schedule:
     Attributes:
         program: as it was scheduled.
         steps: in order.
-        offsets: place of each value in the workspace, in values of the kernels' type.
-        strides: of a pixel of each value, likewise.
-        size: of the workspace, likewise.
+        offsets: place of each value in the workspace, in values of the kernels' type; of uint8 values, in bytes.
+        strides: of a pixel of each value, in values of its own type.
+        size: of the workspace, in values of the kernels' type.
         wide: outputs that are float32 where all other values are bfloat16.
         padded: channels of each value with the zeros that fill its last vector.
         weights: packed, in one piece where that fills large pages; operations name them by address.
@@ -124,14 +134,19 @@ def schedule(
     """Prepare ``program`` for ``threads`` threads, with ``tiles`` by `shape_key` where they are known."""
     nodes = _unfused(program, kernels, threads)
     program = replace(program, nodes=nodes[0], shapes=nodes[1], blocks=nodes[2])
+    program, quantize = with_quantized_import(program)
     bytes_each = kernels.dtype.itemsize
     lanes, strides = {}, {}
     narrow = kernels.lanes if kernels.narrow is None else kernels.narrow.lanes
     for name, (_, channels, _, _) in program.shapes.items():
         blocks = program.blocks.get(name, 1)
+        if name in program.quantized:
+            lanes[name], strides[name] = BYTE_LANES, pixel_stride(channels, blocks, BYTE_LANES, 1)
+            continue
         lanes[name] = narrow if channels // blocks <= narrow else kernels.lanes
         strides[name] = pixel_stride(channels, blocks, lanes[name], bytes_each)
-    if (stride := _image_stride(program, kernels)) is not None:
+    stride = byte_image_stride(program) if quantize else _image_stride(program, kernels)
+    if stride is not None:
         strides[program.input] = stride
     places = aliases(program, kernels.lanes)
     for name, where in places.items():
@@ -142,15 +157,20 @@ def schedule(
     share = replace(program, shapes={name: (n // shares, c, h, w) for name, (n, c, h, w) in program.shapes.items()})
     early = early_layers(share, strides, bytes_each) if shares == threads else 0
     wide = _wide(program) if kernels.dtype == torch.bfloat16 else frozenset()
-    room = {name: stride * (4 if name in wide else bytes_each) for name, stride in strides.items()}
+    sizes = {**dict.fromkeys(wide, 4), **dict.fromkeys(program.quantized, 1)}
+    room = {name: stride * sizes.get(name, bytes_each) for name, stride in strides.items()}
     roots, size = place(program, room, early, places)
     offsets = {
-        name: roots[where.root] // bytes_each + where.pixel * strides[name] + where.channel
+        name: roots[where.root] // (1 if name in program.quantized else bytes_each)
+        + where.pixel * strides[name]
+        + where.channel
         for name, where in places.items()
         if where.root in roots
     }
     weights: list[Tensor] = []
-    builder = _Builder(program, kernels, threads, offsets, strides, lanes, tiles, wide, weights, places)
+    builder = _Builder(
+        program, kernels, threads, offsets, strides, lanes, tiles, wide, weights, places, quantize=quantize
+    )
     known = {} if shares > 1 else tiles
     first = _Builder(share, kernels, 1, offsets, strides, lanes, known, wide, weights, places, depth_first=True)
     steps = _steps(program, first, early, shares, builder)
@@ -166,7 +186,12 @@ def schedule(
 def _wide(program: Program) -> frozenset[str]:
     """Outputs of the network that convolutions give and nothing else reads: the sums are returned as they are."""
     read = {name for node in program.nodes for name in inputs_of(node)}
-    made = {node.output for node in program.nodes if isinstance(node, Convolution) and node.groups == 1}
+    made = {
+        node.output
+        for node in program.nodes
+        if (isinstance(node, Convolution) and node.groups == 1)
+        or (isinstance(node, QuantizedConvolution | Dequantize) and node.output not in program.quantized)
+    }
     return frozenset(name for name in program.outputs if name in made - read)
 
 
@@ -264,11 +289,18 @@ class _Builder:
         weights: list[Tensor],
         places: Mapping[str, Place],
         depth_first: bool = False,
+        quantize: Quantize | None = None,
     ) -> None:
         self.program, self.kernels, self.threads, self.wide = program, kernels, threads, wide
         self.precision = PRECISIONS.index(kernels.dtype)
         self.offsets, self.strides, self.lanes, self.tiles = offsets, strides, lanes, tiles
-        self.weights, self.places, self.depth_first = weights, places, depth_first
+        self.weights, self.places, self.depth_first, self.quantize = weights, places, depth_first, quantize
+        self.int8: Int8Builder | None = None
+        if program.quantized:
+            bytewise = instruction_sets(torch.uint8)[kernels.name]
+            self.int8 = Int8Builder(
+                program, bytewise, kernels.dtype, threads, offsets, strides, lanes, wide, self._keep
+            )
 
     def _set_for(self, node: Native) -> InstructionSet:
         """The set that runs a node: the narrow one where a value that it takes vectors of is padded for that."""
@@ -281,6 +313,8 @@ class _Builder:
     def input(self) -> Operation:
         """The operation that takes the images in."""
         name = self.program.input
+        if self.int8 is not None and self.quantize is not None:
+            return self.int8.input(self.quantize)
         n, c, h, w = self.program.shapes[name]
         return Operation(
             kind=Kind.IMPORT, precision=self.precision, instruction_set=self.kernels.number,
@@ -308,6 +342,8 @@ class _Builder:
 
     def operations(self, node: Native | Quantized) -> list[Operation]:
         """The operations that compute a node."""
+        if self.int8 is not None and self.int8.computes(node):
+            return self.int8.operations(node)
         match node:
             case Convolution() if node.groups > 1:
                 return self._grouped(node)
@@ -349,7 +385,7 @@ class _Builder:
             case Softmax():
                 return [self._base(Kind.SOFTMAX, node)]
             case _:
-                raise TypeError(f"{node.name}: no kernel computes a {type(node).__name__}")
+                raise TypeError(f"{node.name}: no kernel computes a {type(node).__name__} of float values")
 
     def _binary(self, node: Binary) -> Operation:
         operation, shapes = self._base(Kind.ELEMENTWISE, node), self.program.shapes
@@ -604,7 +640,7 @@ def _look_ahead(operations: Sequence[Operation]) -> None:
     """Tell each convolution whose weights are read after its own; after the last, those of the next call."""
     convolutions = [operation for operation in operations if operation.kind == Kind.CONVOLUTION]
     for operation, following in zip(convolutions, [*convolutions[1:], *convolutions[:1]], strict=True):
-        operation.convolution.next_weights = following.convolution.weights
+        operation.product.next_weights = following.product.weights
 
 
 def _side_by_side(weights: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
@@ -635,7 +671,10 @@ def view_of(workspace: Tensor, schedule: Schedule, name: str, layout: str = "") 
     """A value in the workspace as the network sees it, in one of ``arrangement.LAYOUTS``, without copying."""
     n, c, h, w = schedule.program.shapes[name]
     stride, offset = schedule.strides[name], workspace.storage_offset() + schedule.offsets[name]
-    if name in schedule.wide:
+    if name in schedule.program.quantized:
+        workspace = workspace.view(torch.uint8)
+        offset = workspace.storage_offset() + schedule.offsets[name]
+    elif name in schedule.wide:
         workspace, offset = workspace.view(torch.float32), offset // 2
     pixels = torch.as_strided(workspace, (n, c, h, w), (h * w * stride, 1, w * stride, stride), offset)
     match layout or ("NC" if name in schedule.program.vectors else "NCHW"):
@@ -654,6 +693,8 @@ def view_of(workspace: Tensor, schedule: Schedule, name: str, layout: str = "") 
 def padding_of(workspace: Tensor, schedule: Schedule, name: str) -> Tensor:
     """What lies beyond the channels of a value's pixels: kernels multiply it by zero, so it must be finite."""
     n, c, h, w = schedule.program.shapes[name]
+    if name in schedule.program.quantized:
+        workspace = workspace.view(torch.uint8)
     stride, offset = schedule.strides[name], workspace.storage_offset() + schedule.offsets[name]
     more = schedule.padded[name] - c
     return torch.as_strided(workspace, (n * h * w, more), (stride, 1), offset + c)

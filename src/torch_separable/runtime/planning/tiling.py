@@ -38,10 +38,11 @@ def _by_rule(operation: Operation, kernels: InstructionSet, threads: int, depth_
     of a tile are divided.
     """
     panels = panels_of(operation, kernels)
-    weights = kernels.dtype.itemsize * operation.convolution.depth * panels * kernels.panel
+    each = kernels.operand_bytes if operation.is_int8 else kernels.dtype.itemsize
+    weights = each * operation.product.depth * panels * kernels.panel
     small = _DEPTH_FIRST_BYTES if depth_first else cache_bytes(2) // 8
     room = small if weights <= cache_bytes(2) // 2 else cache_bytes(2) // 2
-    direct = operation.convolution.source == MatrixSource.POINTWISE
+    direct = operation.product.source == MatrixSource.POINTWISE
     rows = rows_of(operation)
     images = 1 if direct else operation.batch
     tile = _rows_within(operation, kernels, room)
@@ -70,7 +71,7 @@ def _shared_out(tile: int, rows: int, images: int, threads: int) -> int:
 
 def _rows_within(operation: Operation, kernels: InstructionSet, room: int) -> int:
     """Rows of a tile whose matrix takes ``room`` bytes; more where they would not fill a micro-kernel."""
-    o, value, convolution = operation, kernels.operand_bytes, operation.convolution
+    o, value, convolution = operation, kernels.operand_bytes, operation.product
     if convolution.source == MatrixSource.ROW_VIEW:
         window = convolution.window
         line = value * o.in_channels * ((o.out_width - 1) * window.stride_width + window.kernel_width)
@@ -84,18 +85,18 @@ def _rows_within(operation: Operation, kernels: InstructionSet, room: int) -> in
 
 def panels_of(operation: Operation, kernels: InstructionSet) -> int:
     """Panels of output channels, the last of which may be filled up."""
-    return int(-(-operation.convolution.out_vectors * kernels.vector // kernels.panel))
+    return int(-(-operation.product.out_vectors * kernels.vector // kernels.panel))
 
 
 def rows_of(operation: Operation) -> int:
     """Rows that a convolution's tiles divide: of each image's output, or all pixels where the input is the matrix."""
-    direct = operation.convolution.source == MatrixSource.POINTWISE
+    direct = operation.product.source == MatrixSource.POINTWISE
     return int(operation.out_height * (operation.batch * operation.out_width if direct else 1))
 
 
 def shape_key(operation: Operation) -> str | None:
-    """Say in words all that the time of a convolution depends on; ``None`` for other operations."""
-    if operation.kind != Kind.CONVOLUTION:
+    """Say in words all that the time of a convolution depends on; ``None`` for int8 and for other operations."""
+    if operation.kind != Kind.CONVOLUTION or operation.is_int8:
         return None
     o, convolution, w = operation, operation.convolution, operation.convolution.window
     kernel = f"{w.kernel_height}x{w.kernel_width}/{w.stride_height}x{w.stride_width}"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_separable._console import notebook
-from torch_separable.runtime.graph.ir import Convolution, Node, TorchCall
+from torch_separable.runtime.graph.ir import Convolution, Node, QuantizedConvolution, TorchCall
 from torch_separable.runtime.native.bindings import PRECISIONS, Kind, MatrixSource, Operation
 from torch_separable.runtime.profiling.roofline import Peak
 
@@ -29,8 +29,9 @@ class NodeTime:
         layer: name of the module that it comes from; empty if unknown.
         kind: the kernel, or ``PyTorch: operator (reason)`` for a fallback.
         milliseconds: median time.
-        flops: floating-point operations, two per multiply-add; only convolutions are counted.
+        flops: operations on numbers, two per multiply-add; only convolutions are counted.
         bytes: bytes of weights, inputs and outputs, each moved once; 0 for a fallback.
+        int8: whether it multiplies uint8 by int8.
     """
 
     name: str
@@ -39,6 +40,7 @@ class NodeTime:
     milliseconds: float
     flops: int
     bytes: int
+    int8: bool = False
 
     @property
     def gflops(self) -> float:
@@ -60,20 +62,26 @@ class Breakdown:
         milliseconds: median time of a whole call, which enters the library once instead of once per operation.
         batch: batch size.
         peak: measured peak of this machine for the same instruction set and number of threads.
+        int8_peak: likewise for multiply-adds of uint8 and int8; ``None`` where no operation needs it.
     """
 
     nodes: tuple[NodeTime, ...]
     milliseconds: float
     batch: int
     peak: Peak
+    int8_peak: Peak | None = None
+
+    def peak_of(self, node: NodeTime) -> Peak:
+        """Return the peak of the numbers that a node multiplies."""
+        return self.int8_peak if node.int8 and self.int8_peak is not None else self.peak
 
     def share_of_peak(self, node: NodeTime) -> float:
         """Return a node's throughput divided by the peak."""
-        return node.gflops / self.peak.gflops
+        return node.gflops / self.peak_of(node).gflops
 
     def share_of_roof(self, node: NodeTime) -> float:
         """Return a node's throughput divided by the roofline at its arithmetic intensity."""
-        return node.gflops / self.peak.attainable(node.intensity)
+        return node.gflops / self.peak_of(node).attainable(node.intensity)
 
     @property
     def gflops(self) -> float:
@@ -87,6 +95,7 @@ class Breakdown:
             "batch": self.batch,
             "gflops": self.gflops,
             "peak": self.peak.to_dict(),
+            **({} if self.int8_peak is None else {"int8_peak": self.int8_peak.to_dict()}),
             "nodes": [
                 {
                     "name": node.name,
@@ -142,12 +151,15 @@ class Breakdown:
         ]
 
     def _summary(self) -> str:
-        peak = self.peak
+        peak, int8 = self.peak, self.int8_peak
+        # The time that all operations would take at their peaks.
+        least = sum(node.flops / self.peak_of(node).gflops for node in self.nodes) / 1e6
+        beside = "" if int8 is None else f", and {int8.gflops:.3g} in int8"
         threads = f"{peak.threads} thread{'' if peak.threads == 1 else 's'}"
         return (
             f"A call of {self.batch} image{'' if self.batch == 1 else 's'}: {self.milliseconds:.3g} ms, "
-            f"{self.gflops:.3g} GFLOP/s, {100 * self.gflops / peak.gflops:.0f} % of the measured peak of "
-            f"{peak.gflops:.3g} ({peak.instruction_set}, {peak.precision}, {threads})."
+            f"{self.gflops:.3g} GFLOP/s, {100 * least / self.milliseconds:.0f} % of the measured peak of "
+            f"{peak.gflops:.3g} ({peak.instruction_set}, {peak.precision}, {threads}){beside}."
         )
 
 
@@ -160,9 +172,10 @@ def kind_of(node: Node, operation: Operation | None) -> str:
     if isinstance(node, TorchCall) or operation is None:
         assert isinstance(node, TorchCall)
         return f"PyTorch: {node.function} ({node.reason})"
+    prefix = "int8 " if operation.is_int8 else ""
     if operation.kind == Kind.CONVOLUTION:
-        return MatrixSource(operation.convolution.source).convolution
-    return _NAMES.get(Kind(operation.kind), Kind(operation.kind).name.lower())
+        return prefix + MatrixSource(operation.product.source).convolution
+    return prefix + _NAMES.get(Kind(operation.kind), Kind(operation.kind).name.lower())
 
 
 def flops_of(operation: Operation | None, node: Node) -> int:
@@ -171,6 +184,10 @@ def flops_of(operation: Operation | None, node: Node) -> int:
         return 0
     pixels = operation.batch * operation.out_height * operation.out_width
     taps = _taps(operation)
+    if isinstance(node, QuantizedConvolution):
+        if node.depthwise is None:
+            return int(2 * pixels * taps * node.weight.shape[1] * operation.out_channels)
+        return int(2 * pixels * (node.weight.shape[:2].numel() + taps * len(node.depthwise.weight)))
     if operation.kind == Kind.DEPTHWISE:
         return int(2 * pixels * taps * operation.depthwise.summed_groups * operation.out_channels)
     taps *= operation.convolution.depth_multiplier
@@ -195,7 +212,8 @@ def _mixed(operation: Operation) -> int:
 def bytes_of(operation: Operation | None) -> int:
     """Return the bytes of an operation's weights, inputs and outputs, each moved once.
 
-    Depthwise kernels and biases are float32 in bfloat16 programs as well.
+    Depthwise kernels and biases are float32 in bfloat16 programs as well. What int8 operations read and write counts
+    one byte a value.
     """
     if operation is None:
         return 0
@@ -206,6 +224,8 @@ def bytes_of(operation: Operation | None) -> int:
     branch = outputs if operation.second_input >= 0 else 0
     if operation.kind == Kind.SCALE:
         branch = operation.batch * operation.out_channels
+    if operation.is_int8:
+        return int(inputs + outputs + branch + _int8_weights(operation))
     values, floats = inputs + outputs + branch, 0
     if operation.kind == Kind.CONVOLUTION:
         values += _mixed(operation) * operation.out_channels
@@ -215,3 +235,15 @@ def bytes_of(operation: Operation | None) -> int:
     if operation.kind == Kind.DEPTHWISE:
         floats += operation.depthwise.summed_groups * operation.out_channels * (_taps(operation) + 1)
     return int(PRECISIONS[operation.precision].itemsize * values + 4 * floats)
+
+
+def _int8_weights(operation: Operation) -> int:
+    """Bytes of int8 weights, without padding and without the constants of each channel."""
+    if operation.kind == Kind.CONVOLUTION:
+        params = operation.int8_convolution
+        filters = params.depth_multiplier * operation.in_channels * _taps(operation)
+        separable = params.source == MatrixSource.DEPTHWISE
+        return int(params.depth * operation.out_channels + (filters if separable else 0))
+    if operation.kind == Kind.DEPTHWISE:
+        return int(operation.int8_depthwise.summed_groups * operation.out_channels * _taps(operation))
+    return 0
