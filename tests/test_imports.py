@@ -27,6 +27,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime": {"_console", "_network", "_system", "nn"},
     "conversion": {"_console", "_network", "_system", "cost", "nn", "runtime"},
     "exporting": {"_console", "_network", "_system", "conversion", "models", "runtime"},
+    "quantization": {"_console", "_network", "conversion", "exporting", "runtime"},
     "distillation": {"_console", "_network", "_system", "data", "nn"},
     "artifacts": {"_network", "_system", "conversion", "cost", "data", "models", "nn"},
     "bench": {"_console", "_network", "_system", "cost", "exporting", "runtime"},

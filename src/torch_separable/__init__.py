@@ -6,6 +6,7 @@ ts.summary(model, (3, 224, 224))                                  # parameters a
 ts.explain(nn.Conv2d(4, 8, 3, padding=1, groups=2), (3, 3))       # the arithmetic of one convolution
 ts.convert(model, images, budget=ts.Budget(macs=0.5)).model       # a separable network, fitted to the trained weights
 ts.distill(student, teacher, data)                                # regain accuracy by distillation
+ts.quantize(model, images).model                                  # int8 weights, uint8 activations, without training
 ts.compile(model, images)                                         # one native call with fused kernels
 ts.save(model, "folder"); ts.load("folder")                       # weights and plan; loading executes nothing in it
 ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another runtime, verified against the network
@@ -23,6 +24,7 @@ from torch_separable.explanation import Explanation, explain
 from torch_separable.exporting import Exported, export
 from torch_separable.importing import import_weights
 from torch_separable.nn import depthwise_separable_conv
+from torch_separable.quantization import Quantized, quantize
 from torch_separable.runtime import CompiledModel, compile
 
 
@@ -40,6 +42,7 @@ __all__ = [
     "ImageData",
     "MissingExtraError",
     "Plan",
+    "Quantized",
     "SeparableError",
     "SeparableValueError",
     "Statistics",
@@ -62,6 +65,7 @@ __all__ = [
     "models",
     "nn",
     "plan",
+    "quantize",
     "runtime",
     "save",
     "summary",

@@ -176,7 +176,7 @@ PATTERNS: dict[str, tuple[Callable[[], Network], list[str]]] = {
     ),
     "float residual": (
         lambda: Network(lambda s, x: fake(F.relu(s.a(x) + s.b(x).tanh()), 0.04), a=conv(4, 6, 1), b=conv(4, 6, 1)),
-        ["QuantizedConvolution", "TorchCall", "QuantizedConvolution", "Add"],
+        ["QuantizedConvolution", "Activate", "QuantizedConvolution", "Add"],
     ),
 }  # fmt: skip
 

@@ -24,12 +24,17 @@ from torch_separable.runtime.graph.ir import (
     Quantize,
     QuantizedConvolution,
     Reference,
+    Rename,
+    Slice,
     TorchCall,
     inputs_of,
     with_inputs,
 )
 from torch_separable.runtime.graph.lower import lower
 from torch_separable.runtime.graph.quantized_matching import EVERY_BYTE, match_kernels, readers_of, table_of
+
+# What can choose and move values of uint8 as of float32.
+Moving = Pool | Copy | Slice | Rename
 
 
 def read_quantized(model: nn.Module, example: Tensor) -> Program:
@@ -92,7 +97,7 @@ def _quantize_earlier(program: Program) -> Program:
         moved = nodes[places[node.input]] if node.input in places else None
         if not _keeps_values(moved) or readers[node.input] != [node]:
             continue
-        assert isinstance(moved, Pool | Copy)
+        assert isinstance(moved, Moving)
         if readers[moved.input] != [moved]:
             continue
         early = f"{moved.input}.{node.output}"
@@ -108,7 +113,9 @@ def _quantize_earlier(program: Program) -> Program:
 
 def _keeps_values(node: Node | None) -> bool:
     """Whether every result is one of the inputs, or zero."""
-    return isinstance(node, Copy) or (isinstance(node, Pool) and node.maximum and node.activation.is_identity)
+    return isinstance(node, Copy | Slice | Rename) or (
+        isinstance(node, Pool) and node.maximum and node.activation.is_identity
+    )
 
 
 def _dequantize_later(program: Program) -> Program:
@@ -117,9 +124,9 @@ def _dequantize_later(program: Program) -> Program:
     nodes: list[Node] = []
     shapes, vectors, quantized = dict(program.shapes), set(program.vectors), dict(program.quantized)
     for node in program.nodes:
-        before = made.get(node.input) if isinstance(node, Pool | Copy) and _keeps_values(node) else None
+        before = made.get(node.input) if isinstance(node, Moving) and _keeps_values(node) else None
         if isinstance(before, Dequantize):
-            assert isinstance(node, Pool | Copy)
+            assert isinstance(node, Moving)
             stored = f"{node.output}.stored"
             shapes[stored], quantized[stored] = shapes[node.output], quantized[before.input]
             if node.output in vectors:

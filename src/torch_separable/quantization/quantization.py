@@ -1,0 +1,202 @@
+"""Quantization of a trained network in one call, and its report."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from torch_separable._console.notebook import table
+from torch_separable._console.progress import progress_bar
+from torch_separable._network.checks import as_network, require_float32
+from torch_separable._network.outputs import predictions
+from torch_separable._network.weights import check_weights
+from torch_separable.conversion import Conversion
+from torch_separable.conversion.calibration.images import Images, split_batches
+from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.exporting.capture import capture, prepared
+from torch_separable.quantization.equalize import equalize
+from torch_separable.quantization.module import QuantizedNetwork, insert_operators
+from torch_separable.quantization.roles import Role, Roles, assign_roles, layer_name, role_of
+from torch_separable.quantization.stream import Quantities, quantize_stream
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantized layer.
+
+    Attributes:
+        name: of the module.
+        error: mean squared error of its outputs that rounding its weights makes, relative to the outputs' own.
+    """
+
+    name: str
+    error: float
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """How a quantized network compares with the float one on the calibration images.
+
+    Attributes:
+        layers: the quantized layers in the order of execution.
+        kept: layers that stay in float32, and why.
+        values: number of activations that are uint8.
+        equalized: number of activations whose channels were equalized.
+        output_error: mean squared change of the outputs, relative to their variance.
+        agreement: share of calibration images with the same predicted class.
+        bytes: of all weights: before and after.
+    """
+
+    layers: tuple[LayerReport, ...]
+    kept: dict[str, str]
+    values: int
+    equalized: int
+    output_error: float
+    agreement: float
+    bytes: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:12}{text}" for name, text in self._rows())
+
+    def _repr_html_(self) -> str:
+        return table((), self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        before, after = self.bytes
+        return [
+            ("layers", f"{len(self.layers)} in int8, {len(self.kept)} in float32"),
+            ("weights", f"{before:,} -> {after:,} bytes ({before / after:.2f}x fewer)"),
+            ("outputs", f"changed by {100 * self.output_error:.3g} % of their variance"),
+            ("predictions", f"the same for {100 * self.agreement:.1f} % of the calibration images"),
+        ]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized network, and the report on how well it agrees with the float one."""
+
+    model: QuantizedNetwork
+    report: QuantizationReport
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def quantize(
+    model: nn.Module | Conversion, images: Images, *, exclude: Sequence[str] = (), progress: bool = False
+) -> Quantized:
+    """Quantize a trained network to int8 weights and uint8 activations, without training.
+
+    Batch norms are folded. Ranges of activations are chosen by least squared error, channels around depthwise layers
+    are equalized, and weights are rounded so that the layer's outputs change least (GPTQ), each layer on the inputs
+    that it has in the quantized network. ``model`` is not changed.
+
+    Args:
+        model: the trained network, dense or converted, or the result of `convert`.
+        images: 128 to 1,024 unlabelled images, prepared as in training: a tensor (N, C, H, W) or batches of them.
+        exclude: layers to leave in float32: their names, or names of modules that contain them.
+        progress: whether to show a progress bar on a terminal.
+
+    Returns:
+        An object with ``.model``, whose calls compute what int8 kernels compute, bit for bit, and ``.report``.
+
+    Raises:
+        SeparableError: the network cannot be captured or has no layer to quantize, the images, the weights or (naming
+            the layer) an activation contain NaN or infinity.
+        SeparableValueError: ``exclude`` matches no layer, or the images are not tensors (N, C, H, W).
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 10), nn.Flatten())
+        >>> quantized = quantize(net, torch.randn(32, 3, 12, 12))
+        >>> [layer.name for layer in quantized.report.layers]
+        ['0', '2']
+        >>> quantized.model(torch.randn(2, 3, 12, 12)).shape
+        torch.Size([2, 4])
+    """
+    network = as_network(model.model if isinstance(model, Conversion) else model)
+    require_float32(network, "model", "quantize")
+    batches = _image_batches(images)
+    check_weights(network)
+    shape = tuple(batches[0].shape[1:])
+    graph = captured(network, shape)
+    roles = assign_roles(graph.graph, _excluded(graph.graph, exclude))
+    if not roles.layers:
+        raise SeparableError(f"{type(network).__name__} has no convolution or linear layer to quantize")
+    before = sum(tensor.nbytes for tensor in graph.state_dict().values())
+    equalized = equalize(graph, roles, batches)
+    with progress_bar("quantizing", len(roles.layers), shown=progress) as advance:
+        found = quantize_stream(graph, roles, batches, advance)
+    insert_operators(graph, found.values, found.layers)
+    report = _report(graph, roles, found, equalized, before)
+    return Quantized(QuantizedNetwork(graph, shape), report)
+
+
+def captured(network: nn.Module, shape: Sequence[int]) -> fx.GraphModule:
+    """Capture a network for batches of any size, batch norms folded and without operators in place.
+
+    Raises:
+        SeparableError: ``torch.export`` cannot capture it.
+    """
+    exported = capture(prepared(network, shape, None), shape, None)
+    with warnings.catch_warnings(action="ignore"), torch.no_grad():
+        mutable = (getattr(node.target, "_schema", None) for node in exported.graph.nodes)
+        if any(schema is not None and schema.is_mutable for schema in mutable):
+            exported = exported.run_decompositions({})
+        graph = exported.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    return graph
+
+
+def _image_batches(images: Images) -> list[Tensor]:
+    batches: list[Tensor] = []
+    for batch in split_batches(images):
+        if not isinstance(batch, Tensor) or batch.dim() != 4:
+            raise SeparableValueError("images must be tensors (N, C, H, W): quantize takes networks of one input")
+        if batches and batch.shape[1:] != batches[0].shape[1:]:
+            raise SeparableValueError(
+                f"images of shape {tuple(batch.shape[1:])} and {tuple(batches[0].shape[1:])}: give images of one shape"
+            )
+        batches.append(batch.detach().cpu().float())
+    return batches
+
+
+def _excluded(graph: fx.Graph, exclude: Sequence[str]) -> set[str]:
+    """Names of the layers that ``exclude`` means."""
+    names = [layer_name(node) for node in graph.nodes if role_of(node) is Role.LAYER]
+    found: set[str] = set()
+    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+        matching = {name for name in names if name == pattern or name.startswith(f"{pattern}.")}
+        if not matching:
+            raise SeparableValueError(f"exclude names {pattern!r}, which is no layer. Layers: {', '.join(names[:8])}")
+        found |= matching
+    return found
+
+
+def _report(graph: fx.GraphModule, roles: Roles, found: Quantities, equalized: int, before: int) -> QuantizationReport:
+    exact, rounded = (torch.cat(outputs).flatten(1) for outputs in found.outputs)
+    variance = exact.var(0, unbiased=False).mean().clamp_min(1e-30)
+    change = float((rounded - exact).square().mean() / variance)
+    if not math.isfinite(change):
+        raise SeparableError("the network's outputs are NaN or infinite on the calibration images")
+    return QuantizationReport(
+        layers=tuple(LayerReport(layer_name(node), layer.error) for node, layer in found.layers.items()),
+        kept={layer_name(node): "excluded" for node in roles.excluded},
+        values=len(found.values),
+        equalized=equalized,
+        output_error=change,
+        agreement=float((predictions(rounded) == predictions(exact)).float().mean()),
+        bytes=(before, sum(tensor.nbytes for tensor in graph.state_dict().values())),
+    )
