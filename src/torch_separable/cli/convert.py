@@ -73,6 +73,12 @@ def convert(
             help="Compare only this output of the network, such as logits or 0. Repeatable; all by default.",
         ),
     ] = None,
+    reconstruct: Annotated[
+        bool,
+        typer.Option(
+            "--reconstruct", help="Then train the layers against the dense network, for some minutes, without labels."
+        ),
+    ] = False,
     images: Annotated[
         int, typer.Option(min=1, help="Number of calibration images; 256 to 1,024 suffice. No labels are used.")
     ] = 512,
@@ -144,6 +150,7 @@ def convert(
         method=method,  # type: ignore[arg-type]
         exclude=exclude or (),
         outputs=compare or None,
+        reconstruct=reconstruct,
         memory=read_bytes(memory),
         progress=progress,
     )
@@ -154,6 +161,7 @@ def convert(
     )
     before, after = (None if evaluation is None else evaluation.to_dict() for evaluation in evaluations)
     compared = compare_networks(network, conversion.model, sample[:_TIMED_IMAGES])
+    trained = ", reconstructed" if conversion.report.reconstructed else ""
     settings = {
         "weights": None if weights is None else str(weights),
         "data": source.describe(),
@@ -168,6 +176,7 @@ def convert(
         "method": conversion.plan.method,
         "exclude": exclude or [],
         "compare": compare or [],
+        "reconstruct": reconstruct,
         "evaluate": evaluate,
     }
     results: dict[str, Any] = {
@@ -182,7 +191,7 @@ def convert(
         },
         "steps": [
             compared.step("dense", 0, before),
-            compared.step(f"converted by {_METHODS[conversion.plan.method]}", 1, after),
+            compared.step(f"converted by {_METHODS[conversion.plan.method]}{trained}", 1, after),
         ],
         "milliseconds": compared.times(),
         "layers": compared.layer_rows(),

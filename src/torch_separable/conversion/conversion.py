@@ -24,6 +24,7 @@ from torch_separable.conversion.layers import find_convertible
 from torch_separable.conversion.planning.budget import Budget
 from torch_separable.conversion.planning.plan import Method, Plan
 from torch_separable.conversion.planning.planner import check_choice, make_plan, recount
+from torch_separable.conversion.reconstruction import reconstruct_network
 from torch_separable.conversion.reduction import Reduction
 from torch_separable.conversion.solvers.factorize import Order
 
@@ -52,6 +53,7 @@ class Report:
         fitted_error: ``output_error`` on the images that the layers were fitted to.
         fitted_images: number of images that the layers were fitted to.
         held_out_images: number of images that were held out.
+        reconstructed: whether the layers were trained against the dense network after the closed-form fit.
     """
 
     macs: Reduction[int]
@@ -65,6 +67,7 @@ class Report:
     fitted_error: float = 0.0
     fitted_images: int = 0
     held_out_images: int = 0
+    reconstructed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -77,10 +80,11 @@ class Report:
         return table((), self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
+        trained = " and reconstructed" if self.reconstructed else ""
         return [
             ("MACs", _reduction_text(self.macs)),
             ("parameters", _reduction_text(self.parameters)),
-            ("layers", f"{len(self.converted)} converted, {len(self.kept)} kept dense"),
+            ("layers", f"{len(self.converted)} converted{trained}, {len(self.kept)} kept dense"),
             ("outputs", f"changed by {100 * self.output_error:.3g} % of their variance{self._by_output()}"),
             ("predictions", f"the same for {100 * self.agreement:.1f} % of {self._images()}"),
         ]
@@ -126,10 +130,11 @@ def convert(
     method: Method = "least_squares",
     exclude: Sequence[str] = (),
     outputs: Selection | None = None,
+    reconstruct: bool = False,
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
 ) -> Conversion:
-    """Convert a trained dense network to a depthwise separable one that computes nearly the same, without training.
+    """Convert a trained dense network to a depthwise separable one that computes nearly the same, without labels.
 
     `calibrate`, `plan` and `apply` in one call, on three quarters of the images; the report is measured on the others.
     ``model`` is not changed.
@@ -146,6 +151,8 @@ def convert(
         exclude: convolutions to leave dense: their names, names of modules that contain them, or patterns such as
             ``*.conv1``.
         outputs: names or weights of the outputs to compare, see `calibrate`; by default all.
+        reconstruct: whether to train the converted layers for a few minutes afterwards, block by block against the
+            dense network's activations, on the same unlabelled images (see `reconstruct_network`).
         memory: bytes that samples and moments may take at a time.
         progress: whether to show progress bars on a terminal.
 
@@ -153,8 +160,8 @@ def convert(
         SeparableError: see `calibrate`, `plan` and `apply`.
 
     Warns:
-        UserWarning: the outputs change much more on the held-out images than on those fitted to. The message contains
-            an estimate of how many images would do.
+        UserWarning: the outputs change much more on the held-out images than on those fitted to (the message contains
+            an estimate of how many images would do), or reconstruction did not lower their error and was discarded.
 
     Example:
         >>> import torch
@@ -184,13 +191,41 @@ def convert(
         converted = factorize_weights(model, layers, chosen)
     else:
         converted = fit_network(model, layers, chosen, statistics, progress=progress)
-    report = _report(model, converted, chosen, statistics, held_out)
+    fitted = converted
+    if reconstruct:
+        converted = _reconstructed(model, fitted, chosen, statistics, progress)
+    report = _report(model, converted, chosen, statistics, held_out, reconstructed=converted is not fitted)
     _warn_of_few_images(report)
     return Conversion(converted, chosen, report)
 
 
+def _reconstructed(
+    model: nn.Module, fitted: nn.Module, plan: Plan, statistics: Statistics, progress: bool
+) -> nn.Module:
+    """Return the reconstructed network, or ``fitted`` where that is closer on images that are not trained on."""
+    train, validation = hold_out(statistics.batches)
+    names = [layer.name for layer in plan.converted]
+    student = reconstruct_network(model, fitted, names, train, validation, statistics.outputs, progress=progress)
+    judge = statistics.outputs.of_images(model, validation)
+    before, after = (judge.change(judge.of_images(network, validation).values) for network in (fitted, student))
+    if after < before:
+        return student
+    warnings.warn(
+        f"reconstruction did not lower the output error on its validation images ({100 * before:.2g} % before, "
+        f"{100 * after:.2g} % after): the closed-form fit is returned",
+        stacklevel=3,
+    )
+    return fitted
+
+
 def _report(
-    model: nn.Module, converted: nn.Module, plan: Plan, statistics: Statistics, held_out: Sequence[Batch]
+    model: nn.Module,
+    converted: nn.Module,
+    plan: Plan,
+    statistics: Statistics,
+    held_out: Sequence[Batch],
+    *,
+    reconstructed: bool,
 ) -> Report:
     fitted = statistics.outputs
     held_out = lay_out(model, held_out)
@@ -208,6 +243,7 @@ def _report(
         fitted_error=fitted.change(fitted.of_images(converted, statistics.batches).values),
         fitted_images=fitted.images,
         held_out_images=reference.images,
+        reconstructed=reconstructed,
     )
 
 
