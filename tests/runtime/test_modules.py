@@ -182,7 +182,7 @@ def test_hooks_subclasses_and_the_model_itself() -> None:
     done = fuse_modules(nn.Sequential(Own(4, 4, 3), hooked))
     assert done.fused == ()
     assert done.kept["0"].startswith("it is a Own")
-    assert done.kept["1"].startswith("layers in it have hooks")
+    assert done.kept["1"].startswith("its child modules have hooks")
     with pytest.raises(SeparableError, match=r"wrap it in nn\.Sequential"):
         fuse_modules(DepthwiseSeparableConv2d(4, 6, 3))
 
