@@ -121,7 +121,7 @@ static void convolve8_to(const ts_operation& op, uint8_t* workspace, Out* output
     const uint8_t* from = workspace + op.input + begin * op.in_stride;
     Matrix<Operand8> matrix{nullptr, op.in_stride, pixels};
     if constexpr (std::is_same_v<Operand8, uint8_t>) {
-      matrix.values = from;
+      matrix.values = reinterpret_cast<const Operand8*>(from);  // the branch is checked for other operands, too
     } else {
       const int64_t stride = apart8(depth);
       auto* room = static_cast<Operand8*>(scratch(pixels * stride * kSize));
