@@ -164,7 +164,7 @@ def test_module_that_is_not_allowed_is_not_imported(tmp_path: Path, own: str) ->
     save(__import__(own).build(), tmp_path / "n", network=f"{own}:build")
     del sys.modules[own]
     for allow in ((), "own", ("own_network", f"{own}:Net", f"{own}.below", "os")):
-        with pytest.raises(SeparableError, match=rf'runs its code: if you trust it, allow it as allow=\("{own}",\)'):
+        with pytest.raises(SeparableError, match=rf'allow=\("{own}",\)'):
             load(tmp_path / "n", allow=allow)
         assert own not in sys.modules
 
@@ -189,7 +189,7 @@ def test_code_in_the_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
         (folder / name).write_text(MALICIOUS)
     monkeypatch.chdir(folder)
     edited(folder, model="evil_in_folder:build")
-    with pytest.raises(SeparableError, match="would have to be imported"):
+    with pytest.raises(SeparableError, match="evil_in_folder:build"):
         load(".", allow="torch_separable")
     edited(folder, model="resnet20", arguments={})
     load(".")

@@ -381,7 +381,9 @@ def test_csv_is_the_only_output_even_if_the_network_prints(separable: Callable[.
 
 
 def test_interrupt_leaves_no_folder(separable: Callable[..., Any], place: Path) -> None:
-    outcome = separable("convert", "networks_for_cli:Interrupting", "--data", "digits", "-o", "stopped")
+    outcome = separable(
+        "convert", "networks_for_cli:Interrupting", "--data", "digits", "--budget", "macs=0.5", "-o", "stopped"
+    )
     assert outcome.code == 130
     assert outcome.err == "separable: interrupted; no incomplete file was left\n"
     assert not (place / "stopped").exists()

@@ -6,12 +6,13 @@ python conversion_worker.py OUTPUT_DIR
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from torch_separable.conversion import Budget, Conversion, convert
+from torch_separable.conversion import Budget, Plan, apply, calibrate, plan
 
 
 def network() -> nn.Module:
@@ -32,14 +33,18 @@ def images() -> Tensor:
     return torch.randn(48, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def run(given: Tensor) -> Conversion:
-    return convert(network(), given, budget=Budget(macs=0.4))
+def run(given: Tensor | Sequence[Tensor]) -> tuple[Plan, nn.Module]:
+    """Convert; the share of the correction is left out, as it depends on which images are in which half."""
+    model = network()
+    statistics = calibrate(model, given)
+    chosen = plan(model, statistics, budget=Budget(macs=0.4))
+    return chosen, apply(model, chosen, statistics, share=False)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
-    conversion = run(images().split([16, 32])[state.process_index])
-    conversion.plan.save(f"{sys.argv[1]}/plan{state.process_index}.json")
-    torch.save(conversion.model.state_dict(), f"{sys.argv[1]}/{state.process_index}.pth")
+    chosen, converted = run(images().split([16, 32])[state.process_index])
+    chosen.save(f"{sys.argv[1]}/plan{state.process_index}.json")
+    torch.save(converted.state_dict(), f"{sys.argv[1]}/{state.process_index}.pth")
     torch.distributed.destroy_process_group()

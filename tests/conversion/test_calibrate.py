@@ -425,8 +425,8 @@ def test_unusable_images_raise() -> None:
         calibrate(model, torch.zeros(8, 8))
     with raises("NoneType", SeparableValueError):
         calibrate(model, None)  # type: ignore[arg-type]
-    with raises("batch 0 .* list", SeparableValueError):
-        calibrate(model, [[images(), torch.zeros(16)]])  # type: ignore[list-item]
+    with raises("batch 0 .* set", SeparableValueError):
+        calibrate(model, [{1, 2}])  # type: ignore[list-item]
     with raises("batch 0 .* torch.uint8", SeparableValueError):
         calibrate(model, torch.zeros(16, 3, 8, 8, dtype=torch.uint8))
     for held, shapes in ((torch.tensor(3.0), r"\(8, 3, 8, 8\), \(\)"), (torch.ones(3), r"\(8, 3, 8, 8\), \(3,\)")):
@@ -452,8 +452,8 @@ def test_unusable_images_raise() -> None:
 def test_unusable_networks_raise() -> None:
     with raises(r"Sequential has no convolution to convert \(0: 1x1"):
         calibrate(nn.Sequential(nn.Conv2d(3, 4, 1)), images())
-    with raises(r"Linear has no convolution to convert .*nn\.Conv1d"):
-        calibrate(nn.Linear(2, 2), images())
+    with raises(r"Sequential has no convolution to convert .*nn\.Conv1d"):
+        calibrate(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), images())
     with raises("Idle"):
         calibrate(Idle(), images())
     model = small()

@@ -45,34 +45,34 @@ def test_batches_of_keyword_arguments_are_split_alike() -> None:
 
 @pytest.mark.filterwarnings("ignore:.* have fewer output pixels")
 def test_report_is_that_of_images_that_were_not_fitted_to() -> None:
-    model, given = network(), images(16)
-    with pytest.warns(UserWarning, match=r"16 images are too few"):
-        conversion = ts.convert(model, given, rank=2)
+    model, given = network(), images(12)
+    with pytest.warns(UserWarning, match=r"12 images are too few"):
+        conversion = ts.convert(model, given, rank=6)
     report, (_, (held_out,)) = conversion.report, hold_out([given])
     with torch.no_grad():
         ours, dense = conversion.model(held_out), model(held_out)
         fresh = images(2000)
         elsewhere = conversion.model(fresh), model(fresh)
-        variance = model(given[:12]).var(0, unbiased=False).mean()
+        variance = model(given[:9]).var(0, unbiased=False).mean()
     assert report.output_error == pytest.approx(float((ours - dense).square().mean() / variance), rel=1e-3)
     assert report.agreement == pytest.approx(float((ours.argmax(1) == dense.argmax(1)).float().mean()))
     true = float((elsewhere[0] - elsewhere[1]).square().mean() / elsewhere[1].var(0).mean())
     assert report.fitted_error < true
     assert 0.3 * true < report.output_error < 3 * true
-    assert (report.fitted_images, report.held_out_images) == (12, 4)
-    assert "4 held-out images" in str(report)
+    assert (report.fitted_images, report.held_out_images) == (9, 3)
+    assert "3 held-out images" in str(report)
 
 
 @pytest.mark.filterwarnings("ignore:.* have fewer output pixels")
 def test_as_many_images_as_the_warning_says_do_not_warn() -> None:
     with pytest.warns(UserWarning, match="too few") as caught:
-        ts.convert(network(), images(16), rank=2)
+        ts.convert(network(), images(12), rank=6)
     text = next(str(warning.message) for warning in caught if "too few" in str(warning.message))
     enough = re.search(r"About ([\d,]+) would do", text)
     assert enough is not None
     count = int(enough[1].replace(",", ""))
-    assert 16 < count < 2000
+    assert 12 < count < 2000
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report = ts.convert(network(), images(2 * count), rank=2).report
+        report = ts.convert(network(), images(2 * count), rank=6).report
     assert report.output_error < 2 * report.fitted_error
