@@ -20,6 +20,7 @@ from playwright.sync_api import Locator, Page, expect
 from torch_separable.cost.formulas import ConvSpec
 from torch_separable.errors import SeparableValueError
 from torch_separable.explanation.arithmetic import count, share
+from torch_separable.explanation.explorer import page as explorer_module
 from torch_separable.explanation.explorer.page import explorer_page, write_explorer
 from torch_separable.explanation.explorer.state import ExplorerState, Kind
 from torch_separable.explanation.explorer.vectors import vectors
@@ -28,6 +29,8 @@ KINDS = get_args(Kind)
 WIDTHS = [360, 820, 1440]
 LATE = "#in=512&out=512&input=14&groups=32&depth_multiplier=2"
 SVG = "{http://www.w3.org/2000/svg}"
+FOLDER = Path(explorer_module.__file__).parent / "templates" / "explorer"
+WORDS: dict[str, str] = json.loads((FOLDER / "words.json").read_text(encoding="utf-8"))["en"]
 
 
 @pytest.fixture(scope="session")
@@ -341,13 +344,14 @@ def written(value: Any) -> str:
 
 
 def last_stage(said: list[str], stages: int) -> dict[int, int]:
-    """What the filters of the last stage make, by number: the first one's sum, and what is said of the others."""
+    """The results of the filters of the last stage by number: the sum of filter 0, and the values told of others."""
     lines = [line.replace("−", "-") for line in said]
     firsts = [i for i, line in enumerate(lines) if line.startswith(("Filter 0,", "Filter 0:"))]
     whole = [i for i in firsts if i + 1 not in firsts]
     assert len(whole) == stages
     (total,) = re.findall(r"Sum: (-?\d+)\.$", lines[whole[-1]])
-    others = re.findall(r"Filter (\d+) likewise, .* makes (-?\d+)\.", "\n".join(lines[whole[-1] :]))
+    filter_ = re.escape(WORDS["walk.filter"]).replace(r"\{filter\}", r"(\d+)").replace(r"\{value\}", r"(-?\d+)")
+    others = re.findall(filter_, "\n".join(lines[whole[-1] :]))
     return {0: int(total)} | {int(m): int(value) for m, value in others}
 
 
@@ -424,7 +428,8 @@ def test_what_is_not_understood_in_an_address_is_named_and_never_markup(at: Call
     page = at("#in=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&out=16&kernel=99&colour=red&groups=1.5&show=all&pixel=-1")
     assert state(page) | {"in": 4, "out": 16, "kernel": [3, 3], "show": "standard", "pixel": "auto"} == state(page)
     notice = page.locator("#notice").inner_text()
-    assert notice.startswith("Not understood in the address, and left out: in=<img src=x onerror=alert(1)>, kernel=99")
+    entries = "in=<img src=x onerror=alert(1)>, kernel=99"
+    assert notice.startswith(WORDS["notice.unread"].format(entries=entries))
     assert page.locator("img").count() == 0
 
 
@@ -546,10 +551,9 @@ def test_the_figure_has_a_text_alternative(at: Callable[[str], Page]) -> None:
     page = at("#show=grouped")
     figure = page.get_by_role("img", name="Grouped convolution 4 → 8, 3×3, 2 groups")
     assert figure.count() == 1
-    assert (
-        "grouped, group 1: filters 4–7 see 2–3 of input and make 4–7 of output." in figure.locator("desc").inner_html()
-    )
-    page.get_by_text("The figure in words").click()
+    link = {"stage": "grouped", "group": 1, "filters": "4–7", "inputs": "2–3", "what": "input", "made": "output"}
+    assert WORDS["figure.link"].format(**link) in figure.locator("desc").inner_html()
+    page.get_by_text(WORDS["section.links"]).click()
     assert texts(page.locator("#links tbody tr").nth(1).locator("td")) == ["1", "2–3", "4–7", "4–7"]
 
 
