@@ -380,10 +380,11 @@ def test_print_is_light_whole_and_fits_the_paper(new_page: Callable[..., Page], 
 
 OUTSIDE = """(width) => [...document.querySelectorAll(".chart svg")].flatMap((svg) => {
     const room = svg.getBoundingClientRect();
-    const texts = [...svg.querySelectorAll(".role-legend text")];
+    const texts = [...svg.querySelectorAll("text")]; // of legends, axes and marks
     const out = texts.filter((text) => {
         const box = text.getBoundingClientRect();
-        return box.right > room.right + 1 || box.bottom > room.bottom + 1;
+        const beside = box.left < room.left - 1 || box.right > room.right + 1;
+        return beside || box.top < room.top - 1 || box.bottom > room.bottom + 1;
     });
     const whole = texts.length > 0 && room.right <= width;
     return [...out.map((text) => text.textContent), ...(whole ? [] : ["the chart itself"])];
@@ -409,7 +410,7 @@ def test_page_fits_the_window_and_is_accessible(
 def test_page_without_scripts_still_tells_everything(new_page: Callable[..., Page], folder: Path) -> None:
     page = new_page(java_script_enabled=False)
     page.goto((folder / run_directory.PAGE).as_uri())
-    assert "need scripts" in page.locator("noscript").inner_text()
+    assert "JavaScript" in page.locator("noscript").inner_text()
     assert len(column(page, "layer")) == len(document(folder, run_directory.PLAN)["layers"])
     assert not page.locator("#layers-search").is_visible()
 

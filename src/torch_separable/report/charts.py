@@ -77,7 +77,7 @@ def shares_chart(layers: Layers) -> Chart | None:
         .mark_bar(stroke="var(--paper)", strokeWidth=0.5)
         .encode(
             y=alt.Y("bar:N", sort=bars, title=None),
-            x=alt.X("share:Q", stack="zero", title="share of the dense network's", axis=alt.Axis(format=".0%")),
+            x=alt.X("share:Q", stack="zero", title="share of the dense network", axis=alt.Axis(format=".0%")),
             color=alt.Color(
                 "stage:N",
                 sort=names,
@@ -88,7 +88,7 @@ def shares_chart(layers: Layers) -> Chart | None:
             tooltip=[
                 alt.Tooltip("layer:N"),
                 alt.Tooltip("amount:N"),
-                alt.Tooltip("share:Q", format=".1%", title="of the dense"),
+                alt.Tooltip("share:Q", format=".1%", title="of the dense network"),
             ],
         )
     )
@@ -108,7 +108,7 @@ def times_chart(times: Times) -> Chart:
         .mark_bar()
         .encode(
             y=alt.Y("bar:N", sort=bars, title=None),
-            x=alt.X("ms:Q", title="milliseconds"),
+            x=alt.X("ms:Q", title="milliseconds", axis=alt.Axis(tickCount=5)),
             color=alt.Color(
                 "network:N",
                 scale=alt.Scale(domain=["dense", "separable"], range=[_DENSE, _SEPARABLE]),
@@ -195,10 +195,11 @@ def layers_chart(layers: Layers) -> Chart | None:
     return Chart(chart.to_dict(), words)
 
 
-# Keep the ends of long names, because names of layers differ there.
-_SHORT = (
-    "length(datum.label) > (width > 520 ? 40 : 16) ? '…' + slice(datum.label, width > 520 ? -39 : -15) : datum.label"
-)
+# Keep the ends of long names, because names of layers differ there. The container's size decides how many characters
+# fit: `width` is what the labels leave of it, so a limit on `width` would flip with each layout. `width > 0` makes Vega
+# evaluate the labels again when the window is resized.
+_WIDE = "width > 0 && containerSize()[0] > 640"
+_SHORT = f"length(datum.label) > ({_WIDE} ? 40 : 16) ? '…' + slice(datum.label, {_WIDE} ? -39 : -15) : datum.label"
 
 
 def _change(values: tuple[float, float], unit: str) -> str:
