@@ -92,7 +92,7 @@ node = Convolution("y", "x", "y", torch.randn(32, 64, 1, 1), torch.zeros(32), Wi
 shapes = dict(x=(1, 64, 24, 24), y=(1, 32, 24, 24))
 plan = schedule(Program("x", (node,), shapes, dict(), frozenset(), ("y",), None), kernels, 2)
 x, (step,) = torch.randn(1, 64, 24, 24), plan.steps
-step.operations[0].external_strides[:] = x.stride()
+step.operations[0].external.strides[:] = x.stride()
 workspace = torch.zeros(plan.size)
 # So many repetitions that the second thread starts before the first has ended.
 lists = [[Part(0, 0, 24)] * 3000, [Part(0, 0, {end})] * 3000]
