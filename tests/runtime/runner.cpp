@@ -101,6 +101,16 @@ int main(int, char** arguments) {
         } else if (op.kind == TS_REPAIR_NONFINITE) {
           moved(op.repair.weights);
           moved(op.repair.bias);
+        } else if (op.kind == TS_ELEMENTWISE) {
+          moved(op.elementwise.constant);
+        } else if (op.kind == TS_RESAMPLE) {
+          moved(op.resample.rows);
+          moved(op.resample.columns);
+          moved(op.resample.row_weights);
+          moved(op.resample.column_weights);
+        } else if (op.kind == TS_NORMALIZE) {
+          moved(op.normalize.weight);
+          moved(op.normalize.bias);
         }
       }
       run(operations.data(), request.count, nullptr, nullptr, 0, 0, memory.data()->bytes + request.workspace,
