@@ -61,7 +61,7 @@ def test_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert line.startswith("separable: error: cannot write ")
     assert f"{out}/" in line
     assert "File too large" in line
-    assert "Free space" in line
+    assert "Free disk space" in line
     assert not list((place / out).glob(".*"))
     for path in (place / out).glob("*.safetensors"):
         assert read_weights(path)

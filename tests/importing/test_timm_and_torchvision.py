@@ -184,7 +184,7 @@ def test_own_names_are_recognized(name: str) -> None:
     [
         (nn.Linear(2, 2), {"elsewhere.weight": torch.zeros(2, 2)}, "(Linear)"),
         (nn.Linear(2, 2), {"weight": torch.full((2, 2), torch.nan)}, "holds NaN or infinite weights"),
-        (nn.Linear(2, 2), {}, "source is a dict"),
+        (nn.Linear(2, 2), {}, "source holds no weights"),
         (nn.Linear(2, 2), [torch.zeros(2)], "source is a list"),
     ],
 )

@@ -85,7 +85,7 @@ def test_weights_in_a_file_are_recognised_too(tmp_path: Path, trained: Any) -> N
             lambda: mobilenet_v1(0.25, num_classes=7),
             "MobileNetV1",
             {"depth_multiplier": 0.25},
-            "activation='relu6', padding='same', batch_norm_eps=0.001, and this MobileNetV1 has activation='relu'",
+            "--model-arg activation=relu6 --model-arg padding=same --model-arg batch_norm_eps=0.001",
         ),
         (
             lambda: mobilenet_v2(0.35, num_classes=7, padding="same"),

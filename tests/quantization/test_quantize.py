@@ -74,8 +74,9 @@ def test_a_quantized_network_is_near_the_float_one_and_all_integer(name: str) ->
         expected = model(x)
         disturbed = model(x + 0.01 * x.std() * torch.randn_like(x))
     got = quantized.model(x)
-    # Untrained deep networks amplify any error; two per cent of noise in the images bounds it for all of them.
-    allowed = 4 * (disturbed - expected).square().mean()
+    # A thousandth of the outputs' variance, or what two per cent of noise in the images changes: untrained deep
+    # networks amplify any error.
+    allowed = max(4 * float((disturbed - expected).square().mean()), 1e-3 * float(expected.var()))
     assert (got - expected).square().mean() < allowed
     program = quantized.model.program(x)
     assert not program.unquantized
