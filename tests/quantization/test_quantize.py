@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 
 import pytest
@@ -221,7 +220,6 @@ def test_a_copy_computes_the_same() -> None:
     x = images(2)
     expected = quantized.model(x)
     assert torch.equal(copy.deepcopy(quantized.model)(x), expected)
-    assert torch.equal(pickle.loads(pickle.dumps(quantized.model))(x), expected)
 
 
 def test_compile_runs_the_quantized_network() -> None:
