@@ -68,7 +68,7 @@ def distill(
 
     Example:
         >>> import torch
-        >>> from torch_separable.distillation import ImageData, distill
+        >>> from torch_separable.data import ImageData
         >>> data = ImageData("noise", "train", torch.rand(64, 3, 8, 8))
         >>> def network():
         ...     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5))

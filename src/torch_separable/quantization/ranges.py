@@ -24,8 +24,9 @@ def choose_range(values: Sequence[Tensor]) -> Quantization:
         values: float32, finite.
 
     Example:
-        >>> choose_range([torch.linspace(0, 2.55, 1000)])
-        Quantization(scale=0.01..., zero_point=0)
+        >>> chosen = choose_range([torch.linspace(0, 2.55, 1000)])
+        >>> round(chosen.scale, 4), chosen.zero_point
+        (0.01, 0)
     """
     low = min(0.0, *(float(value.min()) for value in values))
     high = max(0.0, *(float(value.max()) for value in values))
