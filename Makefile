@@ -8,7 +8,7 @@ JOBS ?= auto
 # The install builds the kernel library, so a change of its sources triggers a new install.
 NATIVE := $(wildcard native/CMakeLists.txt native/*/*.cpp native/*/*.h)
 
-.PHONY: help demo test wheel-test lint clang bench-kernels sanitize tsan arm64 bench docs clean
+.PHONY: native-checks help demo test wheel-test lint clang bench-kernels sanitize tsan arm64 bench docs clean
 
 help:
 	@echo "make demo   train, convert, distill and measure a network on handwritten digits; prints a table, writes a page"
@@ -16,6 +16,7 @@ help:
 	@echo "make wheel-test   install the wheel into an empty environment and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make sanitize  run the kernel tests under sanitizers, with AVX-512 and AMX emulated where the processor lacks them"
+	@echo "make native-checks  clang, arm64, sanitize and tsan: after a change of native/"
 	@echo "make tsan  run the tests of workers and callers in several threads under ThreadSanitizer"
 	@echo "make clang  run the kernels' tests with the library built by Clang"
 	@echo "make bench-kernels  time the kernels by shape against the measured peak (1 minute)"
@@ -114,3 +115,6 @@ docs: $(VENV)/.installed-test
 
 clean:
 	rm -rf $(VENV) runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# All builds of the kernel library that .ci/run leaves out.
+native-checks: clang arm64 sanitize tsan
