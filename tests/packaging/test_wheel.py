@@ -53,7 +53,7 @@ def test_the_package_is_whole_and_nothing_else_is_in_it(names: set[str]) -> None
 def test_there_is_no_data_in_it(wheel: Path, names: set[str]) -> None:
     data = (".npz", ".npy", ".pth", ".pt", ".pt2", ".pte", ".onnx", ".safetensors", ".h5", ".png", ".jpg", ".webp")
     assert [name for name in names if name.endswith(data) or "test" in Path(name).parts[0]] == []
-    assert wheel.stat().st_size < 2 * 2**20
+    assert wheel.stat().st_size < 6 * 2**20  # kernels of eight instruction sets, float32, bfloat16 and int8
 
 
 def test_the_kernel_library_is_in_it(wheel: Path, names: set[str]) -> None:
@@ -61,7 +61,7 @@ def test_the_kernel_library_is_in_it(wheel: Path, names: set[str]) -> None:
         pytest.skip("no C++ compiler: the wheel is pure Python")
     libraries = [name for name in names if name.endswith((".so", ".dylib"))]
     assert len(libraries) == 1
-    assert libraries[0].startswith("torch_separable/runtime/libtorch_separable.")
+    assert libraries[0].startswith("torch_separable/runtime/native/libtorch_separable.")
     # It knows no Python: one wheel for every version of it, but for one kind of machine.
     assert wheel.name.split("-")[2:4] == ["py3", "none"]
     assert not wheel.name.endswith("-any.whl")
