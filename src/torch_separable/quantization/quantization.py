@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from torch_separable._console.notebook import table
 from torch_separable._console.progress import progress_bar
@@ -17,13 +18,13 @@ from torch_separable._network.checks import as_network, require_float32
 from torch_separable._network.outputs import predictions
 from torch_separable._network.weights import check_weights
 from torch_separable.conversion import Conversion
-from torch_separable.conversion.calibration.images import Images, split_batches
+from torch_separable.conversion.calibration.images import Images, hold_out, split_batches
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.exporting.capture import capture, prepared
 from torch_separable.quantization.equalize import equalize
 from torch_separable.quantization.module import QuantizedNetwork, insert_operators
-from torch_separable.quantization.roles import Role, Roles, assign_roles, layer_name, role_of
-from torch_separable.quantization.stream import Quantities, quantize_stream
+from torch_separable.quantization.roles import Role, assign_roles, layer_name, role_of
+from torch_separable.quantization.stream import quantize_stream
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """How a quantized network compares with the float one on the calibration images.
+    """How a quantized network compares with the float one on images that nothing was fitted to.
 
     Attributes:
         layers: the quantized layers in the order of execution.
@@ -49,7 +50,8 @@ class QuantizationReport:
         values: number of activations that are uint8.
         equalized: number of activations whose channels were equalized.
         output_error: mean squared change of the outputs, relative to their variance.
-        agreement: share of calibration images with the same predicted class.
+        agreement: share of the held-out images with the same predicted class.
+        held_out_images: number of images that both were measured on.
         bytes: of all weights: before and after.
     """
 
@@ -59,6 +61,7 @@ class QuantizationReport:
     equalized: int
     output_error: float
     agreement: float
+    held_out_images: int
     bytes: tuple[int, int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +80,7 @@ class QuantizationReport:
             ("layers", f"{len(self.layers)} in int8, {len(self.kept)} in float32"),
             ("weights", f"{before:,} -> {after:,} bytes ({before / after:.2f}x fewer)"),
             ("outputs", f"changed by {100 * self.output_error:.3g} % of their variance"),
-            ("predictions", f"the same for {100 * self.agreement:.1f} % of the calibration images"),
+            ("predictions", f"the same for {100 * self.agreement:.1f} % of {self.held_out_images} held-out images"),
         ]
 
 
@@ -106,7 +109,8 @@ def quantize(
 
     Args:
         model: the trained network, dense or converted, or the result of `convert`.
-        images: 128 to 1,024 unlabelled images, prepared as in training: a tensor (N, C, H, W) or batches of them.
+        images: 128 to 1,024 unlabelled images, prepared as in training: a tensor (N, C, H, W) or batches of them. A
+            quarter is held out for the report.
         exclude: layers to leave in float32: their names, or names of modules that contain them.
         progress: whether to show a progress bar on a terminal.
 
@@ -116,7 +120,7 @@ def quantize(
     Raises:
         SeparableError: the network cannot be captured or has no layer to quantize, the images, the weights or (naming
             the layer) an activation contain NaN or infinity.
-        SeparableValueError: ``exclude`` matches no layer, or the images are not tensors (N, C, H, W).
+        SeparableValueError: ``exclude`` matches no layer, the images are not tensors (N, C, H, W), or fewer than four.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 10), nn.Flatten())
@@ -128,7 +132,10 @@ def quantize(
     """
     network = as_network(model.model if isinstance(model, Conversion) else model)
     require_float32(network, "model", "quantize")
-    batches = _image_batches(images)
+    split = hold_out(_image_batches(images))
+    batches, held_out = ([batch for batch in part if isinstance(batch, Tensor)] for part in split)
+    if not held_out:
+        raise SeparableValueError("images: at least 4 are needed, of which one is held out for the report")
     check_weights(network)
     shape = tuple(batches[0].shape[1:])
     graph = captured(network, shape)
@@ -136,12 +143,24 @@ def quantize(
     if not roles.layers:
         raise SeparableError(f"{type(network).__name__} has no convolution or linear layer to quantize")
     before = sum(tensor.nbytes for tensor in graph.state_dict().values())
+    exact = _outputs(graph, held_out)
     equalized = equalize(graph, roles, batches)
     with progress_bar("quantizing", len(roles.layers), shown=progress) as advance:
         found = quantize_stream(graph, roles, batches, advance)
     insert_operators(graph, found.values, found.layers)
-    report = _report(graph, roles, found, equalized, before)
-    return Quantized(QuantizedNetwork(graph, shape), report)
+    quantized = QuantizedNetwork(graph, shape)
+    change, agreement = _compare(exact, _outputs(quantized, held_out))
+    report = QuantizationReport(
+        layers=tuple(LayerReport(layer_name(node), layer.error) for node, layer in found.layers.items()),
+        kept={layer_name(node): "excluded" for node in roles.excluded},
+        values=len(found.values),
+        equalized=equalized,
+        output_error=change,
+        agreement=agreement,
+        held_out_images=sum(map(len, held_out)),
+        bytes=(before, sum(tensor.nbytes for tensor in graph.state_dict().values())),
+    )
+    return Quantized(quantized, report)
 
 
 def captured(network: nn.Module, shape: Sequence[int]) -> fx.GraphModule:
@@ -185,18 +204,18 @@ def _excluded(graph: fx.Graph, exclude: Sequence[str]) -> set[str]:
     return found
 
 
-def _report(graph: fx.GraphModule, roles: Roles, found: Quantities, equalized: int, before: int) -> QuantizationReport:
-    exact, rounded = (torch.cat(outputs).flatten(1) for outputs in found.outputs)
-    variance = exact.var(0, unbiased=False).mean().clamp_min(1e-30)
-    change = float((rounded - exact).square().mean() / variance)
+def _outputs(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+    """Every tensor that a network returns, for all batches, (N, ...) each."""
+    with torch.no_grad():
+        returned = [tree_leaves(network(batch)) for batch in batches]
+    return [torch.cat(parts) for parts in zip(*returned, strict=True)]
+
+
+def _compare(exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> tuple[float, float]:
+    """The mean squared change of all outputs relative to their variance, and the agreement of the first one."""
+    before, after = (torch.cat([tensor.flatten(1) for tensor in outputs], 1) for outputs in (exact, rounded))
+    variance = before.var(0, unbiased=False).mean().clamp_min(1e-30)
+    change = float((after - before).square().mean() / variance)
     if not math.isfinite(change):
-        raise SeparableError("the network's outputs are NaN or infinite on the calibration images")
-    return QuantizationReport(
-        layers=tuple(LayerReport(layer_name(node), layer.error) for node, layer in found.layers.items()),
-        kept={layer_name(node): "excluded" for node in roles.excluded},
-        values=len(found.values),
-        equalized=equalized,
-        output_error=change,
-        agreement=float((predictions(rounded) == predictions(exact)).float().mean()),
-        bytes=(before, sum(tensor.nbytes for tensor in graph.state_dict().values())),
-    )
+        raise SeparableError("the network's outputs are NaN or infinite on the held-out images")
+    return change, float((predictions(rounded[0]) == predictions(exact[0])).float().mean())

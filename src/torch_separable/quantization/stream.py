@@ -47,12 +47,10 @@ class Quantities:
     Attributes:
         values: scale and zero point of every quantized value.
         layers: of every quantized layer.
-        outputs: of the float and of the quantized network, by batch.
     """
 
     values: dict[fx.Node, Quantization] = field(default_factory=dict)
     layers: dict[fx.Node, QuantizedLayer] = field(default_factory=dict)
-    outputs: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
 
 
 def quantize_stream(
@@ -76,9 +74,7 @@ def quantize_stream(
     with torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "output":
-                (returned,) = node.all_input_nodes
-                found.outputs = exact[returned], rounded[returned]
-                continue
+                break
             if node.op == "placeholder":
                 exact[node] = rounded[node] = list(batches)
             elif node.op == "get_attr":
