@@ -60,7 +60,7 @@ def find_variant(conv: Any) -> Variant | None:
     """
     try:
         runs = [_watch(conv, extra) for extra in (0, 1)]
-    except Exception:
+    except Exception:  # a forward of its own may fail on made-up images in any way; then it is not known to only pad
         return None
     if runs[0] is None or runs[1] is None:
         return None

@@ -130,9 +130,7 @@ def _with_constant(lowering: Lowering, node: fx.Node, kind: BinaryOperator, sour
             _affine(lowering, node, source, one, -constant)
         case _B.MULTIPLY:
             _affine(lowering, node, source, constant, zero)
-        case _B.DIVIDE:
-            _binary_with(lowering, node, kind, source, constant)
-        case _:
+        case _:  # a quotient is not the product with the reciprocal, to the last bit
             _binary_with(lowering, node, kind, source, constant)
 
 
