@@ -29,7 +29,7 @@ PACKAGES: dict[str, set[str]] = {
     "exporting": {"_console", "_network", "_system", "conversion", "models", "runtime"},
     "quantization": {"_console", "_network", "conversion", "exporting", "runtime"},
     "distillation": {"_console", "_network", "_system", "data", "nn"},
-    "artifacts": {"_network", "_system", "conversion", "cost", "data", "models", "nn"},
+    "artifacts": {"_network", "_system", "conversion", "cost", "data", "models", "nn", "quantization"},
     "bench": {"_console", "_network", "_system", "cost", "exporting", "runtime"},
     "report": {"_system", "artifacts", "conversion"},
     "cli": {

@@ -17,13 +17,15 @@ from torch import nn
 
 from torch_separable._system.extras import optional
 from torch_separable.artifacts import run_directory
+from torch_separable.artifacts.quantized_run import is_quantized
 from torch_separable.artifacts.save_load import load, save
 from torch_separable.conversion import Conversion, Plan
 from torch_separable.errors import SeparableError
 from torch_separable.models.registry import Network
+from torch_separable.quantization import Quantized
 
 _hub = optional("huggingface_hub", "hub")
-_FILES = [run_directory.WEIGHTS, run_directory.PLAN, run_directory.CONFIG, run_directory.RESULTS, run_directory.CARD]
+_FILES = sorted(run_directory.FILES - {run_directory.PAGE})
 
 
 class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):  # type: ignore[misc, name-defined, call-arg]
@@ -32,7 +34,7 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
     Calling it calls ``model``. ``save_pretrained(folder)`` and ``push_to_hub("user/name")`` come from the mixin.
 
     Args:
-        model: the network or conversion, as for `save`.
+        model: the network, conversion or quantized network, as for `save`.
         network: the function that builds the dense network, or its name.
         arguments: keyword arguments of that function.
         input_shape: shape of one image, (C, H, W).
@@ -45,7 +47,7 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
 
     def __init__(
         self,
-        model: nn.Module | Conversion,
+        model: nn.Module | Conversion | Quantized,
         *,
         network: Network | Callable[..., nn.Module] | str | None = None,
         arguments: Mapping[str, Any] | None = None,
@@ -54,9 +56,9 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
         results: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.model if isinstance(model, Conversion) else model
+        self.model = model.model if isinstance(model, Conversion | Quantized) else model
         self.train(self.model.training)
-        self._saved = model if isinstance(model, Conversion) else None
+        self._saved = model if isinstance(model, Conversion | Quantized) else None
         self._known: dict[str, Any] = {
             "network": network,
             "arguments": arguments,
@@ -74,7 +76,7 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
         if made is not None and made.model is self.model:
             save(made, save_directory, **known)
         else:
-            plan = made.plan if made is not None and known["plan"] is None else known["plan"]
+            plan = made.plan if isinstance(made, Conversion) and known["plan"] is None else known["plan"]
             save(self.model, save_directory, **{**known, "plan": plan})
 
     @classmethod
@@ -124,6 +126,5 @@ class HubNetwork(nn.Module, _hub.ModelHubMixin, library_name="torch-separable"):
                 ) from error
             folder = Path(fetched)
         results = run_directory.read_results(folder)
-        return cls(
-            load(folder, allow=allow, device=device), plan=Plan.load(folder / run_directory.PLAN), results=results
-        )
+        plan = None if is_quantized(folder) else Plan.load(folder / run_directory.PLAN)
+        return cls(load(folder, allow=allow, device=device), plan=plan, results=results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch_separable.conversion import Plan
@@ -66,9 +66,73 @@ def model_card(
         + (f" `allow` permits importing `{_code(network.model)}` from your own installation." if allow else ""),
         "## How it was made",
         *([f"```\n{command}\n```"] if command else []),
-        "; ".join(f"{_plain(name.replace('_', ' '))}: {_plain(value)}" for name, value in machine.items()) + ".",
+        _made_on(machine),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def quantized_card(
+    input_shape: Sequence[int],
+    results: Mapping[str, Any],
+    size: int,
+    machine: Mapping[str, Any],
+    command: str | None = None,
+) -> str:
+    """Return the card of a quantized network. All figures in it are measured or counted.
+
+    Args:
+        input_shape: shape of one image, (C, H, W).
+        results: measured results: a quantization report, the steps of a run, or figures by name.
+        size: size of the weights file in bytes.
+        machine: processor, threads and versions that the figures depend on.
+        command: the command that made the network.
+
+    Example:
+        >>> print(quantized_card((3, 8, 8), {"title": "Net"}, 1234, {"torch": "2.13"}))
+        ---
+        library_name: torch-separable
+        ...
+        | bytes of weights | 1,234 |
+        ...
+    """
+    report = results.get("quantization")
+    rows = [f"| bytes of weights | {size:,} |"]
+    if isinstance(report, Mapping):
+        kept = len(report["kept"])
+        rows = [
+            f"| layers in int8 | {len(report['layers'])}{f'; {kept} stay in float32' if kept else ''} |",
+            *rows,
+            f"| same predicted class, {report['held_out_images']:,} held-out images "
+            f"| {100 * report['agreement']:.2f} % |",
+            f"| change of the outputs, share of their variance | {100 * report['output_error']:.3g} % |",
+        ]
+    rows += [
+        f"| {_plain(name)} | {value:,} |"
+        for name, value in results.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    parts = [
+        _FRONT.replace("depthwise-separable-convolution", "quantized"),
+        MARK,
+        f"# {_plain(results.get('title') or 'Quantized network')}",
+        f"Weights are int8 with a scale for each output channel, activations uint8. It takes images of shape "
+        f"`{tuple(input_shape)}`, prepared as in the training of the float network.",
+        "\n".join(["| | |\n|---|---:|", *rows]),
+        *_steps(results),
+        "## Use it",
+        '```python\nimport torch_separable as ts\n\nmodel = ts.load("path/of/this/folder")\n'
+        "compiled = ts.compile(model, images)  # int8 kernels\n```",
+        "Loading executes nothing in this folder: weights are safetensors, the rest is JSON (`network.json` lists the "
+        "operators).",
+        "## How it was made",
+        *([f"```\n{command}\n```"] if command else []),
+        _made_on(machine),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _made_on(machine: Mapping[str, Any]) -> str:
+    return "; ".join(f"{_plain(name.replace('_', ' '))}: {_plain(value)}" for name, value in machine.items()) + "."
 
 
 def _figures(plan: Plan, results: Mapping[str, Any], size: int) -> Iterable[str]:

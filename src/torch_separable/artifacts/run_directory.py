@@ -29,9 +29,10 @@ from torch_separable.models.registry import Network, bounded
 
 WEIGHTS, PLAN, CONFIG, RESULTS, PAGE = "model.safetensors", "plan.json", "config.json", "results.json", "index.html"
 CARD = "README.md"
-FILES = {WEIGHTS, PLAN, CONFIG, RESULTS, PAGE, CARD}
+GRAPH = "network.json"  # the operators of a quantized network, which no function builds
+FILES = {WEIGHTS, PLAN, CONFIG, RESULTS, PAGE, CARD, GRAPH}
 SCHEMA = 1
-_LOCK_TIMEOUT = 30.0  # seconds to wait for another writer, which holds the lock while it writes the files
+LOCK_TIMEOUT = 30.0  # seconds to wait for another writer, which holds the lock while it writes the files
 
 
 def machine() -> dict[str, Any]:
@@ -105,9 +106,9 @@ def write_run(
         "machine": machine(),
     }
     with ExitStack() as stack:
-        stack.enter_context(sole_writer(folder, wait=_LOCK_TIMEOUT))
+        stack.enter_context(sole_writer(folder, wait=LOCK_TIMEOUT))
         # The first name is renamed last.
-        names = [WEIGHTS, PLAN, CONFIG, RESULTS, *([CARD] if _card_is_ours(folder / CARD) else [])]
+        names = [WEIGHTS, PLAN, CONFIG, RESULTS, *([CARD] if card_is_ours(folder / CARD) else [])]
         aside = {name: stack.enter_context(replacing(folder / name)) for name in names}
         save_weights(model, aside[WEIGHTS])
         plan.save(aside[PLAN])
@@ -118,13 +119,14 @@ def write_run(
             write_text(aside[CARD], _card(plan, network, results, size, command))
         for path in aside.values():
             flush(path)
-        (folder / WEIGHTS).unlink(missing_ok=True)
+        for old in (WEIGHTS, GRAPH):  # a quantized network that the folder held
+            (folder / old).unlink(missing_ok=True)
 
 
 def write_results(folder: Path, results: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Write the results of a run that has no network of its own, such as a benchmark, and describe the machine."""
     config = {"version": SCHEMA, "settings": dict(settings), "command": command_line(), "machine": machine()}
-    with sole_writer(folder, wait=_LOCK_TIMEOUT):
+    with sole_writer(folder, wait=LOCK_TIMEOUT):
         write_json(folder / CONFIG, config)
         write_json(folder / RESULTS, dict(results))
 
@@ -136,8 +138,12 @@ def _card(plan: Plan, network: Network, results: Mapping[str, Any], size: int, c
         raise SeparableError(f"the results cannot be written to the model card: {error}") from error
 
 
-def _card_is_ours(path: Path) -> bool:
-    """Whether the model card may be replaced: it does not exist, or still has the mark of a generated file."""
+def card_is_ours(path: Path) -> bool:
+    """Whether the model card may be replaced: it does not exist, or still has the mark of a generated file.
+
+    Raises:
+        SeparableError: it cannot be read.
+    """
     try:
         return MARK in path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -158,6 +164,11 @@ def read_network(folder: Path) -> Network:
         )
     where = str(folder / CONFIG)
     config = read_json(folder / CONFIG, "how to build the dense network")
+    if isinstance(config, dict) and config.get("quantized") is True:
+        raise SeparableError(
+            f"{folder} holds a quantized network, which cannot be converted or trained. Give the folder of the float "
+            "network that it was made from"
+        )
     if not isinstance(config, dict) or not isinstance(config.get("model"), str):
         raise SeparableError(f'{where} does not name a model: "model" must be a string')
     version = config.get("version", SCHEMA)

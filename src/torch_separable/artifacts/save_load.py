@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from torch_separable.artifacts import run_directory
+from torch_separable.artifacts.quantized_run import is_quantized, load_quantized, write_quantized
 from torch_separable.conversion import Conversion, LayerPlan, Plan, Reduction
 from torch_separable.conversion.apply_plan import build_skeleton
 from torch_separable.conversion.layers import find_convertible
 from torch_separable.cost import analyze
 from torch_separable.data import ImageData, Preparation
-from torch_separable.errors import SeparableError
+from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.models.registry import Network, built_by
 from torch_separable.nn.separable import SEPARABLE
+from torch_separable.quantization import Quantized, QuantizedNetwork
 
 
 def save(
-    model: nn.Module | Conversion,
+    model: nn.Module | Conversion | Quantized,
     path: str | Path,
     *,
     network: Network | Callable[..., nn.Module] | str | None = None,
@@ -37,14 +39,15 @@ def save(
     """Write a network to the folder ``path`` atomically, so that `load` can build it again.
 
     The folder holds ``model.safetensors``, ``plan.json``, ``config.json`` (how to build the dense network),
-    ``results.json`` and ``README.md``, a model card with the figures. Before writing, ``save`` builds the network from
-    the data to be written, so that a network that `load` could not build is not saved.
+    ``results.json`` and ``README.md``, a model card with the figures. That of a quantized network holds its operators
+    (``network.json``) in place of the plan and the function that builds the network. Before writing, ``save`` builds
+    the network from the data to be written, so that a network that `load` could not build is not saved.
 
     Args:
-        model: a converted or distilled network, any other network, or the result of `convert`.
+        model: a converted, distilled or quantized network, any other network, or the result of `convert` or `quantize`.
         path: the folder; created if it does not exist. Other files in it stay.
         network: the function that builds the *dense* network, or its name as ``"package.module:function"``. Not needed
-            for networks of ``torch_separable.models`` and networks returned by `load`.
+            for networks of ``torch_separable.models``, quantized networks and networks returned by `load`.
         arguments: keyword arguments of that function, as JSON types.
         input_shape: shape of one image, (C, H, W), used by exports; a `Conversion` knows it.
         plan: the plan of the conversion; by default the conversion's own, or one derived from the network.
@@ -71,6 +74,9 @@ def save(
         True
     """
     folder = Path(path)
+    if isinstance(model, Quantized | QuantizedNetwork):
+        given = {"network": network, "arguments": arguments, "input_shape": input_shape, "plan": plan}
+        return _save_quantized(model, folder, given, results or {}, settings or {}, preparation)
     if isinstance(model, Conversion):
         plan = plan or model.plan
         report = model.report
@@ -99,16 +105,43 @@ def save(
         built,
         settings or {},
         {"kind": "network", "title": title, **(results or {})},
-        preparation=Preparation.of(preparation) if isinstance(preparation, ImageData) else preparation,
+        preparation=_preparation(preparation),
     )
     return folder
+
+
+def _save_quantized(
+    model: Quantized | QuantizedNetwork,
+    folder: Path,
+    given: Mapping[str, Any],
+    results: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    preparation: Preparation | ImageData | None,
+) -> Path:
+    """Write a quantized network, which is stored with its operators."""
+    for name, value in given.items():
+        if value is not None:
+            raise SeparableValueError(f"{name} is given, but a quantized network is stored as it is: leave {name} out")
+    for name, values in (("results", results), ("settings", settings)):
+        _check_plain(name, values)
+    report = {"quantization": model.report.to_dict()} if isinstance(model, Quantized) else {}
+    network = model.model if isinstance(model, Quantized) else model
+    run_directory.check_place(folder)
+    described = {"kind": "quantize", "title": "Quantized network", **report, **results}
+    write_quantized(folder, network, settings, described, preparation=_preparation(preparation))
+    return folder
+
+
+def _preparation(given: Preparation | ImageData | None) -> Preparation | None:
+    return Preparation.of(given) if isinstance(given, ImageData) else given
 
 
 def load(path: str | Path, *, allow: Iterable[str] | str = (), device: torch.device | str | None = None) -> nn.Module:
     """Load a network from a folder written by `save` or by the command ``separable``.
 
-    Nothing in the folder is executed. Its ``config.json`` names the function that builds the dense network. A function
-    outside ``torch_separable.models`` is imported and called, with the stored arguments, only if ``allow`` permits it.
+    Nothing in the folder is executed. A quantized network is built from PyTorch's operators, which the folder lists.
+    For any other network, ``config.json`` names the function that builds the dense network. A function outside
+    ``torch_separable.models`` is imported and called, with the stored arguments, only if ``allow`` permits it.
 
     Args:
         path: the folder.
@@ -123,6 +156,8 @@ def load(path: str | Path, *, allow: Iterable[str] | str = (), device: torch.dev
         SeparableError: the function is not allowed, or a file is missing, damaged, or belongs to another network.
     """
     folder = Path(path)
+    if is_quantized(folder):
+        return load_quantized(folder).to(device or "cpu")
     network = run_directory.read_network(folder)
     network.require(str(folder), allow)
     Plan.load(folder / run_directory.PLAN)  # report a damaged plan before anything is imported

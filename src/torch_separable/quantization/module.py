@@ -7,10 +7,12 @@ from threading import Lock
 from typing import Any
 
 import torch
+import torch.fx.traceback
 from torch import Tensor, fx, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
 
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.quantization.stored import build, describe
 from torch_separable.quantization.stream import QuantizedLayer
 from torch_separable.runtime.graph.ir import Program, Quantization
 from torch_separable.runtime.graph.quantized import read_quantized
@@ -42,8 +44,11 @@ class QuantizedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Map images (N, C, H, W) to what the network returns."""
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling():
             return self.graph(x)
+        if torch.compiler.is_exporting():
+            with torch.fx.traceback.preserve_node_meta():  # keeps the names of the modules that operators come from
+                return fx.Interpreter(self.graph).run(x)
         if x.dim() != 4 or tuple(x.shape[1:]) != self.input_shape:
             raise SeparableValueError(
                 f"the input has shape {tuple(x.shape)}: the network was quantized for images of shape "
@@ -75,10 +80,15 @@ class QuantizedNetwork(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_programs": {}, "_lock": None}
+        """Return plain data: a captured graph cannot be pickled."""
+        left_out = {"_programs", "_lock", "_modules"}
+        kept = {name: value for name, value in self.__dict__.items() if name not in left_out}
+        return {**kept, "stored": (describe(self.graph), self.graph.state_dict())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=Lock())
+        description, tensors = state.pop("stored")
+        graph = build(description, tensors, "the pickled network")
+        self.__dict__.update(state, _modules={"graph": graph}, _programs={}, _lock=Lock())
 
 
 def insert_operators(

@@ -142,10 +142,14 @@ def _is_fused(node: fx.Node, roles: dict[fx.Node, Role], order: dict[fx.Node, in
     return False
 
 
-def layer_name(node: fx.Node) -> str:
-    """Name of the module that a layer comes from; where there is none, of its weight."""
+def module_name(node: fx.Node) -> str:
+    """Name of the innermost module that an operator comes from; empty where there is none."""
     stack = node.meta.get("nn_module_stack") or {}
     path = str(next(reversed(stack.values()), ("",))[0])
-    name = path.removeprefix("L['self'].").removeprefix("model.") if path != "L['self']" else ""
+    return "" if path == "L['self']" else path.removeprefix("L['self'].").removeprefix("model.")
+
+
+def layer_name(node: fx.Node) -> str:
+    """Name of the module that a layer comes from; where there is none, of its weight."""
     weight = node.args[1]
-    return name or (str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) else node.name)
+    return module_name(node) or (str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) else node.name)

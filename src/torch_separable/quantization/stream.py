@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from torch_separable.errors import SeparableError
 from torch_separable.quantization.ranges import choose_range
-from torch_separable.quantization.roles import Role, Roles, layer_name
+from torch_separable.quantization.roles import Role, Roles, layer_name, module_name
 from torch_separable.quantization.rounding import Settings, input_moments, round_weights
 from torch_separable.runtime.graph.ir import Quantization
 from torch_separable.runtime.graph.reference import dequantize, quantize
@@ -134,8 +134,7 @@ def _run(node: fx.Node, arguments: Any, env: Mapping[fx.Node, list[Any]], batch:
 def _require_finite(node: fx.Node, values: Sequence[Tensor]) -> None:
     if all(bool(value.isfinite().all()) for value in values):
         return
-    stack = node.meta.get("nn_module_stack") or {}
-    where = str(next(reversed(stack.values()), ("",))[0]).removeprefix("L['self'].") or node.name
+    where = module_name(node) or node.name
     raise SeparableError(
         f"layer {where!r} gives NaN or infinity on the calibration images, so no range can be chosen for it. Check the "
         "images and the weights, or exclude the layer"
