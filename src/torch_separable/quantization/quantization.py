@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,12 @@ from torch_separable.exporting.capture import capture, prepared
 from torch_separable.quantization.equalize import equalize
 from torch_separable.quantization.module import QuantizedNetwork, insert_operators
 from torch_separable.quantization.roles import Role, assign_roles, layer_name, role_of
+from torch_separable.quantization.sensitivity import (
+    Sensitivity,
+    choose_float_layers,
+    measure_sensitivities,
+    relative_change,
+)
 from torch_separable.quantization.stream import quantize_stream
 
 
@@ -34,10 +40,13 @@ class LayerReport:
     Attributes:
         name: of the module.
         error: mean squared error of its outputs that rounding its weights makes, relative to the outputs' own.
+        sensitivity: mean squared change of the network's outputs with this layer alone in int8, relative to their
+            variance; ``None`` where it was not measured.
     """
 
     name: str
     error: float
+    sensitivity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class QuantizationReport:
         agreement: share of the held-out images with the same predicted class.
         held_out_images: number of images that both were measured on.
         bytes: of all weights: before and after.
+        sensitive: layers that stay in float32 by ``float_macs``, with what int8 and float32 would cost.
     """
 
     layers: tuple[LayerReport, ...]
@@ -63,6 +73,7 @@ class QuantizationReport:
     agreement: float
     held_out_images: int
     bytes: tuple[int, int]
+    sensitive: dict[str, Sensitivity] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -78,6 +89,7 @@ class QuantizationReport:
         before, after = self.bytes
         return [
             ("layers", f"{len(self.layers)} in int8, {len(self.kept)} in float32"),
+            *(("float32", f"{name}: {self.kept[name]}") for name in self.sensitive),
             ("weights", f"{before:,} -> {after:,} bytes ({before / after:.2f}x fewer)"),
             ("outputs", f"changed by {100 * self.output_error:.3g} % of their variance"),
             ("predictions", f"the same for {100 * self.agreement:.1f} % of {self.held_out_images} held-out images"),
@@ -99,7 +111,12 @@ class Quantized:
 
 
 def quantize(
-    model: nn.Module | Conversion, images: Images, *, exclude: Sequence[str] = (), progress: bool = False
+    model: nn.Module | Conversion,
+    images: Images,
+    *,
+    exclude: Sequence[str] = (),
+    float_macs: float = 0.0,
+    progress: bool = False,
 ) -> Quantized:
     """Quantize a trained network to int8 weights and uint8 activations, without training.
 
@@ -112,6 +129,9 @@ def quantize(
         images: 128 to 1,024 unlabelled images, prepared as in training: a tensor (N, C, H, W) or batches of them. A
             quarter is held out for the report.
         exclude: layers to leave in float32: their names, or names of modules that contain them.
+        float_macs: share of the other layers' multiply-accumulates that may stay in float32, at least 0 and below 1.
+            Every layer's effect on the network's outputs is measured, and the layers are chosen so that the sum of the
+            effects is least (an exact knapsack). 0 quantizes all of them.
         progress: whether to show a progress bar on a terminal.
 
     Returns:
@@ -120,7 +140,8 @@ def quantize(
     Raises:
         SeparableError: the network cannot be captured or has no layer to quantize, the images, the weights or (naming
             the layer) an activation contain NaN or infinity.
-        SeparableValueError: ``exclude`` matches no layer, the images are not tensors (N, C, H, W), or fewer than four.
+        SeparableValueError: ``exclude`` matches no layer, ``float_macs`` is out of range, the images are not tensors
+            (N, C, H, W), or fewer than four.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 10), nn.Flatten())
@@ -130,6 +151,8 @@ def quantize(
         >>> quantized.model(torch.randn(2, 3, 12, 12)).shape
         torch.Size([2, 4])
     """
+    if isinstance(float_macs, bool) or not isinstance(float_macs, int | float) or not 0 <= float_macs < 1:
+        raise SeparableValueError(f"float_macs={float_macs!r}: must be a number of at least 0 and below 1")
     network = as_network(model.model if isinstance(model, Conversion) else model)
     require_float32(network, "model", "quantize")
     split = hold_out(_image_batches(images))
@@ -145,22 +168,47 @@ def quantize(
     before = sum(tensor.nbytes for tensor in graph.state_dict().values())
     exact = _outputs(graph, held_out)
     equalized = equalize(graph, roles, batches)
+    measured: dict[str, Sensitivity] = {}
+    sensitive: tuple[str, ...] = ()
+    excluded = {layer_name(node): "excluded" for node in roles.excluded}
+    if float_macs:
+        with progress_bar("measuring layers", len(roles.layers), shown=progress) as advance:
+            measured = measure_sensitivities(graph, roles, batches, held_out, advance)
+        sensitive = choose_float_layers(measured, float_macs)
+        roles = assign_roles(graph.graph, {*excluded, *sensitive})
     with progress_bar("quantizing", len(roles.layers), shown=progress) as advance:
         found = quantize_stream(graph, roles, batches, advance)
     insert_operators(graph, found.values, found.layers)
     quantized = QuantizedNetwork(graph, shape)
     change, agreement = _compare(exact, _outputs(quantized, held_out))
     report = QuantizationReport(
-        layers=tuple(LayerReport(layer_name(node), layer.error) for node, layer in found.layers.items()),
-        kept={layer_name(node): "excluded" for node in roles.excluded},
+        layers=tuple(
+            LayerReport(layer_name(node), layer.error, _change_of(measured, node))
+            for node, layer in found.layers.items()
+        ),
+        kept={**excluded, **{name: _reason(measured, name) for name in sensitive}},
         values=len(found.values),
         equalized=equalized,
         output_error=change,
         agreement=agreement,
         held_out_images=sum(map(len, held_out)),
         bytes=(before, sum(tensor.nbytes for tensor in graph.state_dict().values())),
+        sensitive={name: measured[name] for name in sensitive},
     )
     return Quantized(quantized, report)
+
+
+def _change_of(measured: Mapping[str, Sensitivity], node: fx.Node) -> float | None:
+    found = measured.get(layer_name(node))
+    return None if found is None else found.change
+
+
+def _reason(measured: Mapping[str, Sensitivity], name: str) -> str:
+    share = measured[name].macs / sum(each.macs for each in measured.values())
+    return (
+        f"in int8 it would change the outputs by {100 * measured[name].change:.2g} % of their variance; "
+        f"it has {100 * share:.2g} % of the MACs"
+    )
 
 
 def captured(network: nn.Module, shape: Sequence[int]) -> fx.GraphModule:
@@ -214,8 +262,7 @@ def _outputs(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
 def _compare(exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> tuple[float, float]:
     """The mean squared change of all outputs relative to their variance, and the agreement of the first one."""
     before, after = (torch.cat([tensor.flatten(1) for tensor in outputs], 1) for outputs in (exact, rounded))
-    variance = before.var(0, unbiased=False).mean().clamp_min(1e-30)
-    change = float((after - before).square().mean() / variance)
+    change = relative_change([(before, after)])
     if not math.isfinite(change):
         raise SeparableError("the network's outputs are NaN or infinite on the held-out images")
     return change, float((predictions(rounded[0]) == predictions(exact[0])).float().mean())

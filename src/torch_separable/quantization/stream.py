@@ -82,7 +82,7 @@ def quantize_stream(
             else:
                 exact[node] = [_run(node, node.args, exact, b) for b in range(len(batches))]
                 if node in roles.layers:
-                    layer, rounded[node] = _quantize_layer(node, exact, rounded)
+                    layer, rounded[node] = quantize_layer(node, exact, rounded)
                     found.layers[node] = layer
                     advance(layer_name(node))
                 else:
@@ -126,6 +126,13 @@ def _values(arguments: Any, env: Mapping[fx.Node, list[Any]], batch: int) -> Any
     return fx.map_arg(arguments, lambda each: env[each][batch])
 
 
+def run_node(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """Compute an operator from the values that it reads."""
+    target: Any = node.target
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: values[each])
+    return target(*args, **kwargs)
+
+
 def _run(node: fx.Node, arguments: Any, env: Mapping[fx.Node, list[Any]], batch: int) -> Any:
     target: Any = node.target
     return target(*_values(arguments, env, batch), **_values(node.kwargs, env, batch))
@@ -141,9 +148,16 @@ def _require_finite(node: fx.Node, values: Sequence[Tensor]) -> None:
     )
 
 
-def _quantize_layer(
+def quantize_layer(
     node: fx.Node, exact: Mapping[fx.Node, list[Any]], rounded: Mapping[fx.Node, list[Any]]
 ) -> tuple[QuantizedLayer, list[Tensor]]:
+    """Round one layer's weights, and return it with its outputs.
+
+    Args:
+        node: the layer.
+        exact: for each value of the float network, its tensors for all batches.
+        rounded: likewise those of the quantized network, as far as the layer reads them.
+    """
     source, weight_node = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
     assert isinstance(weight_node, fx.Node)
