@@ -50,6 +50,8 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+KERNEL_TESTS := $(addprefix tests/runtime/test_,dense_kernels.py depthwise_kernels.py elementwise_kernels.py)
+
 # The sanitizer libraries must be loaded before Python. Leaks are not checked: Python never frees some of its own memory.
 SANITIZED := build/sanitize
 sanitize: $(VENV)/.installed-test
@@ -59,7 +61,7 @@ sanitize: $(VENV)/.installed-test
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(SANITIZED)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
-		tests/runtime/test_kernels.py tests/runtime/test_depth_first.py tests/runtime/test_sanitizers.py
+		$(KERNEL_TESTS) tests/runtime/test_depth_first.py tests/runtime/test_sanitizers.py
 
 # ThreadSanitizer watches the library alone; the suppression file says what it would misread. The tests' threads are POSIX
 # threads, which it understands; those of libgomp never start, as PyTorch runs on one thread.
@@ -71,7 +73,7 @@ tsan: $(VENV)/.installed-test
 		TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/runtime/tsan_suppressions.txt" \
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(TSAN)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
-		tests/runtime/test_threads.py tests/runtime/test_thread_pool.py tests/runtime/test_depth_first.py tests/runtime/test_kernels.py
+		tests/runtime/test_threads.py tests/runtime/test_thread_pool.py tests/runtime/test_depth_first.py $(KERNEL_TESTS)
 
 # GCC builds the library that `make test` runs; this is the other compiler.
 CLANG := build/clang
@@ -81,7 +83,7 @@ clang: $(VENV)/.installed-test
 	cmake -S native -B $(CLANG) -DCMAKE_CXX_COMPILER=$(CLANG_CXX) >/dev/null
 	cmake --build $(CLANG) --parallel
 	TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(CLANG)/libtorch_separable.so \
-		$(BIN)/python -m pytest --numprocesses $(JOBS) tests/runtime/test_kernels.py tests/runtime/test_cpu_features.py
+		$(BIN)/python -m pytest --numprocesses $(JOBS) $(KERNEL_TESTS) tests/runtime/test_cpu_features.py
 
 bench-kernels: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/kernels.py
@@ -97,7 +99,7 @@ arm64: $(VENV)/.installed-test
 	cmake --build $(ARM64) --parallel
 	$(ARM64_CXX) -std=c++17 -O1 -Wall -Wextra -Werror tests/runtime/runner.cpp -o $(ARM64)/runner -pthread -ldl
 	TORCH_SEPARABLE_TEST_RUNNER="$(ARM64_EMULATOR) $(CURDIR)/$(ARM64)/runner $(CURDIR)/$(ARM64)/libtorch_separable.so" \
-		$(BIN)/python -m pytest --numprocesses $(JOBS) tests/runtime/test_kernels.py
+		$(BIN)/python -m pytest --numprocesses $(JOBS) $(KERNEL_TESTS)
 
 CIFAR10 ?= npz:cifar10
 CHECKPOINTS ?= ../shared/data

@@ -1,4 +1,4 @@
-"""Compare every kernel with PyTorch on 20,000 random layers: tests/runtime/test_kernels.py with more examples.
+"""Compare every kernel with PyTorch on 20,000 random layers: the tests of the float kernels with more examples.
 
     python benchmarks/soak.py                    # a few minutes on one core
     python benchmarks/soak.py --cases 2000 --seed 7
@@ -17,7 +17,7 @@ import pytest
 import typer
 from hypothesis import HealthCheck, settings
 
-TESTS = Path(__file__).resolve().parents[1] / "tests" / "runtime" / "test_kernels.py"
+TESTS = (Path(__file__).resolve().parents[1] / "tests" / "runtime").glob("test_*_kernels.py")
 
 
 class Longer:
@@ -52,7 +52,7 @@ def main(
     options = ["-q", "-s", "-p", "no:cacheprovider", "--hypothesis-show-statistics", "-m", "not slow"]
     if seed is not None:
         options.append(f"--hypothesis-seed={seed}")
-    sys.exit(pytest.main([*options, str(TESTS)], plugins=[Longer(cases)]))
+    sys.exit(pytest.main([*options, *map(str, TESTS)], plugins=[Longer(cases)]))
 
 
 if __name__ == "__main__":

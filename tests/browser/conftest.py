@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from torch_separable.explanation.explorer.page import write_explorer
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -79,3 +81,23 @@ def axe() -> Callable[[Page], None]:
         assert found.violations_count == 0, found.generate_report()
 
     return check
+
+
+@pytest.fixture(scope="session")
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page's address on disk."""
+    path = tmp_path_factory.mktemp("explorer") / "explorer.html"
+    write_explorer(path)
+    return path.as_uri()
+
+
+@pytest.fixture
+def at(page: Page, explorer: str) -> Callable[[str], Page]:
+    """Opens the explorer at a fragment of its address."""
+
+    def opened(fragment: str = "") -> Page:
+        page.goto("about:blank")  # otherwise a change of the fragment alone does not load the page
+        page.goto(explorer + fragment)
+        return page
+
+    return opened
