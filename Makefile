@@ -30,8 +30,19 @@ $(BIN)/python:
 		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Choose another: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# PyTorch's default build for Linux brings gigabytes of CUDA libraries. Without an NVIDIA driver its CPU build is installed, from
+# an index of PyTorch's own; where that cannot be reached within seconds, the default build follows with the other packages.
+CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
+$(VENV)/.torch: $(BIN)/python constraints.txt
+	@if [ "$$(uname -s)" = Linux ] && ! [ -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --timeout 5 --retries 0 \
+			--constraint constraints.txt --index-url $(CPU_WHEELS) torch 2>/dev/null || \
+		echo "PyTorch's CPU build cannot be fetched from $(CPU_WHEELS): installing the default build, which is larger"; \
+	fi
+	@touch $@
+
 # One stamp per set of extras in the same environment. PIP_BUILD_CONSTRAINT pins the versions of the isolated build.
-$(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
+$(VENV)/.installed-%: $(VENV)/.torch pyproject.toml constraints.txt $(NATIVE)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@

