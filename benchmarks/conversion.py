@@ -44,7 +44,7 @@ from torch_separable._system.files import read_json
 from torch_separable._system.timing import interleaved
 from torch_separable.conversion import Budget
 from torch_separable.nn.rank_by_rank import rank_by_rank
-from torch_separable.runtime.native.bindings import chosen_set
+from torch_separable.runtime.native.instruction_sets import chosen_set
 
 # Distillation schedules, chosen on held-out training images, for our networks and those of the peers.
 SCHEDULES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torch_separable as ts
-from torch_separable.runtime.native.bindings import chosen_set
+from torch_separable.runtime.native.instruction_sets import chosen_set
 
 
 def gemm(c_in: int, c_out: int, pixels: int) -> tuple[str, nn.Module, torch.Tensor, int]:

@@ -36,7 +36,7 @@ from torch_separable.bench import ENGINES, benchmark
 from torch_separable.bench.engines import OURS
 from torch_separable.bench.randomize import randomize_batch_norms
 from torch_separable.conversion import Budget
-from torch_separable.runtime.native.bindings import chosen_set, instruction_sets
+from torch_separable.runtime.native.instruction_sets import chosen_set, instruction_sets
 
 RESULTS = Path(__file__).resolve().parent / "results" / "runtime.json"
 CHECKPOINT = "resnet20-12fca82f.th"

@@ -28,7 +28,7 @@ int64_t number_in(const std::string& path) {
   return number;
 }
 
-// Of a control group's folder, in version 2 ("max 100000" or "150000 100000") and in version 1.
+// The quota of a control group's folder, in version 2 ("max 100000" or "150000 100000") and in version 1.
 int64_t quota_of(const std::string& folder) {
   std::ifstream both(folder + "/cpu.max");
   std::string quota;
@@ -37,8 +37,8 @@ int64_t quota_of(const std::string& folder) {
   return cpus_of(number_in(folder + "/cpu.cfs_quota_us"), number_in(folder + "/cpu.cfs_period_us"));
 }
 
-// The smallest quota of the process's control group and those above it. Within a container the path that /proc tells may be
-// the host's, so the root of what is mounted is looked at as well.
+// The smallest quota of the process's control group and its ancestors. Within a container the path in /proc may be the
+// host's, so the root of the mounted hierarchy is read as well.
 int64_t smallest_quota() {
   int64_t smallest = kUnlimited;
   std::ifstream groups("/proc/self/cgroup");

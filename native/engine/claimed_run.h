@@ -1,15 +1,16 @@
-// Running operations whose tasks are claimed by the threads that are there.
+// Runs operations whose tasks are claimed by whichever threads are available.
 //
-// A run is a sequence of stages: the task lists, if there are any, then each operation. A stage's tasks are divided into a share
-// of neighbouring ones for each worker. A worker claims tasks of its own share first, because its caches hold what it wrote for
-// their neighbours in the stage before, then of the others'. The thread that finishes a stage's last task opens the next stage.
-// So a stage ends when its tasks are done, not when all threads have come: a thread that arrives late finds the current stage,
-// and one that was interrupted between two claims keeps nobody waiting.
+// A run is a sequence of stages: the task lists, if there are any, then each operation. The tasks of a stage are divided into
+// contiguous shares, one for each worker. A worker first claims tasks of its own share, because its caches hold what it wrote
+// for their neighbours in the stage before, then tasks of the other shares. The thread that finishes a stage's last task opens
+// the next stage. So a stage ends when its tasks are done, not when all threads have arrived: a thread that arrives late finds
+// the current stage, and a thread that is interrupted between two claims delays nobody.
 //
 // Which thread runs a task does not change what the task computes, so results have the same bits for any number of threads.
 //
-// Memory: a claim is a compare-and-swap of a share, which names its stage, so that a thread with an old stage in mind claims
-// nothing. `finished_` orders all writes of a stage before the store of `stage_` that opens the next one.
+// Memory order: a claim is a compare-and-swap of a share's counter, which includes the number of its stage, so a thread that
+// still sees an old stage claims nothing. `finished_` orders all writes of a stage before the store to `stage_` that opens the
+// next one.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +27,7 @@ namespace ts {
 
 class ClaimedRun final : public Job {
  public:
-  // Runs tasks [begin, end) of a stage. It is called only while the run's caller waits.
+  // Runs tasks [begin, end) of a stage. Called only while the caller of the run waits.
   using RunTasks = void (*)(const void* context, int64_t stage, int64_t begin, int64_t end);
 
   ClaimedRun(std::vector<int64_t> tasks, int64_t workers, RunTasks run, const void* context)
@@ -59,7 +60,7 @@ class ClaimedRun final : public Job {
  private:
   using Clock = std::chrono::steady_clock;
 
-  // The stage in the upper half, the next task that nobody has claimed in the lower half.
+  // The number of the stage in the upper 32 bits, the next unclaimed task in the lower.
   struct alignas(64) Share {
     std::atomic<uint64_t> next{0};
   };
@@ -70,7 +71,7 @@ class ClaimedRun final : public Job {
 
   int64_t tasks_of(int64_t stage) const { return tasks_[static_cast<size_t>(stage)]; }
 
-  // Runs what is left of a worker's share; returns how many tasks that was.
+  // Claims and runs the remaining tasks of a worker's share. Returns their number.
   int64_t run_share(int64_t stage, int64_t worker) {
     const int64_t tasks = tasks_of(stage), each = (tasks + workers_ - 1) / workers_;
     const int64_t end = std::min((worker + 1) * each, tasks);
@@ -80,7 +81,7 @@ class ClaimedRun final : public Job {
     for (;;) {
       const int64_t begin = static_cast<int64_t>(state & UINT32_MAX);
       if (state >> 32 != static_cast<uint64_t>(stage) || begin >= end) return done;
-      // A quarter of what is left: few claims, and small ones at the end, when another thread may be waiting.
+      // A quarter of the rest: few claims, and small ones at the end, when other threads may be waiting for the stage.
       const int64_t claimed = std::max<int64_t>((end - begin) / 4, 1);
       if (next.compare_exchange_weak(state, state_of(stage, begin + claimed), std::memory_order_acq_rel)) {
         run_(context_, stage, begin, begin + claimed);
@@ -90,7 +91,7 @@ class ClaimedRun final : public Job {
     }
   }
 
-  // Opens a stage, or the next one that has any tasks. Only one thread at a time does.
+  // Opens a stage or, if it has no tasks, the next one that has. Only one thread at a time calls it.
   void open(int64_t stage) {
     while (stage < stages_ && !tasks_of(stage)) stage++;
     finished_.store(0, std::memory_order_relaxed);
@@ -101,8 +102,8 @@ class ClaimedRun final : public Job {
     stage_.store(stage, std::memory_order_release);
   }
 
-  // Lets another program have the core now, when this thread has claimed nothing, rather than when its time slice ends in the
-  // middle of a task that all others would then wait for. Where nobody wants the core, this takes less than a microsecond.
+  // Offers the core to other programs while this thread holds no task. Otherwise its time slice may end in the middle of a task
+  // that all other threads then wait for. If no program wants the core, the call takes less than a microsecond.
   // Linux's time slices are 3 ms on large machines and at least 0.7 ms (sched_base_slice): kSlice is below them.
   void yield_sometimes(Clock::time_point& yielded) const {
     constexpr std::chrono::microseconds kSlice{500};
@@ -118,7 +119,7 @@ class ClaimedRun final : public Job {
   const std::unique_ptr<Share[]> shares_;
   const RunTasks run_;
   const void* const context_;
-  alignas(64) std::atomic<int64_t> finished_{0};  // tasks of the current stage; apart from stage_, which others watch
+  alignas(64) std::atomic<int64_t> finished_{0};  // tasks of the current stage; not in the line of stage_
   alignas(64) std::atomic<int64_t> stage_{0};
 };
 

@@ -21,26 +21,26 @@ TS_API int64_t ts_tasks(const ts_operation* operation);
 
 namespace ts {
 
-// The build says which sets there are: TS_SETS is TS_SET(name) of each, the best first.
+// The build defines TS_SETS as TS_SET(name) for every instruction set that it compiled, the best first.
 #define TS_SET(name) \
   namespace name { extern const Kernels kernels; }
 TS_SETS
 #undef TS_SET
 
 void* scratch(int64_t bytes) {
-  struct Room {
+  struct Buffer {
     void* data = nullptr;
     int64_t size = 0;
-    ~Room() { std::free(data); }
+    ~Buffer() { std::free(data); }
   };
-  thread_local Room room;
-  if (room.size < bytes) {
-    std::free(room.data);
-    room.data = std::aligned_alloc(64, (static_cast<size_t>(bytes) + 63) / 64 * 64);
-    room.size = room.data ? bytes : 0;
-    if (!room.data) std::abort();  // out of memory for some kilobytes, on a thread that cannot report it
+  thread_local Buffer buffer;
+  if (buffer.size < bytes) {
+    std::free(buffer.data);
+    buffer.data = std::aligned_alloc(64, (static_cast<size_t>(bytes) + 63) / 64 * 64);
+    buffer.size = buffer.data ? bytes : 0;
+    if (!buffer.data) std::abort();  // no memory for some kilobytes, on a thread that cannot report an error
   }
-  return room.data;
+  return buffer.data;
 }
 
 #define TS_SET(name) &name::kernels,
@@ -49,7 +49,7 @@ static const Kernels* const kSets[] = {TS_SETS};
 constexpr int kSetCount = sizeof kSets / sizeof *kSets;
 
 #if defined(TS_X86) && !defined(TS_EMULATE)
-// Linux gives a process the state of AMX's tiles when it asks, once (Documentation/arch/x86/xstate.rst).
+// A process must ask Linux once for permission to use AMX's tile registers (Documentation/arch/x86/xstate.rst).
 static bool may_use_tiles() {
 #ifdef __linux__
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -63,7 +63,7 @@ static bool may_use_tiles() {
 static bool runs_here(const Kernels* set) {
 #ifdef TS_EMULATE
   static_cast<void>(set);
-  return true;  // the sets that this processor lacks were built from instructions that it has
+  return true;  // an emulated build implements every set with instructions that the processor has
 #else
   const std::string_view name = set->name;
 #ifdef TS_X86
@@ -89,7 +89,7 @@ static bool pays_here(const Kernels* set) {
   return true;
 }
 
-// What a run executes. The caller keeps it until the run is done.
+// The arguments of ts_run. They belong to the caller and stay valid until the run is done.
 struct Program {
   const ts_operation* operations;
   int64_t count;
@@ -100,7 +100,7 @@ struct Program {
   void* workspace;
   const float* external;
 
-  // The task lists are the first stage, a task each; every operation that they do not cover is one more.
+  // The first stage consists of the task lists, each of which is one task; each operation behind them is a stage.
   std::vector<int64_t> tasks_of_stages() const {
     std::vector<int64_t> tasks;
     tasks.reserve(static_cast<size_t>(count - covered + 1));
@@ -124,7 +124,7 @@ static void run_tasks(const void* program, int64_t stage, int64_t begin, int64_t
   static_cast<const Program*>(program)->run_stage(stage, begin, end);
 }
 
-// Workers [begin, end) of a run. A thread may be given several of them, or all: the first does what there is to do.
+// Runs workers [begin, end). If parallel_for gives several workers to one thread, the first of them runs all tasks.
 static void run_workers(int64_t begin, int64_t end, void* run) {
   for (int64_t worker = begin; worker < end; worker++) static_cast<ClaimedRun*>(run)->work(worker);
 }
@@ -140,7 +140,7 @@ struct Measurement {
 
 static void measure_part(int64_t begin, int64_t end, void* context) {
   const Measurement& work = *static_cast<Measurement*>(context);
-  volatile float sink = 0;  // whose being written keeps the compiler from leaving the work out
+  volatile float sink = 0;  // writing to it keeps the compiler from removing the work
   static_cast<void>(sink);
   for (int64_t part = begin; part < end; part++) {
     if (!work.from) {
@@ -155,11 +155,11 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 
 }  // namespace ts
 
-// Changes whenever a function or what it takes does: the Python side checks that it is the one that it calls.
+// Version of the functions and structures of this interface. library.py refuses a library with another number.
 constexpr int32_t kInterface = 9;
 TS_API int32_t ts_interface() { return kInterface; }
 
-// Bytes of ts_operation: the Python side checks that it describes the same layout.
+// Size of ts_operation in bytes. library.py compares it with that of its own description.
 TS_API int32_t ts_operation_size() { return sizeof(ts_operation); }
 
 TS_API int64_t ts_set_count() { return ts::kSetCount; }
@@ -187,7 +187,7 @@ TS_API int64_t ts_cpu_has(const char* feature) {
 
 TS_API int64_t ts_set_pays_here(int64_t set) { return ts::pays_here(ts::kSets[set]); }
 
-// What Kernels::Shape holds, in its order, of a set and a ts_precision.
+// Writes the fields of Kernels::Shape in order, for an instruction set and a ts_precision.
 TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
   const ts::Kernels::Shape& from = ts::kSets[set]->shapes[precision];
   shape[0] = from.vector;
@@ -203,10 +203,10 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
 
 TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->instruction_set]->tasks(*operation); }
 
-// Executes operations [0, count). The first `covered` of them by task lists, which are independent of each other: a list is a
-// sequence of `parts`, up to `ends` of it. Then the others, in order. `external` is what TS_IMPORT reads.
+// Runs operations [0, count). Task lists, which are independent of each other, contain the first `covered` operations: list i
+// is parts[ends[i - 1]] to parts[ends[i] - 1]. The other operations follow in order. TS_IMPORT reads `external`.
 //
-// Up to `threads` threads run it: those of `parallel`, which is called once, or, where it is null, the caller and threads of
+// At most `threads` threads take part: those of `parallel`, which is called once, or, if it is null, the caller and threads of
 // the library's own pool. Results have the same bits for any number of threads. See claimed_run.h.
 TS_API void ts_run(const ts_operation* operations, int64_t count, const ts_part* parts, const int64_t* ends,
                    int64_t lists, int64_t covered, void* workspace, const float* external, int64_t threads,
@@ -227,16 +227,16 @@ TS_API void ts_run(const ts_operation* operations, int64_t count, const ts_part*
   }
 }
 
-// The CPUs that this process may use, by its affinity and its control group's quota.
+// Number of CPUs that this process may use, by its affinity and its control group's quota.
 TS_API int64_t ts_available_cpus() { return ts::available_cpus(); }
 
-// How many threads the library's pool has started in this process, and how often one of them has joined a run.
+// Number of threads that the library's pool has started in this process, and how often one of them has joined a run.
 TS_API int64_t ts_pool_threads() { return ts::pool_statistics().threads; }
 TS_API int64_t ts_pool_joined() { return ts::pool_statistics().joined; }
 
-// Has every thread do `rounds` rounds of multiply-adds in registers, or, where `from` is given, read its part of `floats`
-// values as often. Returns the floating-point operations (two for a multiply-add) or the bytes of all threads together;
-// the caller holds the clock.
+// Each thread runs `rounds` rounds of multiply-adds in registers or, if `from` is given, reads its part of `floats` values
+// `rounds` times. Returns the floating-point operations (two for each multiply-add) or the bytes of all threads. The caller
+// measures the time.
 TS_API int64_t ts_measure(int64_t set, int64_t precision, int64_t rounds, const float* from, int64_t floats,
                           int64_t threads, ts_parallel_for parallel) {
   const ts::Kernels* kernels = ts::kSets[set];

@@ -1,6 +1,6 @@
 // An operation: one step of a compiled network. The Python runtime fills it in (runtime/planning/schedule.py), the engine
 // runs its tasks, and every kernel takes it. It is plain data with one layout for C++ and for ctypes
-// (runtime/native/bindings.py), so a field that changes here changes there, and kInterface in engine.cpp counts up.
+// (runtime/native/operations.py): change both together, and increment kInterface in engine.cpp.
 //
 // Activations are NHWC, float32 or bfloat16, in one workspace. An operation names them by their offset in it, counted in
 // values of its precision. The channels of a pixel are padded with zeros to a multiple of the vector's lanes, so no kernel

@@ -17,7 +17,7 @@ namespace {
 
 class Pool {
  public:
-  // The pool of this process; it is never destroyed, as its threads may run when the process ends.
+  // The pool of this process. It is never destroyed, because its threads may still run when the process ends.
   static Pool& get() {
     static const int registered = pthread_atfork(nullptr, nullptr, forget);
     static_cast<void>(registered);
@@ -60,10 +60,10 @@ class Pool {
     int64_t next;     // number of the next one
   };
 
-  // In the child of a fork. The parent's pool stays in memory: its lock may be held by a thread that is no more.
+  // Called in the child of a fork. The parent's pool is leaked: a thread that no longer exists may hold its lock.
   static void forget() { current_.store(nullptr, std::memory_order_release); }
 
-  // Signals are for the threads of the program.
+  // Blocks all signals in the new thread, so that handlers run on the program's own threads.
   void start_thread() {
     sigset_t all, before;
     sigfillset(&all);
@@ -80,7 +80,7 @@ class Pool {
     }
   }
 
-  // Waits for an offer; awake for a while, as a caller that runs a network again and again has the next one soon.
+  // Waits for an offer. It spins before it sleeps, because a caller that runs a network in a loop makes the next offer soon.
   std::pair<std::shared_ptr<Job>, int64_t> take_offer() {
     Backoff backoff;
     while (!open_.load(std::memory_order_acquire) && !backoff.is_long()) backoff.wait();

@@ -1,8 +1,8 @@
 // The library's own threads. They help with whatever jobs are open, and sleep when there are none.
 //
-// A caller offers a job and works on it itself. Threads that are free join it, late ones included, and the caller does not wait
-// for them: when the job is done it returns, and a thread that has joined finds nothing left to do. So a job belongs to all of
-// them (shared_ptr), and must not touch what belongs to the caller unless it has claimed a task that the caller waits for.
+// A caller offers a job and works on it itself. Idle threads join it at any time, and the caller does not wait for them: it
+// returns when the job is done, and a thread that joins later finds no task left. So the job is shared (shared_ptr), and must
+// not touch the caller's memory unless it has claimed a task, for which the caller waits.
 //
 // There are as many threads as the largest job has asked for, whatever the number of callers: eight callers of jobs with two
 // helpers share two threads. The pool starts anew in the child of a fork, which inherits none of the threads.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from torch_separable.bench import Benchmark, Case, Timing
-from torch_separable.runtime.native.bindings import chosen_set
+from torch_separable.runtime.native.instruction_sets import chosen_set
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "runtime.py"
 

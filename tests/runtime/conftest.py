@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 import torch_separable.runtime
-from torch_separable.runtime.native import bindings
-from torch_separable.runtime.native.bindings import PRECISIONS, InstructionSet, Operation
+from torch_separable.runtime.native import bindings, library
+from torch_separable.runtime.native import instruction_sets as native_sets
+from torch_separable.runtime.native.instruction_sets import InstructionSet
+from torch_separable.runtime.native.operations import PRECISIONS, Operation
 
 RUNNER = os.environ.get("TORCH_SEPARABLE_TEST_RUNNER")
 
@@ -185,7 +187,7 @@ if RUNNER is not None:
 
     _elsewhere = Elsewhere(RUNNER)
     bindings.run = _elsewhere.run
-    torch_separable.runtime.available = bindings.available = lambda: True
-    torch_separable.runtime.instruction_sets = bindings.instruction_sets = _elsewhere.instruction_sets
+    torch_separable.runtime.available = library.available = lambda: True
+    torch_separable.runtime.instruction_sets = native_sets.instruction_sets = _elsewhere.instruction_sets
     schedule.instruction_sets = _elsewhere.instruction_sets  # type: ignore[assignment]
     schedule._Builder._keep = _elsewhere.keep(schedule._Builder._keep)  # type: ignore[method-assign]

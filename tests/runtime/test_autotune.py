@@ -11,7 +11,7 @@ from torch import nn
 
 import torch_separable as ts
 from torch_separable.runtime import compile, instruction_sets
-from torch_separable.runtime.native.bindings import chosen_set
+from torch_separable.runtime.native.instruction_sets import chosen_set
 from torch_separable.runtime.planning.schedule import schedule
 from torch_separable.runtime.planning.tiling import shape_key
 from torch_separable.runtime.profiling.autotune import cache_file, candidates, known_tiles

@@ -236,8 +236,8 @@ def test_weights_that_are_not_finite_and_wrong_threads_are_refused() -> None:
 def test_without_the_kernel_library_only_compile_fails(tmp_path: Path) -> None:
     code = (
         "import torch, torch_separable as ts\n"
-        "from torch_separable.runtime.native import bindings\n"
-        "bindings._FILE = 'absent.so'\n"
+        "from torch_separable.runtime.native import library\n"
+        "library._FILE = 'absent.so'\n"
         "print(ts.analyze(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8)).macs)\n"
         "try:\n    ts.compile(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8))\n"
         "except ts.SeparableError as error:\n    print(error)\n"
@@ -258,4 +258,4 @@ def test_library_of_another_version_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
     )
-    assert f"{other} is of another version of torch-separable: reinstall the package" in done.stdout
+    assert f"{other} belongs to another version of torch-separable" in done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_separable.runtime.native.bindings import cpu_has
+from torch_separable.runtime.native.instruction_sets import cpu_has
 
 CPUINFO = Path("/proc/cpuinfo")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")

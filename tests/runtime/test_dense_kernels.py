@@ -43,7 +43,7 @@ from torch_separable.runtime.graph.ir import (
     Scale,
     Window,
 )
-from torch_separable.runtime.native.bindings import MatrixSource
+from torch_separable.runtime.native.operations import MatrixSource
 from torch_separable.runtime.planning.schedule import schedule
 
 pytestmark = pytest.mark.usefixtures("running_threads")

@@ -13,7 +13,9 @@ from torch_separable.runtime import available
 from torch_separable.runtime.engine import Prepared
 from torch_separable.runtime.graph.fuse import fuse
 from torch_separable.runtime.graph.lower import lower
-from torch_separable.runtime.native.bindings import Kind, Operation, WindowParams, chosen_set, tasks
+from torch_separable.runtime.native.bindings import tasks
+from torch_separable.runtime.native.instruction_sets import chosen_set
+from torch_separable.runtime.native.operations import Kind, Operation, WindowParams
 from torch_separable.runtime.planning.depth_first import depth_first, early_layers
 from torch_separable.runtime.planning.schedule import schedule
 

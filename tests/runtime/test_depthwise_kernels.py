@@ -38,7 +38,7 @@ from torch_separable.runtime.graph.ir import (
     Program,
     Window,
 )
-from torch_separable.runtime.native.bindings import Kind
+from torch_separable.runtime.native.operations import Kind
 from torch_separable.runtime.planning import packing
 from torch_separable.runtime.planning import schedule as schedule_module
 from torch_separable.runtime.planning.schedule import schedule

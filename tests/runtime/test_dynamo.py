@@ -228,8 +228,8 @@ def test_training_is_refused() -> None:
 def test_backend_names_a_missing_library(tmp_path: Path) -> None:
     code = (
         "import torch\n"
-        "from torch_separable.runtime.native import bindings\n"
-        "bindings._FILE = 'absent.so'\n"
+        "from torch_separable.runtime.native import library\n"
+        "library._FILE = 'absent.so'\n"
         "network = torch.compile(torch.nn.Conv2d(3, 8, 3), backend='separable')\n"
         "try:\n    with torch.no_grad(): network(torch.zeros(1, 3, 8, 8))\n"
         "except Exception as error:\n    print(error)\n"

@@ -31,7 +31,7 @@ from torch_separable.runtime.graph.ir import (
     Window,
 )
 from torch_separable.runtime.graph.reference import run_program
-from torch_separable.runtime.native.bindings import MatrixSource
+from torch_separable.runtime.native.operations import MatrixSource
 from torch_separable.runtime.planning.schedule import schedule
 
 CASES = 250  # for each kernel and instruction set

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from torch_separable.runtime.native.bindings import library_path
+from torch_separable.runtime.native.library import library_path
 
 KEPT = re.compile(r"\tvmov\w+ +%([yz]mm)\d+,[-\w]*\(%r[sb]p\)$")
 MULTIPLY_ADD = re.compile(r"\tvfmadd\w+ .*%([yz]mm)\d+$")

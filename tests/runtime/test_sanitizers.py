@@ -15,7 +15,8 @@ watched = pytest.mark.skipif("libasan" not in os.environ.get("LD_PRELOAD", ""), 
 
 CODE = """
 import torch
-from torch_separable.runtime.native.bindings import instruction_sets, run
+from torch_separable.runtime.native.bindings import run
+from torch_separable.runtime.native.instruction_sets import instruction_sets
 from torch_separable.runtime.graph.ir import Convolution, Program, Window
 from torch_separable.runtime.planning.schedule import schedule
 

@@ -81,7 +81,9 @@ import torch
 import torch_separable
 from conftest import RunningThreads
 from torch_separable.runtime.native import bindings
-from torch_separable.runtime.native.bindings import Operation, Part, instruction_sets, run
+from torch_separable.runtime.native.bindings import run
+from torch_separable.runtime.native.instruction_sets import instruction_sets
+from torch_separable.runtime.native.operations import Operation, Part, ThreadTaskLists
 from torch_separable.runtime.graph.ir import Convolution, Program, Window
 from torch_separable.runtime.planning.schedule import schedule
 
@@ -96,7 +98,7 @@ step.operations[0].external.strides[:] = x.stride()
 workspace = torch.zeros(plan.size)
 # So many repetitions that the second thread starts before the first has ended.
 lists = [[Part(0, 0, 24)] * 3000, [Part(0, 0, {end})] * 3000]
-run(step.operations, workspace, x.data_ptr(), 2, bindings.ThreadTaskLists.of(lists, 1))
+run(step.operations, workspace, x.data_ptr(), 2, ThreadTaskLists.of(lists, 1))
 print("done")
 """
 

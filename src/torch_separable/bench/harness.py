@@ -21,7 +21,8 @@ from torch_separable.cost import analyze
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
 from torch_separable.exporting.capture import capture, prepared
 from torch_separable.exporting.to_onnx import OPSET, to_onnx
-from torch_separable.runtime.native.bindings import available, chosen_set
+from torch_separable.runtime.native.instruction_sets import chosen_set
+from torch_separable.runtime.native.library import available
 from torch_separable.runtime.profiling.roofline import Peak, measured_peak
 
 # Largest accepted difference from PyTorch's float32 outputs, relative to the largest output. Random weights amplify

@@ -2,7 +2,8 @@
 
 from torch_separable.runtime.engine import CompiledModel, Verification, compile
 from torch_separable.runtime.modules import FusedModules, fuse_modules
-from torch_separable.runtime.native.bindings import available, instruction_sets
+from torch_separable.runtime.native.instruction_sets import instruction_sets
+from torch_separable.runtime.native.library import available
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime
 from torch_separable.runtime.profiling.roofline import Peak
 from torch_separable.runtime.submodules import CompiledSubmodules, compile_submodules

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime.engine import CompiledModel
 from torch_separable.runtime.graph.ir import Convolution, DepthwiseConv, TorchCall
-from torch_separable.runtime.native.bindings import InstructionSet, chosen_set
+from torch_separable.runtime.native.instruction_sets import InstructionSet, chosen_set
 
 # Sets of weights, and input shapes of each, for which a subgraph stays prepared. Modules that share code share a
 # subgraph, and each has its own weights.

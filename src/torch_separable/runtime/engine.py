@@ -26,21 +26,10 @@ from torch_separable._system.timing import interleaved
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime.graph.ir import Node, Program, Reference, TorchCall
 from torch_separable.runtime.graph.quantized import read_quantized
-from torch_separable.runtime.native.bindings import (
-    FLOATS,
-    InstructionSet,
-    Kind,
-    Operation,
-    Part,
-    ThreadTaskLists,
-    available_cpus,
-    chosen_set,
-    instruction_sets,
-    parallel_for,
-    run,
-    tasks,
-)
+from torch_separable.runtime.native.bindings import available_cpus, parallel_for, run, tasks
 from torch_separable.runtime.native.huge_pages import zeros
+from torch_separable.runtime.native.instruction_sets import InstructionSet, chosen_set, instruction_sets
+from torch_separable.runtime.native.operations import FLOATS, Kind, Operation, Part, ThreadTaskLists
 from torch_separable.runtime.planning.schedule import Schedule, padding_of, schedule, view_of
 from torch_separable.runtime.planning.weight_cache import with_shared_packed, with_shared_weights
 from torch_separable.runtime.profiling.autotune import known_tiles, tune

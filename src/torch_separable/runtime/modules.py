@@ -14,7 +14,7 @@ from torch_separable._network.checks import as_network
 from torch_separable.errors import SeparableError
 from torch_separable.nn import DepthwiseSeparableConv2d
 from torch_separable.runtime.graph.ir import IDENTITY, RELU, Activation, ActivationKind
-from torch_separable.runtime.native.bindings import chosen_set
+from torch_separable.runtime.native.instruction_sets import chosen_set
 from torch_separable.runtime.ops import separable_conv2d
 
 _PARTS = {"pad", "conv_dw", "bn1", "act1", "conv_pw", "bn2", "act2"}

@@ -25,7 +25,7 @@ from torch_separable.runtime.graph.ir import (
     Window,
 )
 from torch_separable.runtime.graph.lower import blocked
-from torch_separable.runtime.native.bindings import chosen_set
+from torch_separable.runtime.native.instruction_sets import chosen_set
 from torch_separable.runtime.planning.schedule import schedule
 from torch_separable.runtime.profiling.autotune import known_tiles
 

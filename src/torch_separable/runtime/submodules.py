@@ -17,7 +17,7 @@ from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable.errors import SeparableError
 from torch_separable.runtime.engine import CompiledModel
 from torch_separable.runtime.graph.ir import Convolution, DepthwiseConv
-from torch_separable.runtime.native.bindings import InstructionSet, chosen_set
+from torch_separable.runtime.native.instruction_sets import InstructionSet, chosen_set
 
 _LAYERS_WITH_KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

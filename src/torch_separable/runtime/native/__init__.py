@@ -1,1 +1,1 @@
-"""The kernel library: its bindings, and memory in huge pages."""
+"""The kernel library through ctypes, and memory in huge pages."""

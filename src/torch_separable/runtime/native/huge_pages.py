@@ -1,8 +1,8 @@
-"""Memory in large pages, where there is enough of it to fill some.
+"""Zeroed memory in huge pages of 2 MB, for weights and activations.
 
-Networks read megabytes of weights and activations in a call. Pages of 4 KB are looked up again and again, twice over in
-virtual machines, and lie anywhere, so that more of them than there is room for may compete for the same lines of the
-cache. Pages of 2 MB are 512 times fewer, and what lies in one is spread over the cache evenly.
+A call reads megabytes of both. With pages of 4 KB, address translation misses the TLB often; in a virtual machine each
+miss also walks the host's page tables. The physical addresses of such pages are arbitrary, so many may map to the same
+cache sets. Huge pages need 512 times fewer TLB entries, and the lines of a page are spread evenly over the cache.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import mmap
 import torch
 from torch import Tensor
 
-_LARGE = 2 << 20  # bytes of such a page on x86-64, and on ARM64 with pages of 4 KB
-ENOUGH = _LARGE // 2  # bytes from which on a page is worth its room
+_HUGE_PAGE = 2 << 20  # bytes, on x86-64, and on ARM64 with base pages of 4 KB
+ENOUGH = _HUGE_PAGE // 2  # smaller tensors would leave most of a huge page unused
 
 
 def zeros(count: int, dtype: torch.dtype) -> Tensor:
-    """Return ``count`` zeros (count,), where Linux gives large pages to those who ask, in such pages."""
+    """Return zeros of shape (count,), in huge pages if the tensor is large and Linux provides them on request."""
     size = count * dtype.itemsize
     if size < ENOUGH or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(count, dtype=dtype)
-    room = mmap.mmap(-1, -(-size // _LARGE) * _LARGE + _LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel that was built without them: ordinary pages hold the same
-        room.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(room, dtype=torch.uint8)
-    first = -whole.data_ptr() % _LARGE
+    pages = -(-size // _HUGE_PAGE) + 1  # one more, because the mapping need not begin at a huge page
+    mapping = mmap.mmap(-1, pages * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # this kernel was built without huge pages: use ordinary ones
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(mapping, dtype=torch.uint8)
+    first = -whole.data_ptr() % _HUGE_PAGE
     return whole[first : first + size].view(dtype)

@@ -21,7 +21,7 @@ from torch_separable.runtime.graph.ir import (
     Program,
     inputs_of,
 )
-from torch_separable.runtime.native.bindings import Kind, MatrixSource, Operation, Part
+from torch_separable.runtime.native.operations import Kind, MatrixSource, Operation, Part
 
 # Bytes of a map up to which it stays in a core's share of the last-level cache, which is fast enough for the kernels.
 # For smaller maps depth-first order costs more than it saves.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch_separable.runtime.graph.arrangement import Axes, axis_strides
-from torch_separable.runtime.native.bindings import COPY_DIMENSIONS, StridedCopyParams
+from torch_separable.runtime.native.operations import COPY_DIMENSIONS, StridedCopyParams
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_separable.runtime.native.bindings import InstructionSet
+from torch_separable.runtime.native.instruction_sets import InstructionSet
 
 
 def padded(channels: int, lanes: int) -> int:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_separable.errors import SeparableError
-from torch_separable.runtime.native.bindings import InstructionSet
+from torch_separable.runtime.native.instruction_sets import InstructionSet
 from torch_separable.runtime.planning.packing import pad_blocks, padded
 
 # Channels of every uint8 value are padded to a multiple of it: kByteChannels of native/kernels/int8_vector.h.

@@ -41,20 +41,19 @@ from torch_separable.runtime.graph.ir import (
     Window,
     inputs_of,
 )
-from torch_separable.runtime.native.bindings import (
+from torch_separable.runtime.native.bindings import tasks
+from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
+from torch_separable.runtime.native.instruction_sets import InstructionSet, instruction_sets
+from torch_separable.runtime.native.operations import (
     PRECISIONS,
     ActivationParams,
-    InstructionSet,
     Kind,
     MatrixSource,
     Operation,
     Part,
     ThreadTaskLists,
     WindowParams,
-    instruction_sets,
-    tasks,
 )
-from torch_separable.runtime.native.huge_pages import ENOUGH, zeros
 from torch_separable.runtime.planning.aliasing import Place, aliases
 from torch_separable.runtime.planning.depth_first import depth_first, early_layers, of_share
 from torch_separable.runtime.planning.memory_plan import CACHE_LINE, place

@@ -27,9 +27,9 @@ from torch_separable.runtime.graph.ir import (
     Window,
     inputs_of,
 )
-from torch_separable.runtime.native.bindings import (
+from torch_separable.runtime.native.instruction_sets import InstructionSet
+from torch_separable.runtime.native.operations import (
     PRECISIONS,
-    InstructionSet,
     Kind,
     MatrixSource,
     Operation,

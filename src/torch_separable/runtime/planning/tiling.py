@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.native.bindings import InstructionSet, Kind, MatrixSource, Operation
+from torch_separable.runtime.native.instruction_sets import InstructionSet
+from torch_separable.runtime.native.operations import Kind, MatrixSource, Operation
 
 # Rows of a tile (pixels, where the input is the matrix), and parts that its channels are shared out in.
 Tile = tuple[int, int]

@@ -18,7 +18,9 @@ from torch_separable._system.files import write_json
 from torch_separable._system.hardware import cache_bytes, processor
 from torch_separable._version import __version__
 from torch_separable.runtime.graph.ir import Program
-from torch_separable.runtime.native.bindings import InstructionSet, Operation, measure, run
+from torch_separable.runtime.native.bindings import measure, run
+from torch_separable.runtime.native.instruction_sets import InstructionSet
+from torch_separable.runtime.native.operations import Operation
 from torch_separable.runtime.planning.schedule import schedule
 from torch_separable.runtime.planning.tiling import Tile, panels_of, rows_of, shape_key
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from torch_separable._console import notebook
 from torch_separable.runtime.graph.ir import Convolution, Node, QuantizedConvolution, TorchCall
-from torch_separable.runtime.native.bindings import PRECISIONS, Kind, MatrixSource, Operation
+from torch_separable.runtime.native.operations import PRECISIONS, Kind, MatrixSource, Operation
 from torch_separable.runtime.profiling.roofline import Peak
 
 _NAMES = {Kind.POOL_MAX: "max_pool", Kind.POOL_AVERAGE: "average_pool"}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from torch_separable._system.hardware import cache_bytes
-from torch_separable.runtime.native.bindings import InstructionSet, measure
+from torch_separable.runtime.native.bindings import measure
+from torch_separable.runtime.native.instruction_sets import InstructionSet
 
 _RUNS = 5
 _SECONDS = 0.01  # per run
