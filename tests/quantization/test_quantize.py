@@ -82,7 +82,7 @@ def test_a_quantized_network_is_near_the_float_one_and_all_integer(name: str) ->
     assert not any(isinstance(node, Convolution | DepthwiseConv | TorchCall) for node in program.nodes)
     # The exact integers and PyTorch's float simulation of them differ by single steps.
     with torch.no_grad():
-        simulated = quantized.model.graph(x)
+        simulated = quantized.model.captured(x)
     assert (got - simulated).square().mean() < allowed
 
 

@@ -50,7 +50,7 @@ def write_quantized(
     Raises:
         SeparableError: an operator cannot be written, or the folder cannot.
     """
-    graph = describe(model.graph)
+    graph = describe(model.captured)
     config = {
         "version": SCHEMA,
         "quantized": True,
@@ -66,7 +66,7 @@ def write_quantized(
         names = [WEIGHTS, GRAPH, CONFIG, RESULTS, *([] if plan is None else [PLAN])]
         names += [CARD] if run_directory.card_is_ours(folder / CARD) else []
         aside = {name: stack.enter_context(replacing(folder / name)) for name in names}
-        save_weights(model.graph, aside[WEIGHTS])
+        save_weights(model.captured, aside[WEIGHTS])
         write_json(aside[GRAPH], graph)
         write_json(aside[CONFIG], config)
         write_json(aside[RESULTS], dict(results))

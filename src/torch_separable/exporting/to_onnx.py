@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch.export import ExportedProgram
 from torch_separable._system.extras import optional
 from torch_separable._version import __version__
 from torch_separable.errors import SeparableError
+from torch_separable.exporting.qdq import is_quantized, with_integer_biases
 
 OPSET = 18
 OPSETS = range(18, 24)
 INPUT, OUTPUT = "images", "logits"
 SECOND_RUNTIME = "OpenVINO"  # where it disagrees, a warning says so; ONNX Runtime's outputs decide
+IN_FLOAT32 = "OpenVINO, float32 kernels"
 
 
 def to_onnx(program: ExportedProgram, opset: int, axes: Mapping[int, str]) -> bytes:
@@ -53,6 +56,8 @@ def to_onnx(program: ExportedProgram, opset: int, axes: Mapping[int, str]) -> by
         model.producer_name, model.producer_version = "torch-separable", __version__
         if (written := model.opset_import[0].version) != opset:
             raise SeparableError(f"opset={opset}: this network can only be written in opset {written}")
+        if is_quantized(program.graph):
+            model = with_integer_biases(model)
         content: bytes = model.SerializeToString()
     except SeparableError:
         raise
@@ -81,8 +86,12 @@ def operators(content: bytes) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node).most_common())
 
 
-def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
+def runtimes(content: bytes, *, quantized: bool = False) -> dict[str, Callable[[Tensor], Tensor]]:
     """Load the file into the installed runtimes.
+
+    Args:
+        content: of the file.
+        quantized: whether it has quantize and dequantize operators; OpenVINO is then also run without int8 kernels.
 
     Raises:
         SeparableError: ONNX Runtime cannot load it.
@@ -91,6 +100,9 @@ def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
     ort = optional("onnxruntime", "export")
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Its kernels for processors without VNNI add pairs of int8 products with saturation at 16 bits, which is wrong for
+    # large ones; with this setting they are exact, and slower. It has no effect on other processors.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -98,15 +110,25 @@ def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
     found: dict[str, Callable[[Tensor], Tensor]] = {
         "ONNX Runtime": lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
     }
-    if importlib.util.find_spec("openvino") is not None:
-        ov = optional("openvino", "export")
-        core = ov.Core()
+    if importlib.util.find_spec("openvino") is None:
+        return found
+    # Without the hint OpenVINO computes in bfloat16 on processors that have it, with about three digits.
+    modes = {SECOND_RUNTIME: {"INFERENCE_PRECISION_HINT": "f32"}}
+    if quantized:
+        # Where its int8 kernels saturate, on processors without VNNI, this shows what the file itself says.
+        modes[IN_FLOAT32] = {**modes[SECOND_RUNTIME], "LP_TRANSFORMS_MODE": "NO"}
+    ov = optional("openvino", "export")
+    core = ov.Core()
+    for name, settings in modes.items():
         try:
-            # Without the hint OpenVINO computes in bfloat16 on processors that have it, with about three digits.
-            compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            compiled = core.compile_model(core.read_model(content), "CPU", settings)
         except RuntimeError as error:
             reason = (str(error).splitlines() or [""])[-1]
-            warnings.warn(f"OpenVINO {ov.__version__} cannot load the file: {reason}", stacklevel=3)
+            warnings.warn(f"{name} {ov.__version__} cannot load the file: {reason}", stacklevel=3)
             return found
-        found[SECOND_RUNTIME] = lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+        found[name] = partial(_run_openvino, compiled)
     return found
+
+
+def _run_openvino(compiled: Any, images: Tensor) -> Tensor:
+    return torch.from_numpy(compiled(images.numpy())[0].copy())

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
 
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.quantization.rounding import round_bias
 from torch_separable.quantization.stored import build, describe
 from torch_separable.quantization.stream import QuantizedLayer
 from torch_separable.runtime.graph.ir import Program, Quantization
@@ -30,13 +31,13 @@ class QuantizedNetwork(nn.Module):
     which `compile`, ``export`` and other tools read.
 
     Attributes:
-        graph: the captured network with quantize and dequantize operators.
+        captured: the network as a graph with quantize and dequantize operators.
         input_shape: of one image, (C, H, W).
     """
 
     def __init__(self, graph: fx.GraphModule, input_shape: Sequence[int]) -> None:
         super().__init__()
-        self.graph = graph
+        self.captured = graph
         self.input_shape = tuple(input_shape)
         self._programs: dict[int, Program] = {}
         self._lock = Lock()
@@ -45,10 +46,10 @@ class QuantizedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Map images (N, C, H, W) to what the network returns."""
         if torch.compiler.is_dynamo_compiling():
-            return self.graph(x)
+            return self.captured(x)
         if torch.compiler.is_exporting():
             with torch.fx.traceback.preserve_node_meta():  # keeps the names of the modules that operators come from
-                return fx.Interpreter(self.graph).run(x)
+                return fx.Interpreter(self.captured).run(x)
         if x.dim() != 4 or tuple(x.shape[1:]) != self.input_shape:
             raise SeparableValueError(
                 f"the input has shape {tuple(x.shape)}: the network was quantized for images of shape "
@@ -56,7 +57,7 @@ class QuantizedNetwork(nn.Module):
             )
         if x.device.type != "cpu":
             with torch.no_grad():
-                return self.graph(x)
+                return self.captured(x)
         return run_program(self.program(x), x)
 
     def program(self, x: Tensor) -> Program:
@@ -64,7 +65,7 @@ class QuantizedNetwork(nn.Module):
         with self._lock:
             found = self._programs.get(len(x))
             if found is None:
-                self._programs[len(x)] = found = read_quantized(self.graph, x)
+                self._programs[len(x)] = found = read_quantized(self.captured, x)
         return found
 
     def train(self, mode: bool = True) -> QuantizedNetwork:
@@ -83,12 +84,12 @@ class QuantizedNetwork(nn.Module):
         """Return plain data: a captured graph cannot be pickled."""
         left_out = {"_programs", "_lock", "_modules"}
         kept = {name: value for name, value in self.__dict__.items() if name not in left_out}
-        return {**kept, "stored": (describe(self.graph), self.graph.state_dict())}
+        return {**kept, "stored": (describe(self.captured), self.captured.state_dict())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         description, tensors = state.pop("stored")
         graph = build(description, tensors, "the pickled network")
-        self.__dict__.update(state, _modules={"graph": graph}, _programs={}, _lock=Lock())
+        self.__dict__.update(state, _modules={"captured": graph}, _programs={}, _lock=Lock())
 
 
 def insert_operators(
@@ -98,11 +99,14 @@ def insert_operators(
     graph = module.graph
     for node, layer in layers.items():
         prefix = f"int8_{node.name}"
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        scales, bias = round_bias(layer.weight, layer.scales, layer.bias, values[source].scale)
         tensors = {
             "weight": layer.weight,
-            "scales": layer.scales,
-            "zero_points": torch.zeros(len(layer.scales), dtype=torch.int64),
-            "bias": layer.bias,
+            "scales": scales,
+            "zero_points": torch.zeros(len(scales), dtype=torch.int64),
+            "bias": bias,
         }
         with graph.inserting_before(node):
             parts = {}

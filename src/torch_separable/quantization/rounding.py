@@ -65,6 +65,35 @@ def round_weights(weight: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
     return back.to(torch.int8), scales.float()
 
 
+def round_bias(weight: Tensor, scales: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, Tensor]:
+    """Round a bias to a multiple of its sums' step, input scale times weight scale, so that int32 can hold it.
+
+    QDQ files store biases in this way, and other runtimes add them to the integer sums. A bias that could make such a
+    sum overflow stays as it is.
+
+    Args:
+        weight: int8 (M, ...).
+        scales: of the weights (M,).
+        bias: (M,).
+        input_scale: of the layer's input.
+
+    Returns:
+        The scales, of which those of rows of zeros are chosen to suit the bias, and the bias, both float32.
+
+    Example:
+        >>> round_bias(torch.ones(2, 1, dtype=torch.int8), torch.tensor([0.5, 0.25]), torch.tensor([1.2, 1.2]), 1.0)
+        (tensor([0.5000, 0.2500]), tensor([1.0000, 1.2500]))
+    """
+    exact = bias.double()
+    dead = ~weight.flatten(1).any(1)
+    suited = (exact.abs() / (input_scale * 2**20)).clamp_min(1e-30)
+    scales = torch.where(dead & (exact != 0), suited, scales.double()).float()
+    steps = input_scale * scales.double()
+    multiples = (exact / steps).round()
+    largest = multiples.abs() + 255 * weight.flatten(1).double().abs().sum(1)
+    return scales, torch.where(largest < 2**31, multiples * steps, exact).float()
+
+
 def _scales(weight: Tensor, importance: Tensor) -> Tensor:
     """Scales of least squared error, weighted by the inputs' squares; float32 values. Of rows of zeros: 1."""
     largest = weight.abs().amax(2)
