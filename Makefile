@@ -75,10 +75,11 @@ sanitize: $(VENV)/.installed-test
 		$(KERNEL_TESTS) tests/runtime/test_depth_first.py tests/runtime/test_sanitizers.py
 
 # ThreadSanitizer watches the library alone; the suppression file says what it would misread. The tests' threads are POSIX
-# threads, which it understands; those of libgomp never start, as PyTorch runs on one thread.
+# threads, which it understands; those of libgomp never start, as PyTorch runs on one thread. All instruction sets share
+# the scheduler, so one of them is enough.
 TSAN := build/tsan
 tsan: $(VENV)/.installed-test
-	cmake -S native -B $(TSAN) -DTS_SANITIZE=thread >/dev/null
+	cmake -S native -B $(TSAN) -DTS_SANITIZE=thread -DTS_ONLY=baseline >/dev/null
 	cmake --build $(TSAN) --parallel
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" \
 		TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/runtime/tsan_suppressions.txt" \
@@ -86,12 +87,14 @@ tsan: $(VENV)/.installed-test
 		$(BIN)/python -m pytest --numprocesses $(JOBS) \
 		tests/runtime/test_threads.py tests/runtime/test_thread_pool.py tests/runtime/test_depth_first.py $(KERNEL_TESTS)
 
-# GCC builds the library that `make test` runs; this is the other compiler.
+# GCC builds the library that `make test` runs; this is the other compiler. CLANG_SETS names the instruction sets to
+# build, separated by semicolons: all where it is empty.
 CLANG := build/clang
+CLANG_SETS ?=
 CLANG_CXX ?= clang++
 clang: $(VENV)/.installed-test
 	@command -v $(CLANG_CXX) >/dev/null || { echo "$(CLANG_CXX) is needed (Debian: apt install clang)"; exit 2; }
-	cmake -S native -B $(CLANG) -DCMAKE_CXX_COMPILER=$(CLANG_CXX) >/dev/null
+	cmake -S native -B $(CLANG) -DCMAKE_CXX_COMPILER=$(CLANG_CXX) '-DTS_ONLY=$(CLANG_SETS)' >/dev/null
 	cmake --build $(CLANG) --parallel
 	TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(CLANG)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) $(KERNEL_TESTS) tests/runtime/test_cpu_features.py

@@ -166,7 +166,7 @@ def test_full_rank_computes_the_same(name: str) -> None:
     assert all(layer.error < 1e-9 for layer in chosen.converted)
 
 
-@pytest.mark.parametrize("name", ["ResNet", "ConvNext", "RegNet", "UperNet"])
+@pytest.mark.parametrize("name", ["ResNet", "ConvNext", "RegNet"])
 def test_higher_rank_loses_less(name: str) -> None:
     # As many images as are asked for: the last stages have four pixels an image, and 16 images leave fits undecided.
     given, fresh = images(256 + 32).split([256, 32])

@@ -162,7 +162,7 @@ def distances(some: Tensor | list[Tensor], others: Tensor | list[Tensor]) -> lis
     return [float((x.float() - y).abs().max() / y.abs().max().clamp_min(0.3)) for x, y in pairs]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.data())
 def test_random_networks(data: st.DataObject) -> None:
     body = Random(data.draw, data.draw(st.sampled_from([1, 3, 8, 20])))
