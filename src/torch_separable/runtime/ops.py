@@ -24,7 +24,7 @@ from torch_separable.runtime.graph.ir import (
     Shape,
     Window,
 )
-from torch_separable.runtime.graph.lower import blocked
+from torch_separable.runtime.graph.lower_common import blocked
 from torch_separable.runtime.native.instruction_sets import chosen_set
 from torch_separable.runtime.planning.schedule import schedule
 from torch_separable.runtime.profiling.autotune import known_tiles

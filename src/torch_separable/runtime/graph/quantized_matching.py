@@ -35,7 +35,7 @@ from torch_separable.runtime.graph.ir import (
     TorchCall,
     inputs_of,
 )
-from torch_separable.runtime.graph.lower import blocked
+from torch_separable.runtime.graph.lower_common import blocked
 from torch_separable.runtime.graph.reference import activate, dequantize, quantize
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8)
