@@ -1,4 +1,4 @@
-// An operation: one step of a compiled network. The Python runtime fills it in (runtime/planning/schedule.py), the engine
+// An operation: one step of a compiled network. The Python runtime fills it in (runtime/planning/operation_builder.py), the engine
 // runs its tasks, and every kernel takes it. It is plain data with one layout for C++ and for ctypes
 // (runtime/native/operations.py): change both together, and increment kInterface in engine.cpp.
 //

@@ -20,7 +20,7 @@ constexpr int64_t kFloat = kBytes<float>;
 
 // Values from a pixel of a tile's matrix to the next, of which the first `depth` are used. L1 has 64 sets of 8 or 12 cache
 // lines; pixels a multiple of 1,024 bytes apart use 4 of the sets or fewer, and the 14 that a micro-kernel reads at once evict
-// each other. One unused cache line between pixels costs less. pixel_stride in schedule.py does the same for tensors.
+// each other. One unused cache line between pixels costs less. pixel_stride in strides.py does the same for tensors.
 template <class Element>
 static int64_t conflict_free_stride(int64_t depth) {
   constexpr int64_t kConflictBytes = 1024, kCacheLine = 64;

@@ -183,11 +183,12 @@ def _lines(data: bytes) -> bytes:
 
 
 if RUNNER is not None:
-    from torch_separable.runtime.planning import schedule
+    from torch_separable.runtime.planning import operation_builder
 
     _elsewhere = Elsewhere(RUNNER)
     bindings.run = _elsewhere.run
     torch_separable.runtime.available = library.available = lambda: True
     torch_separable.runtime.instruction_sets = native_sets.instruction_sets = _elsewhere.instruction_sets
-    schedule.instruction_sets = _elsewhere.instruction_sets  # type: ignore[assignment]
-    schedule._Builder._keep = _elsewhere.keep(schedule._Builder._keep)  # type: ignore[method-assign]
+    operation_builder.instruction_sets = _elsewhere.instruction_sets  # type: ignore[attr-defined]
+    builder = operation_builder.OperationBuilder
+    builder._keep = _elsewhere.keep(builder._keep)  # type: ignore[assignment, method-assign]

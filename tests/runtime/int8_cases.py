@@ -36,7 +36,8 @@ from torch_separable.runtime.graph.ir import (
 )
 from torch_separable.runtime.graph.reference import run_program
 from torch_separable.runtime.native.bindings import run
-from torch_separable.runtime.planning.schedule import schedule, view_of
+from torch_separable.runtime.planning.schedule import schedule
+from torch_separable.runtime.planning.workspace_views import view_of
 
 SETS = list(instruction_sets()) if available() else ["none"]
 GUARD = 1024  # values before and after the workspace that nothing may touch

@@ -27,7 +27,8 @@ from torch_separable.runtime.graph.ir import (
 )
 from torch_separable.runtime.native.bindings import run
 from torch_separable.runtime.planning.packing import padded
-from torch_separable.runtime.planning.schedule import schedule, view_of
+from torch_separable.runtime.planning.schedule import schedule
+from torch_separable.runtime.planning.workspace_views import view_of
 
 SETS = list(instruction_sets()) if available() else ["none"]
 GUARD = 1024  # floats before and after the workspace that nothing may touch

@@ -30,8 +30,9 @@ from torch_separable.runtime.native.bindings import available_cpus, parallel_for
 from torch_separable.runtime.native.huge_pages import zeros
 from torch_separable.runtime.native.instruction_sets import InstructionSet, chosen_set, instruction_sets
 from torch_separable.runtime.native.operations import FLOATS, Kind, Operation, Part, ThreadTaskLists
-from torch_separable.runtime.planning.schedule import Schedule, padding_of, schedule, view_of
+from torch_separable.runtime.planning.schedule import Schedule, schedule
 from torch_separable.runtime.planning.weight_cache import with_shared_packed, with_shared_weights
+from torch_separable.runtime.planning.workspace_views import padding_of, view_of
 from torch_separable.runtime.profiling.autotune import known_tiles, tune
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.profiling.roofline import measured_peak

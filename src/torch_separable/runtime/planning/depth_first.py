@@ -23,19 +23,24 @@ from torch_separable.runtime.graph.ir import (
 )
 from torch_separable.runtime.native.operations import Kind, MatrixSource, Operation, Part
 
-# Bytes of a map up to which it stays in a core's share of the last-level cache, which is fast enough for the kernels.
-# For smaller maps depth-first order costs more than it saves.
+# Largest map, in bytes, that stays in a core's share of the last-level cache (32 MB for 8 cores are 4 MB each). Kernels
+# read smaller maps from there fast enough, so depth-first order would only shorten their tiles.
 _NEAR = 3 * 2**20
 
 _BY_ROWS = (Convolution, DepthwiseConv, Pool, Add, Activate, Copy)
 
 
 def early_layers(program: Program, strides: Mapping[str, int], bytes_each: int = 4) -> int:
-    """Count the nodes, from the first, that should run depth first, for values of ``bytes_each`` bytes.
+    """Count the nodes, from the first, that should run depth first.
 
-    Their maps are too large for the caches, and the weights of all of them together fit in half of L2.
+    Each of them has a map above `_NEAR` bytes, and their weights together fit in half of L2.
+
+    Args:
+        program: a scheduled program.
+        strides: elements from a pixel of each value to the next.
+        bytes_each: bytes of an element.
     """
-    room, weights = cache_bytes(2) // 2, 0
+    weight_limit, weights = cache_bytes(2) // 2, 0
 
     def size(value: str) -> int:
         n, _, h, w = program.shapes[value]
@@ -45,7 +50,7 @@ def early_layers(program: Program, strides: Mapping[str, int], bytes_each: int =
         if not isinstance(node, _BY_ROWS) or node.output in program.quantized:
             return count
         weights += bytes_each * _weights(node)
-        if weights > room or max(size(value) for value in (*inputs_of(node), node.output)) <= _NEAR:
+        if weights > weight_limit or max(size(value) for value in (*inputs_of(node), node.output)) <= _NEAR:
             return count
     return len(program.nodes)
 
@@ -64,9 +69,9 @@ def depth_first(
     """Order the tasks of operations so that each runs when a later operation needs what it writes.
 
     Args:
-        operations: in an order in which they could run one after the other; none splits its channels.
-        values: what each reads (the rows of its window, then of its other operands), and what it writes.
-        tasks: how many an operation has.
+        operations: operations in an order in which they could run one after the other; none splits its channels.
+        values: the values that each reads (the input of its window first) and the one that it writes.
+        tasks: returns the number of tasks of an operation.
 
     Returns:
         Every task of every operation, once.
@@ -96,17 +101,17 @@ def depth_first(
     return parts
 
 
-def of_share(operation: Operation, share: int) -> Operation:
-    """The same operation on the images of another share, of which the given one is the first."""
+def of_shard(operation: Operation, shard: int) -> Operation:
+    """Return the operation for another shard of the batch; the given one is for shard 0."""
     o = Operation.from_buffer_copy(operation)
-    images = share * o.batch
+    images = shard * o.batch
     if o.kind == Kind.IMPORT:
         o.external.first_image += images
     else:
         o.input += images * o.in_height * o.in_width * o.in_stride
     written = images * o.out_height * o.out_width
     floats = o.kind == Kind.CONVOLUTION and o.convolution.float_output
-    o.output += written * o.out_stride * (2 if floats else 1)  # offsets are in bfloat16 values
+    o.output += written * o.out_stride * (2 if floats else 1)  # offsets count bfloat16 elements
     if o.second_input >= 0:
         o.second_input += written * o.second_stride
     return o

@@ -15,9 +15,9 @@ def place(
 ) -> tuple[dict[str, int], int]:
     """Assign an offset in bytes to every value; values that are not alive at the same time share memory.
 
-    The values of the first ``early`` nodes are all alive together, as these nodes run depth first. If it takes no more
-    memory, the middle of a value is put where the middle of an earlier one was: each of two threads computes one half
-    of every value, so it writes lines that its own cache holds already. Lines of another core's cache cost more.
+    The values of the first ``early`` nodes, which run depth first, are all alive together. If it takes no more memory,
+    a value is centred on an earlier one: each of two threads computes one half of every value, so it then writes cache
+    lines that its own core holds.
     """
     last: dict[str, int] = {}
 
@@ -34,30 +34,30 @@ def place(
     middles: list[int] = []
     size = 0
 
-    def give(name: str) -> None:
+    def assign(name: str) -> None:
         nonlocal size
         n, _, h, w = program.shapes[name]
-        # A panel may write a vector beyond a tensor's last pixel only within its stride, so no slack is needed.
-        room = -(-n * h * w * pixel_bytes[name] // CACHE_LINE) * CACHE_LINE
+        # Vectors written past the channels of the last pixel stay within its stride, so values need no slack.
+        length = -(-n * h * w * pixel_bytes[name] // CACHE_LINE) * CACHE_LINE
         begin = 0
         for start, end, _ in sorted(living):
-            if begin + room <= start:
+            if begin + length <= start:
                 break
             begin = max(begin, end)
-        size = max(size, begin + room)
+        size = max(size, begin + length)
         for middle in reversed(middles):
-            wanted = (middle - room // 2) // CACHE_LINE * CACHE_LINE
-            inside = 0 <= wanted <= size - room
-            if inside and all(wanted + room <= start or end <= wanted for start, end, _ in living):
+            wanted = (middle - length // 2) // CACHE_LINE * CACHE_LINE
+            inside = 0 <= wanted <= size - length
+            if inside and all(wanted + length <= start or end <= wanted for start, end, _ in living):
                 begin = wanted
                 break
-        middles.append(begin + room // 2)
+        middles.append(begin + length // 2)
         offsets[name] = begin
-        living.append((begin, begin + room, name))
+        living.append((begin, begin + length, name))
 
-    give(program.input)
+    assign(program.input)
     for at, node in enumerate(program.nodes):
         if node.output in program.shapes and root(node.output) not in offsets:
-            give(root(node.output))
+            assign(root(node.output))
         living[:] = [entry for entry in living if last.get(entry[2], at) > at]
     return offsets, size

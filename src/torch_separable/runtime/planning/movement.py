@@ -11,7 +11,7 @@ from torch_separable.runtime.native.operations import COPY_DIMENSIONS, StridedCo
 
 @dataclass(frozen=True)
 class Dimension:
-    """A loop of a copy: how often, and how far apart its elements are, in values."""
+    """A loop of a copy: its trip count, and its strides in elements."""
 
     size: int
     source: int
@@ -21,7 +21,15 @@ class Dimension:
 def rearranging(
     sizes: Sequence[int], before: Sequence[Axes], after: Sequence[Axes], source_stride: int, target_stride: int
 ) -> list[Dimension]:
-    """The loops that bring elements from one order of axes to another; pixels are so many values apart."""
+    """Return the loops that copy elements from one order of axes to another.
+
+    Args:
+        sizes: size of each axis.
+        before: axes of the source's stored N, C, H and W; ``after`` those of the target.
+        after: see ``before``.
+        source_stride: elements from a pixel of the source to the next.
+        target_stride: elements from a pixel of the target to the next.
+    """
     n, c, h, w = after
     from_strides = axis_strides(sizes, before, source_stride)
     to_strides = axis_strides(sizes, after, target_stride)
@@ -30,18 +38,18 @@ def rearranging(
 
 
 def copying(shape: Sequence[int], source: Sequence[int], target: Sequence[int]) -> list[Dimension]:
-    """The loops over (N, C, H, W) of a copy, from the strides of N, C, H and W on both sides."""
+    """Return the loops of a copy of (N, C, H, W), from the strides of source and target."""
     return [Dimension(shape[i], source[i], target[i]) for i in (0, 2, 3, 1)]
 
 
 def value_strides(shape: Sequence[int], pixel_stride: int) -> tuple[int, int, int, int]:
-    """Values from one image, channel, row and pixel of a stored value to the next."""
+    """Elements from one image, channel, row and pixel of a stored value to the next."""
     _, _, h, w = shape
     return h * w * pixel_stride, 1, w * pixel_stride, pixel_stride
 
 
 def strided_copy(dimensions: Sequence[Dimension], *, keeps_padding: bool = False) -> StridedCopyParams:
-    """Put loops in the form that the library takes: neighbours merged, contiguous values innermost, two loops of tasks.
+    """Return the library's form of a copy: adjacent loops merged, contiguous elements innermost, two outer task loops.
 
     Example:
         >>> pixels = [Dimension(2, 80, 80), Dimension(10, 8, 8), Dimension(8, 1, 1)]
