@@ -28,13 +28,14 @@ PACKAGES: dict[str, set[str]] = {
     "conversion": {"_console", "_network", "_system", "cost", "nn", "runtime"},
     "exporting": {"_console", "_network", "_system", "conversion", "models", "runtime"},
     "quantization": {"_console", "_network", "conversion", "exporting", "runtime"},
+    "mixed_precision": {"_console", "_network", "_system", "conversion", "quantization", "runtime"},
     "distillation": {"_console", "_network", "_system", "data", "nn"},
     "artifacts": {"_network", "_system", "conversion", "cost", "data", "models", "nn", "quantization"},
     "bench": {"_console", "_network", "_system", "cost", "exporting", "runtime"},
     "report": {"_system", "artifacts", "conversion"},
     "cli": {
         *("_console", "_network", "_system", "artifacts", "bench", "conversion", "cost", "data", "distillation"),
-        *("explanation", "exporting", "importing", "models", "report", "runtime"),
+        *("explanation", "exporting", "importing", "mixed_precision", "models", "report", "runtime"),
     },
 }
 SHARED = {"errors", "_version"}

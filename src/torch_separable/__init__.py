@@ -15,7 +15,7 @@ ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another 
 from torch_separable import importing, models, nn, runtime
 from torch_separable._version import __version__
 from torch_separable.artifacts.save_load import load, save
-from torch_separable.conversion import Budget, Conversion, Plan, Statistics, apply, calibrate, convert, plan
+from torch_separable.conversion import Budget, Conversion, Plan, Statistics, apply, calibrate, plan
 from torch_separable.cost import Summary, analyze, summary
 from torch_separable.data import ImageData, load_data
 from torch_separable.distillation import distill, evaluate
@@ -23,6 +23,7 @@ from torch_separable.errors import MissingExtraError, SeparableError, SeparableV
 from torch_separable.explanation import Explanation, explain
 from torch_separable.exporting import Exported, export
 from torch_separable.importing import import_weights
+from torch_separable.mixed_precision import MixedConversion, convert
 from torch_separable.nn import depthwise_separable_conv
 from torch_separable.quantization import Quantized, quantize
 from torch_separable.runtime import CompiledModel, compile
@@ -41,6 +42,7 @@ __all__ = [
     "Exported",
     "ImageData",
     "MissingExtraError",
+    "MixedConversion",
     "Plan",
     "Quantized",
     "SeparableError",

@@ -74,9 +74,12 @@ def save(
         True
     """
     folder = Path(path)
+    given = {"network": network, "arguments": arguments, "input_shape": input_shape, "plan": plan}
     if isinstance(model, Quantized | QuantizedNetwork):
-        given = {"network": network, "arguments": arguments, "input_shape": input_shape, "plan": plan}
         return _save_quantized(model, folder, given, results or {}, settings or {}, preparation)
+    if isinstance(model, Conversion) and isinstance(model.model, QuantizedNetwork):
+        results = {"conversion": model.report.to_dict(), **(results or {})}
+        return _save_quantized(model.model, folder, given, results, settings or {}, preparation, model.plan)
     if isinstance(model, Conversion):
         plan = plan or model.plan
         report = model.report
@@ -117,6 +120,7 @@ def _save_quantized(
     results: Mapping[str, Any],
     settings: Mapping[str, Any],
     preparation: Preparation | ImageData | None,
+    plan: Plan | None = None,
 ) -> Path:
     """Write a quantized network, which is stored with its operators."""
     for name, value in given.items():
@@ -128,7 +132,7 @@ def _save_quantized(
     network = model.model if isinstance(model, Quantized) else model
     run_directory.check_place(folder)
     described = {"kind": "quantize", "title": "Quantized network", **report, **results}
-    write_quantized(folder, network, settings, described, preparation=_preparation(preparation))
+    write_quantized(folder, network, settings, described, plan=plan, preparation=_preparation(preparation))
     return folder
 
 

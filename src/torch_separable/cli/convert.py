@@ -56,6 +56,13 @@ def convert(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="One rank for all layers, instead of a budget.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Carry out this plan.json instead of making a plan.")] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="f32, bf16, int8, or auto: for each layer int8 or float, weighed together with its rank within "
+            "latency_ms=NUMBER."
+        ),
+    ] = "f32",
     order: Annotated[str | None, typer.Option(help="Allow only depthwise_first or only pointwise_first.")] = None,
     method: Annotated[
         str, typer.Option(help="least_squares, or svd, the baseline that uses the weights alone.")
@@ -103,14 +110,17 @@ def convert(
     from torch_separable._console.terminal import show
     from torch_separable._system.locking import sole_writer
     from torch_separable.artifacts import run_directory
+    from torch_separable.artifacts.quantized_run import write_quantized
     from torch_separable.bench.compare import compare as compare_networks
+    from torch_separable.bench.compare import step
     from torch_separable.cli.model_argument import build_network, expand_name
     from torch_separable.cli.report import page_of
     from torch_separable.conversion import Plan
-    from torch_separable.conversion import convert as convert_network
     from torch_separable.conversion.planning.render import render_plan
     from torch_separable.data import Preparation, load_data, split_names
     from torch_separable.distillation import evaluate as evaluate_network
+    from torch_separable.mixed_precision import convert as convert_network
+    from torch_separable.mixed_precision.composition import is_quantized, quantization_of
     from torch_separable.models.registry import Network
 
     if (output / run_directory.WEIGHTS).exists() and not force:
@@ -146,6 +156,7 @@ def convert(
         budget=None if budget is None else read_budget(budget, engine),
         rank=rank,
         plan=given,
+        precision=precision,  # type: ignore[arg-type]
         order=order,  # type: ignore[arg-type]
         method=method,  # type: ignore[arg-type]
         exclude=exclude or (),
@@ -160,7 +171,9 @@ def convert(
         else [evaluate_network(one, held_out, progress=progress) for one in (network, conversion.model)]
     )
     before, after = (None if evaluation is None else evaluation.to_dict() for evaluation in evaluations)
-    compared = compare_networks(network, conversion.model, sample[:_TIMED_IMAGES])
+    quantized = is_quantized(conversion)
+    # Layers of a quantized network are no modules, so they are not compared one by one.
+    compared = None if quantized else compare_networks(network, conversion.model, sample[:_TIMED_IMAGES])
     trained = ", reconstructed" if conversion.report.reconstructed else ""
     settings = {
         "weights": None if weights is None else str(weights),
@@ -172,6 +185,7 @@ def convert(
         "engine": engine,
         "rank": rank,
         "plan": None if plan is None else str(plan),
+        "precision": precision,
         "order": order,
         "method": conversion.plan.method,
         "exclude": exclude or [],
@@ -189,25 +203,20 @@ def convert(
             "split": evaluate,
             "seen_by_teacher": evaluate is not None and (evaluate == split or evaluate not in split_names(data)),
         },
-        "steps": [
-            compared.step("dense", 0, before),
-            compared.step(f"converted by {_METHODS[conversion.plan.method]}{trained}", 1, after),
-        ],
-        "milliseconds": compared.times(),
-        "layers": compared.layer_rows(),
     }
-    made_of = Network(model, arguments, source.image_shape)
+    titles = ["dense", f"converted by {_METHODS[conversion.plan.method]}{trained}"]
     latency = conversion.plan.latency
-    run_directory.write_run(
-        output,
-        conversion.model,
-        conversion.plan,
-        made_of,
-        settings,
-        results,
-        command=run_directory.command_line(),
-        preparation=Preparation.of(source),
-    )
+    common: dict[str, Any] = {"command": run_directory.command_line(), "preparation": Preparation.of(source)}
+    if compared is None:
+        results |= {"kind": "quantize", "title": f"{results['title']} and quantized", **quantization_of(conversion)}
+        pairs = zip(conversion.report.macs, conversion.report.parameters, (before, after), titles, strict=True)
+        results["steps"] = [step(title, macs, parameters, None, done) for macs, parameters, done, title in pairs]
+        write_quantized(output, conversion.model, settings, results, plan=conversion.plan, **common)
+    else:
+        results["steps"] = [compared.step(titles[0], 0, before), compared.step(titles[1], 1, after)]
+        results |= {"milliseconds": compared.times(), "layers": compared.layer_rows()}
+        made_of = Network(model, arguments, source.image_shape)
+        run_directory.write_run(output, conversion.model, conversion.plan, made_of, settings, results, **common)
     if json:
         times = {} if latency is None else {"latency": asdict(latency)}
         print_json({"output": str(output), **conversion.report.to_dict(), **times})
@@ -220,7 +229,8 @@ def convert(
     print(f"written to {output}")
     if stale:
         print(f"left over from an earlier conversion: {', '.join(stale)}")
-    print(page_of(output))
+    if not quantized:
+        print(page_of(output))
 
 
 def read_bytes(text: str) -> int:

@@ -193,15 +193,13 @@ def convert(
         converted = fit_network(model, layers, chosen, statistics, progress=progress)
     fitted = converted
     if reconstruct:
-        converted = _reconstructed(model, fitted, chosen, statistics, progress)
-    report = _report(model, converted, chosen, statistics, held_out, reconstructed=converted is not fitted)
+        converted = reconstructed(model, fitted, chosen, statistics, progress)
+    report = report_on(model, converted, chosen, statistics, held_out, reconstructed=converted is not fitted)
     _warn_of_few_images(report)
     return Conversion(converted, chosen, report)
 
 
-def _reconstructed(
-    model: nn.Module, fitted: nn.Module, plan: Plan, statistics: Statistics, progress: bool
-) -> nn.Module:
+def reconstructed(model: nn.Module, fitted: nn.Module, plan: Plan, statistics: Statistics, progress: bool) -> nn.Module:
     """Return the reconstructed network, or ``fitted`` where that is closer on images that are not trained on."""
     train, validation = hold_out(statistics.batches)
     names = [layer.name for layer in plan.converted]
@@ -218,7 +216,7 @@ def _reconstructed(
     return fitted
 
 
-def _report(
+def report_on(
     model: nn.Module,
     converted: nn.Module,
     plan: Plan,
@@ -227,6 +225,7 @@ def _report(
     *,
     reconstructed: bool,
 ) -> Report:
+    """Compare a converted network with the dense one on images that nothing was fitted to."""
     fitted = statistics.outputs
     held_out = lay_out(model, held_out)
     reference = fitted.of_images(model, held_out)

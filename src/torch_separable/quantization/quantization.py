@@ -227,6 +227,17 @@ def captured(network: nn.Module, shape: Sequence[int]) -> fx.GraphModule:
     return graph
 
 
+def layer_names(network: nn.Module, shape: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of the layers that `quantize` can quantize, in order of execution.
+
+    Example:
+        >>> layer_names(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)), (3, 3, 3))
+        ('0', '3')
+    """
+    graph = captured(network, shape).graph
+    return tuple(dict.fromkeys(layer_name(node) for node in graph.nodes if role_of(node) is Role.LAYER))
+
+
 def _image_batches(images: Images) -> list[Tensor]:
     batches: list[Tensor] = []
     for batch in split_batches(images):

@@ -17,6 +17,7 @@ from torch_separable.errors import SeparableError
 SCHEMA = 1
 Method = Literal["least_squares", "svd"]
 Engine = Literal["compiled", "pytorch"]
+Precision = Literal["f32", "bf16", "int8"]
 UNKNOWN: Reduction[int] = Reduction(0, 0)  # of plans that were written by hand
 
 
@@ -34,6 +35,7 @@ class LayerPlan:
         parameters: ``.dense`` and ``.converted``.
         error: share of the output's variance that a fit of this layer alone loses on the calibration images.
         dense: description of the dense convolution, such as ``Conv2d(16, 32, 3x3/2)``: channels, kernel, stride.
+        precision: of its arithmetic: ``"f32"``, ``"bf16"`` or ``"int8"``.
     """
 
     name: str
@@ -45,6 +47,7 @@ class LayerPlan:
     parameters: Reduction[int] = UNKNOWN
     error: float = 0.0
     dense: str = ""
+    precision: Precision = "f32"
 
     def __post_init__(self) -> None:
         where = f"layer {self.name!r} of the plan"
@@ -65,6 +68,10 @@ class LayerPlan:
             )
         if type(self.error) not in (int, float) or not abs(self.error) <= sys.float_info.max:
             raise SeparableError(f"{where} has error={self.error!r}: expected a number")
+        if self.precision not in get_args(Precision):
+            raise SeparableError(
+                f"{where} has precision={self.precision!r}: expected one of {', '.join(get_args(Precision))}"
+            )
         for name in ("reason", "dense"):
             if not isinstance(getattr(self, name), str):
                 raise SeparableError(f"{where} has {name}={getattr(self, name)!r}: expected text")

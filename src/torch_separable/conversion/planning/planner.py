@@ -117,13 +117,13 @@ def make_plan(
         return make_plans(model, layers, statistics, [budget], order=order, method=method, progress=progress)[0]
     assert rank is not None
     choices = possible_choices(statistics, rank, order)
-    options, _ = _fit_all(model, layers, statistics, choices, method, progress, every=True)
+    options, _ = measure_options(model, layers, statistics, choices, method, progress, every=True)
     chosen = [
         min(of, key=lambda option: (macs_of(layer, option.choice) >= layer.macs, option.error))
         for layer, of in zip(statistics.layers, options, strict=True)
     ]
     reasons = [_other_order(option, of) for option, of in zip(chosen, options, strict=True)]
-    return _assemble(model, statistics, method, chosen, reasons)
+    return assemble(model, statistics, method, chosen, reasons)
 
 
 def make_plans(
@@ -141,7 +141,7 @@ def make_plans(
     timed = cache(partial(time_layers, model, layers, statistics, choices))
     # Before minutes of measuring, as a budget may be out of reach.
     problems = [budget_problem(statistics, budget, choices, method, timed) for budget in budgets]
-    options, changes = _fit_all(model, layers, statistics, choices, method, progress)
+    options, changes = measure_options(model, layers, statistics, choices, method, progress)
     result = []
     for problem in problems:
         picked = solve_knapsack([[0.0, *change] for change in changes], problem.sizes, problem.available)
@@ -150,7 +150,7 @@ def make_plans(
             _next_better(layer, option, of)
             for layer, option, of in zip(statistics.layers, chosen, options, strict=True)
         ]
-        result.append(_assemble(model, statistics, method, chosen, reasons, problem.latency(picked)))
+        result.append(assemble(model, statistics, method, chosen, reasons, problem.latency(picked)))
     return result
 
 
@@ -169,16 +169,21 @@ def recount(model: nn.Module, statistics: Statistics, plan: Plan) -> Plan:
         Option(entry.order, entry.rank, entry.error) if (entry := given.get(layer.name)) and entry.order else None
         for layer in statistics.layers
     ]
-    counted = _assemble(model, statistics, plan.method, options, [_EDITED] * len(options))
+    counted = assemble(model, statistics, plan.method, options, [_EDITED] * len(options))
 
     def with_reason(layer: LayerPlan) -> LayerPlan:
         before = given.get(layer.name)
+        if before is not None:
+            layer = replace(layer, precision=before.precision)
         if layer.name not in running or (before is not None and before.macs in (layer.macs, (0, 0))):
             return layer if before is None else replace(layer, reason=before.reason)
         # The given reason and error belong to the choice before the edit.
         return replace(layer, reason=_EDITED, error=0.0)
 
-    return replace(counted, layers=tuple(map(with_reason, counted.layers)))
+    # Layers that are no convolutions stand in a plan for their precision alone.
+    names = {layer.name for layer in counted.layers}
+    others = tuple(layer for layer in plan.layers if layer.name not in names and layer.precision != "f32")
+    return replace(counted, layers=(*map(with_reason, counted.layers), *others))
 
 
 def check_choice(
@@ -214,7 +219,7 @@ def check_choice(
         raise SeparableValueError(f"method={method!r}: must be one of {', '.join(get_args(Method))}")
 
 
-def _fit_all(
+def measure_options(
     model: nn.Module,
     layers: ConvertibleLayers,
     statistics: Statistics,
@@ -245,7 +250,7 @@ def _fit_all(
     return options, changes
 
 
-def _assemble(
+def assemble(
     model: nn.Module,
     statistics: Statistics,
     method: Method,

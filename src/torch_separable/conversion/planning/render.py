@@ -63,11 +63,12 @@ _CHANGE = _Column("dense ⇒ planned", _change)
 _MACS = _Column("MACs", _macs, right=True)
 _RATIO = _Column("MACs ÷", _ratio, right=True, style="green")
 _ERROR = _Column("error", lambda layer: f"{100 * layer.error:.2g} %" if layer.order else "", right=True)
+_PRECISION = _Column("precision", lambda layer: layer.precision)
 _REASON = _Column("reason", _reason, style="dim")
 # The columns that a line always shows, and those that it adds while the width allows, most important first.
 _ALWAYS = (_LAYER, _CHANGE, _RATIO)
 _OPTIONAL = (_ERROR, _REASON, _MACS)
-_ORDER = (_LAYER, _CHANGE, _MACS, _RATIO, _ERROR, _REASON)
+_ORDER = (_LAYER, _CHANGE, _PRECISION, _MACS, _RATIO, _ERROR, _REASON)
 
 
 def render_plan(plan: Plan, width: int | None = None) -> Text:
@@ -81,7 +82,7 @@ def render_plan(plan: Plan, width: int | None = None) -> Text:
         width: in characters; by default the terminal's, or 80 where there is none.
     """
     width = width or shutil.get_terminal_size((80, 24)).columns
-    columns: tuple[_Column, ...] = _ALWAYS
+    columns: tuple[_Column, ...] = (_LAYER, _CHANGE, _PRECISION, _RATIO) if _is_mixed(plan) else _ALWAYS
     if _needed(plan, columns) <= width:
         for more in _OPTIONAL:
             wider = tuple(column for column in _ORDER if column in (*columns, more))
@@ -98,9 +99,15 @@ def render_plan(plan: Plan, width: int | None = None) -> Text:
 
 def render_plan_html(plan: Plan) -> str:
     """Return a table for notebooks, with all columns; names from the model are escaped."""
-    rows = [[column.cell(layer) for column in _ORDER] for layer in plan.layers]
-    shown = table([column.head for column in _ORDER], rows, right=[column.right for column in _ORDER])
+    columns = [column for column in _ORDER if column is not _PRECISION or _is_mixed(plan)]
+    rows = [[column.cell(layer) for column in columns] for layer in plan.layers]
+    shown = table([column.head for column in columns], rows, right=[column.right for column in columns])
     return f"{shown}<p>{'<br>'.join(map(escape, _totals(plan)))}</p>"
+
+
+def _is_mixed(plan: Plan) -> bool:
+    """Whether a layer is planned in another precision than float32, so that the precisions are shown."""
+    return any(layer.precision != "f32" for layer in plan.layers)
 
 
 def _totals(plan: Plan) -> list[str]:
@@ -152,7 +159,8 @@ def _pairs(plan: Plan, width: int) -> Iterator[Text]:
     room = max(width - before - len(_GAP), _NARROWEST_NAME)
     name = min(max((cell_len(_name(layer)) for layer in plan.layers), default=0), room)
     for layer in plan.layers:
-        yield Text(_fitted(_name(layer), name) + _GAP + _before(layer), "" if layer.order else "dim")
+        precision = f"{_GAP}{layer.precision}" if _is_mixed(plan) else ""
+        yield Text(_fitted(_name(layer), name) + _GAP + _before(layer) + precision, "" if layer.order else "dim")
         if not layer.order:
             yield Text(f"  kept: {_reason(layer)}" if layer.reason else "  kept", "dim")
             continue
