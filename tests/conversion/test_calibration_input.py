@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from calibration_cases import images, raises, small
 from torch_separable.conversion import LayerStatistics, calibrate
@@ -159,3 +160,22 @@ def test_statistics_are_found_by_name() -> None:
     assert isinstance(statistics["3"], LayerStatistics)
     with pytest.raises(KeyError, match="nowhere"):
         statistics["nowhere"]
+
+
+class Unreadable(Dataset[Tensor]):
+    """One of its images cannot be read."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 20:
+            raise OSError("image 20 is truncated")
+        return images(32)[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_that_raises_names_the_batch_and_the_cause(workers: int) -> None:
+    loader = DataLoader(Unreadable(), batch_size=8, num_workers=workers)
+    with raises("batch 2 of the calibration images cannot be read: OSError: image 20 is truncated"):
+        calibrate(small(), loader)

@@ -78,3 +78,19 @@ def test_evaluate_and_distill_take_a_loader() -> None:
     student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     trained = distill(student, network, loader, epochs=1, batch_size=4, augment=(), progress=False)
     assert trained(NORMALISED).shape == (12, 3)
+
+
+def test_source_that_raises_names_the_element_and_the_cause() -> None:
+    class Broken:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Tensor:
+            if index:
+                raise OSError("image 1 is truncated")
+            return NORMALISED[index]
+
+    with pytest.raises(SeparableError, match=r"image 1 of holidays .*OSError: image 1 is truncated"):
+        collect_images(Broken(), name="holidays")
+    with pytest.raises(SeparableError, match=r"batch 0 of images .*OSError: image 1 is truncated"):
+        collect_images(DataLoader(Broken(), batch_size=3))  # type: ignore[arg-type]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 
+import torch
 from torch import Tensor
 
 from torch_separable.errors import SeparableError, SeparableValueError
 
 BARE = "output"  # name of an output that is a tensor itself
 _LISTED_NAMES = 12  # in an error message
+# The output whose predictions are compared, if there are several.
+_PREDICTION_NAMES = (BARE, "logits", "out")
 
 
 def floating_outputs(output: object) -> dict[str, Tensor]:
@@ -73,6 +76,36 @@ def select_outputs(available: Sequence[str], wanted: Sequence[str] | Mapping[str
             selected[one] = weight / len(matched)
     total = sum(selected.values())
     return {name: selected[name] / total for name in available if name in selected}
+
+
+def prediction_output(names: Collection[str]) -> str:
+    """Return the name of the output whose predictions are compared: ``logits`` or ``out``, or else the first.
+
+    Example:
+        >>> prediction_output(["boxes", "logits"]), prediction_output(["0", "1"])
+        ('logits', '0')
+    """
+    return next((name for name in _PREDICTION_NAMES if name in names), next(iter(names)))
+
+
+def rows_by_image(output: Tensor, images: int) -> Tensor:
+    """Return an output with the dimension that counts images first, and at least one other dimension.
+
+    An output without such a dimension becomes one row. Complex outputs become pairs of real numbers.
+
+    Example:
+        >>> hidden = torch.zeros(2, 16, 5)  # of a recurrent layer: (layers, N, features)
+        >>> rows_by_image(hidden, images=16).shape, rows_by_image(torch.zeros(16), images=16).shape
+        (torch.Size([16, 2, 5]), torch.Size([16, 1]))
+    """
+    if output.is_complex():
+        output = torch.view_as_real(output)
+    if output.dim() and len(output) and len(output) % images == 0:
+        return output if output.dim() > 1 else output[:, None]
+    counting = [d for d, size in enumerate(output.shape) if size == images]
+    if len(counting) == 1:
+        return output.movedim(counting[0], 0)
+    return output.reshape(1, -1)
 
 
 def tensors_in(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -59,3 +59,9 @@ def require_float32(model: nn.Module, name: str, purpose: str) -> None:
     if precision not in (None, torch.float32):
         of = str(precision).removeprefix("torch.")
         raise SeparableError(f"the {name} is in {of}: {purpose} needs float32. Convert it with {name}.float()")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the first parameter, or the CPU if there is none."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from torch_separable._system.reading import read_each
 from torch_separable.data.image_data import ImageData
 from torch_separable.errors import SeparableValueError
 
@@ -39,6 +40,7 @@ def collect_images(
         most: largest number of images to read; all by default.
 
     Raises:
+        SeparableError: the source raised an exception, such as one from a worker of the loader.
         SeparableValueError: there is no image, an element is not an image, or sizes differ.
 
     Example:
@@ -78,7 +80,7 @@ def collect_images(
 
 
 def _batched(loader: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
-    for batch in loader:
+    for batch in read_each(loader, f"batch {{}} of {name}"):
         images, labels = _pair(batch)
         if not isinstance(images, Tensor) or images.ndim != 4:
             raise SeparableValueError(f"{name} yields {_kind(images)}: expected batches of images (N, C, H, W)")
@@ -92,7 +94,8 @@ def _elements(source: Any, name: str) -> Iterator[tuple[Any, Any]]:
             "images"
         )
     indices = range(len(source)) if hasattr(source, "__len__") and hasattr(source, "__getitem__") else None
-    yield from map(_pair, source if indices is None else (source[i] for i in indices))
+    elements = source if indices is None else (source[i] for i in indices)
+    yield from map(_pair, read_each(elements, f"image {{}} of {name}"))
 
 
 def _pair(element: Any) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from torch_separable._console.notebook import table
 from torch_separable._console.progress import progress_bar
-from torch_separable._network.checks import as_network, precision_of
+from torch_separable._network.checks import as_network, device_of, precision_of
 from torch_separable._network.outputs import evaluating, logits_of
 from torch_separable.data.collect import collect_images
 from torch_separable.data.image_data import ImageData
+from torch_separable.distillation.comparison import Comparison, Selection, compare_networks
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.nn.rank_by_rank import rank_by_rank
 
@@ -56,22 +57,52 @@ class Evaluation:
         return table((), [("accuracy", right), ("loss", f"{self.loss:.4f}")])
 
 
-def evaluate(model: Callable[..., Any], data: Any, batch_size: int = 256, *, progress: bool = True) -> Evaluation:
-    """Classify every image of ``data`` and compare the result with its label.
+@overload
+def evaluate(model: Callable[..., Any], data: Any, batch_size: int = 256, *, progress: bool = True) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    model: Callable[..., Any],
+    data: Any,
+    batch_size: int = 256,
+    *,
+    reference: Callable[..., Any],
+    outputs: Selection | None = None,
+    progress: bool = True,
+) -> Comparison: ...
+
+
+def evaluate(
+    model: Callable[..., Any],
+    data: Any,
+    batch_size: int = 256,
+    *,
+    reference: Callable[..., Any] | None = None,
+    outputs: Selection | None = None,
+    progress: bool = True,
+) -> Evaluation | Comparison:
+    """Classify every image of ``data`` and compare the result with its label, or with the outputs of a reference.
 
     The network runs in evaluation mode, on the device and in the precision of its parameters; the mode of each module
-    is restored afterwards.
+    is restored afterwards. With a ``reference``, such as the dense network, no labels are needed, and the networks may
+    return any structure of tensors: detectors, segmentation networks with auxiliary heads, recurrent networks.
 
     Args:
         model: takes images (N, C, H, W) and returns logits (N, classes) or an object with ``.logits``; also a network
             returned by `compile`.
         data: labelled images: an `ImageData`, or a ``DataLoader``, a data set or a sequence of (image, label).
         batch_size: images in one forward pass; affects speed and memory, not the result.
+        reference: network whose outputs are compared instead of the labels.
+        outputs: with a reference, names or weights of the outputs to compare, as in `convert`; by default all.
         progress: whether to show a progress bar on a terminal after two seconds.
+
+    Returns:
+        The accuracy and loss; with a reference, the change of the outputs relative to their variance.
 
     Raises:
         SeparableError: ``data`` has no labels, the network fails on its images, or the logits are not finite or have
-            the wrong shape.
+            the wrong shape. With a reference: an output has another shape in the two networks, or none varies.
 
     Example:
         >>> import torch
@@ -81,11 +112,17 @@ def evaluate(model: Callable[..., Any], data: Any, batch_size: int = 256, *, pro
         ...     _ = brightness[1].weight.copy_(torch.tensor([[-1.0], [1.0]]))
         >>> evaluate(brightness, data).accuracy
         1.0
+        >>> round(evaluate(lambda images: 1.1 * brightness(images), data, reference=brightness).output_error, 3)
+        0.02
     """
     data = collect_images(data, name="data")
-    require_labels(data, "evaluation")
     if batch_size < 1:
         raise SeparableValueError(f"batch_size={batch_size}: must be at least 1")
+    if reference is not None:
+        return compare_networks(model, reference, data, batch_size, outputs, progress=progress)
+    if outputs is not None:
+        raise SeparableValueError("outputs= selects outputs to compare with a reference: give reference=... too")
+    require_labels(data, "evaluation")
     total = torch.zeros(2, dtype=torch.float64)
     with ExitStack() as stack:
         where: dict[str, Any] = {}
@@ -138,9 +175,3 @@ def _count(logits: Tensor, labels: Tensor, data: ImageData) -> Tensor:
     correct = (logits.argmax(1) == labels).sum()
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
     return torch.stack([correct.double(), loss.double()])
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the first parameter, or the CPU if there is none."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device

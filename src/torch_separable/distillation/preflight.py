@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from torch_separable._network.checks import require_float32
+from torch_separable._network.checks import device_of, require_float32
 from torch_separable._network.outputs import evaluating
 from torch_separable.data.image_data import ImageData
 from torch_separable.distillation.config import DistillConfig
-from torch_separable.distillation.evaluation import device_of, logits_for, require_labels
+from torch_separable.distillation.evaluation import logits_for, require_labels
 from torch_separable.distillation.losses import watching
 from torch_separable.errors import SeparableError, SeparableValueError
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_separable._console.progress import Advance, progress_bar
+from torch_separable._network.checks import device_of
 from torch_separable._network.copying import copied
 from torch_separable._network.outputs import logits_of, predictions
 from torch_separable._network.weights_file import load_weights, save_weights
@@ -25,7 +26,7 @@ from torch_separable.data.augmentation import Augmentation, derive_seed
 from torch_separable.data.image_data import UNLABELLED, ImageData
 from torch_separable.distillation.checkpoint import Checkpoint, describe_network, optimizer_state, restore_optimizer
 from torch_separable.distillation.config import DistillConfig
-from torch_separable.distillation.evaluation import Evaluation, device_of, evaluate, evaluation_of
+from torch_separable.distillation.evaluation import Evaluation, evaluate, evaluation_of
 from torch_separable.distillation.losses import feature_distance, logits_divergence, matched_features, watching
 from torch_separable.distillation.optimizer import make_average, make_optimizer, make_scheduler
 from torch_separable.distillation.preflight import check_networks, layout_for

@@ -1,12 +1,13 @@
 """The runtime: networks run with fused kernels, so that fewer multiply-accumulates are fewer milliseconds."""
 
-from torch_separable.runtime.engine import CompiledModel, Verification, compile
+from torch_separable.runtime.engine import CompiledModel, compile
 from torch_separable.runtime.modules import FusedModules, fuse_modules
 from torch_separable.runtime.native.instruction_sets import instruction_sets
 from torch_separable.runtime.native.library import available
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime
 from torch_separable.runtime.profiling.roofline import Peak
 from torch_separable.runtime.submodules import CompiledSubmodules, compile_submodules
+from torch_separable.runtime.verification import Verification
 
 __all__ = [
     "Breakdown",

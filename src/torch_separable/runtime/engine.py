@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any, NoReturn
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
-from torch_separable._console.notebook import table
 from torch_separable._network.ambient import default_settings
 from torch_separable._network.checks import as_network, require_float32
 from torch_separable._network.copying import copied
-from torch_separable._network.outputs import evaluating, logits_of, predictions
+from torch_separable._network.outputs import evaluating
 from torch_separable._network.weights import check_weights, refresh_weights
 from torch_separable._system.timing import interleaved
 from torch_separable.errors import SeparableError, SeparableValueError
@@ -36,6 +34,7 @@ from torch_separable.runtime.planning.workspace_views import padding_of, view_of
 from torch_separable.runtime.profiling.autotune import known_tiles, tune
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.profiling.roofline import measured_peak
+from torch_separable.runtime.verification import Verification, verify_outputs
 
 _CLOCK = 1e-4  # milliseconds: the resolution of the timer, as which shorter times are reported
 
@@ -101,38 +100,6 @@ def compile(
     return compiled
 
 
-@dataclass(frozen=True)
-class Verification:
-    """How a compiled network compares with PyTorch on one input.
-
-    Attributes:
-        error: largest difference of the outputs, relative to the largest output.
-        agreement: share of images (of positions, where each has an answer of its own) with the same largest output; of
-            a single output, with the same sign.
-        precision: that the network was compiled for, ``float32`` or ``bfloat16``.
-    """
-
-    error: float
-    agreement: float
-    precision: str = "float32"
-
-    def __str__(self) -> str:
-        return (
-            f"{self.precision}: largest difference {self.error:.2g} of the outputs' scale; "
-            f"same answer for {100 * self.agreement:.1f} %"
-        )
-
-    def _repr_html_(self) -> str:
-        return table(
-            (),
-            [
-                ("precision", self.precision),
-                ("largest difference", f"{self.error:.2g} of the outputs' scale"),
-                ("same answer", f"{100 * self.agreement:.1f} %"),
-            ],
-        )
-
-
 class CompiledModel:
     """A network with packed weights and a plan for each shape of input; made by `compile`.
 
@@ -181,20 +148,23 @@ class CompiledModel:
         return self._programs[tuple(x.shape)]
 
     @default_settings()
-    def verify(self, x: Tensor) -> Verification:
-        """Compare with PyTorch on real inputs (N, C, H, W)."""
+    def verify(self, x: Tensor, *, outputs: Sequence[str] | None = None) -> Verification:
+        """Compare every floating-point output with PyTorch's on real inputs (N, C, H, W).
+
+        Args:
+            x: images.
+            outputs: names of the outputs to compare, such as ``["1"]`` for the second of a tuple or ``["logits"]``;
+                all by default.
+
+        Raises:
+            SeparableError: an output has another shape than in PyTorch.
+        """
         x = _checked(x)
         if not x.numel():
             raise SeparableValueError(f"the input has shape {tuple(x.shape)}: give at least one image to compare on")
         with evaluating(self.model), torch.no_grad():
-            expected = logits_of(self.model(x.clone()))  # it may change its input in place
-        got = logits_of(self(x))
-        scale = expected.abs().max().clamp_min(1e-30)
-        return Verification(
-            float((got - expected).abs().max() / scale),
-            float((predictions(got) == predictions(expected)).float().mean()),
-            self.kernels.precision,
-        )
+            expected = self.model(x.clone())  # it may change its input in place
+        return verify_outputs(self(x), expected, self.kernels.precision, outputs)
 
     def __repr__(self) -> str:
         shapes = ", ".join(map(str, self._programs))

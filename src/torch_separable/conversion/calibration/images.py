@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_separable._system.reading import read_each
 from torch_separable.errors import SeparableError, SeparableValueError
 
 Batch = Tensor | Mapping[str, Tensor]
@@ -33,7 +34,8 @@ def split_batches(images: Images) -> tuple[Batch, ...]:
         The batches; empty batches of an iterable are dropped.
 
     Raises:
-        SeparableError: there are fewer than 8 images, they are all equal, or one contains NaN or infinity.
+        SeparableError: there are fewer than 8 images, they are all equal, one contains NaN or infinity, or the iterable
+            raised an exception.
         SeparableValueError: something other than floating-point images was given.
     """
     batches = _as_batches(images)
@@ -110,7 +112,8 @@ def _as_batches(images: Images) -> tuple[Batch, ...]:
     if isinstance(images, Mapping):
         return tuple(_split_mapping(images))
     if isinstance(images, Iterable):
-        return tuple(batch for batch in map(_without_labels, images) if not _is_empty(batch))
+        named = read_each(images, "batch {} of the calibration images")
+        return tuple(batch for batch in map(_without_labels, named) if not _is_empty(batch))
     raise SeparableValueError(f"images are a {type(images).__name__}: expected a tensor or an iterable of batches")
 
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from torch_separable._network.all_outputs import BARE, floating_outputs, select_outputs
+from torch_separable._network.all_outputs import (
+    floating_outputs,
+    prediction_output,
+    rows_by_image,
+    select_outputs,
+)
 from torch_separable._network.outputs import evaluating, predictions
 from torch_separable.conversion.calibration.forward import run_batch
 from torch_separable.conversion.calibration.images import Batch, images_in
@@ -21,8 +26,6 @@ Selection = Sequence[str] | Mapping[str, float]
 # An output is constant if its variance is below this share of its mean square: the square of float32's precision,
 # with some reserve.
 _CONSTANT = 1e-12
-# The output whose predictions are compared, if there are several.
-_PREDICTION_NAMES = (BARE, "logits", "out")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class NetworkOutputs:
 
         Of several outputs, the one called ``logits`` or ``out`` is compared, or else the first.
         """
-        name = next((name for name in _PREDICTION_NAMES if name in self.weights), next(iter(self.weights)))
+        name = prediction_output(self.weights)
         ours, theirs = (
             predictions(values.reshape(len(values), *self.shapes[name])) for values in (others[name], self.values[name])
         )
@@ -118,7 +121,7 @@ def as_reference(
     weights = select_outputs(list(outputs[0]), selection)
     values = join_outputs(model, batches, outputs, weights)
     first = images_in(batches[0])
-    shapes = {name: tuple(_rows(outputs[0][name], first).shape[1:]) for name in weights}
+    shapes = {name: tuple(rows_by_image(outputs[0][name], first).shape[1:]) for name in weights}
     variances = {name: _variance(tensor) for name, tensor in values.items()}
     varying = {name: weight for name, weight in weights.items() if variances[name] > 0}
     if not varying:
@@ -149,28 +152,13 @@ def join_outputs(
         for i, (batch, returned) in enumerate(zip(batches, outputs, strict=True)):
             if name not in returned:
                 raise _varies(model, name, f"is missing for batch {i} of the calibration images", batches, outputs)
-            rows = _rows(returned[name], images_in(batch)).detach().float().cpu().flatten(1)
+            rows = rows_by_image(returned[name], images_in(batch)).detach().float().cpu().flatten(1)
             if parts and rows.shape[1] != parts[0].shape[1]:
                 sizes = f"has {parts[0].shape[1]:,} values a row for batch 0 of the calibration images and "
                 raise _varies(model, name, f"{sizes}{rows.shape[1]:,} for batch {i}", batches, outputs)
             parts.append(rows)
         result[name] = torch.cat(parts)
     return result
-
-
-def _rows(output: Tensor, images: int) -> Tensor:
-    """Return an output with the dimension that counts images first, and at least one other dimension.
-
-    An output without such a dimension becomes one row.
-    """
-    if output.is_complex():
-        output = torch.view_as_real(output)
-    if output.dim() and len(output) and len(output) % images == 0:
-        return output if output.dim() > 1 else output[:, None]
-    counting = [d for d, size in enumerate(output.shape) if size == images]
-    if len(counting) == 1:  # as recurrent networks return (T, N, C)
-        return output.movedim(counting[0], 0)
-    return output.reshape(1, -1)
 
 
 def _variance(values: Tensor) -> float:
@@ -194,7 +182,7 @@ def _varies(
 ) -> SeparableError:
     """Return the error for an output that cannot be joined, with advice that applies."""
     sizes = [
-        {other: _rows(tensor, images_in(batch)).shape[1:] for other, tensor in returned.items()}
+        {other: rows_by_image(tensor, images_in(batch)).shape[1:] for other, tensor in returned.items()}
         for batch, returned in zip(batches, outputs, strict=True)
     ]
     steady = [other for other in sizes[0] if all(each.get(other) == sizes[0][other] for each in sizes)]
