@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shlex
+import sys
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -183,7 +184,7 @@ def _lines(data: bytes) -> bytes:
 
 
 if RUNNER is not None:
-    from torch_separable.runtime.planning import operation_builder
+    from torch_separable.runtime.planning import operation_builder, schedule
 
     _elsewhere = Elsewhere(RUNNER)
     bindings.run = _elsewhere.run
@@ -192,3 +193,5 @@ if RUNNER is not None:
     operation_builder.instruction_sets = _elsewhere.instruction_sets  # type: ignore[attr-defined]
     builder = operation_builder.OperationBuilder
     builder._keep = _elsewhere.keep(builder._keep)  # type: ignore[assignment, method-assign]
+    # Each constant is sent by itself, so they are not to move into one allocation.
+    schedule.ENOUGH = sys.maxsize  # type: ignore[attr-defined]
