@@ -51,7 +51,7 @@ demo: $(VENV)/.installed-demo
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/separable demo --output runs/demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses $(JOBS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 wheel-test: $(VENV)/.installed-test
 	TORCH_SEPARABLE_WHEEL_TEST=1 $(BIN)/python -m pytest tests/packaging
@@ -78,14 +78,14 @@ sanitize: $(VENV)/.installed-test
 # threads, which it understands; those of libgomp never start, as PyTorch runs on one thread. All instruction sets share
 # the scheduler, so one of them is enough.
 TSAN := build/tsan
+TSAN_TESTS ?= $(addprefix tests/runtime/test_,threads.py thread_pool.py depth_first.py) $(KERNEL_TESTS)
 tsan: $(VENV)/.installed-test
 	cmake -S native -B $(TSAN) -DTS_SANITIZE=thread -DTS_ONLY=baseline >/dev/null
 	cmake --build $(TSAN) --parallel
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" \
 		TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/runtime/tsan_suppressions.txt" \
 		TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(TSAN)/libtorch_separable.so \
-		$(BIN)/python -m pytest --numprocesses $(JOBS) \
-		tests/runtime/test_threads.py tests/runtime/test_thread_pool.py tests/runtime/test_depth_first.py $(KERNEL_TESTS)
+		$(BIN)/python -m pytest --numprocesses $(JOBS) $(TSAN_TESTS)
 
 # GCC builds the library that `make test` runs; this is the other compiler. CLANG_SETS names the instruction sets to
 # build, separated by semicolons: all where it is empty.
@@ -97,7 +97,7 @@ clang: $(VENV)/.installed-test
 	cmake -S native -B $(CLANG) -DCMAKE_CXX_COMPILER=$(CLANG_CXX) '-DTS_ONLY=$(CLANG_SETS)' >/dev/null
 	cmake --build $(CLANG) --parallel
 	TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(CLANG)/libtorch_separable.so \
-		$(BIN)/python -m pytest --numprocesses $(JOBS) $(KERNEL_TESTS) tests/runtime/test_cpu_features.py
+		$(BIN)/python -m pytest --numprocesses $(JOBS) $(KERNEL_TESTS) tests/runtime/test_cpu_features.py tests/runtime/test_int8.py
 
 bench-kernels: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/kernels.py
@@ -132,5 +132,5 @@ docs: $(VENV)/.installed-test
 clean:
 	rm -rf $(VENV) runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# All builds of the kernel library that .ci/run leaves out.
+# All builds of the kernel library, whole; .ci/run makes two of them in part.
 native-checks: clang arm64 sanitize tsan
