@@ -91,13 +91,14 @@ tsan: $(VENV)/.installed-test
 # build, separated by semicolons: all where it is empty.
 CLANG := build/clang
 CLANG_SETS ?=
+CLANG_TESTS ?= $(KERNEL_TESTS) $(addprefix tests/runtime/test_,cpu_features.py int8.py)
 CLANG_CXX ?= clang++
 clang: $(VENV)/.installed-test
 	@command -v $(CLANG_CXX) >/dev/null || { echo "$(CLANG_CXX) is needed (Debian: apt install clang)"; exit 2; }
 	cmake -S native -B $(CLANG) -DCMAKE_CXX_COMPILER=$(CLANG_CXX) '-DTS_ONLY=$(CLANG_SETS)' >/dev/null
 	cmake --build $(CLANG) --parallel
 	TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(CLANG)/libtorch_separable.so \
-		$(BIN)/python -m pytest --numprocesses $(JOBS) $(KERNEL_TESTS) tests/runtime/test_cpu_features.py tests/runtime/test_int8.py
+		$(BIN)/python -m pytest --numprocesses $(JOBS) $(CLANG_TESTS)
 
 bench-kernels: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/kernels.py
