@@ -35,7 +35,7 @@ PACKAGES: dict[str, set[str]] = {
     "report": {"_system", "artifacts", "conversion"},
     "cli": {
         *("_console", "_network", "_system", "artifacts", "bench", "conversion", "cost", "data", "distillation"),
-        *("explanation", "exporting", "importing", "mixed_precision", "models", "report", "runtime"),
+        *("explanation", "exporting", "importing", "mixed_precision", "models", "quantization", "report", "runtime"),
     },
 }
 SHARED = {"errors", "_version"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch_separable as ts
 from torch_separable.bench import ENGINES, Benchmark, Case, Timing, benchmark
 from torch_separable.bench import benchmark as bench_function
 from torch_separable.bench.engines import Job
-from torch_separable.bench.harness import _take_turns
+from torch_separable.bench.harness import _take_turns, default_engines
 from torch_separable.bench.randomize import randomize_batch_norms
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.runtime import available
@@ -59,9 +60,31 @@ def test_table_fits_a_terminal_and_lists_problems(done: Benchmark) -> None:
 
 def test_dictionary_has_json_types_and_the_ratios(done: Benchmark) -> None:
     document = json.loads(json.dumps(done.to_dict()))
-    assert document["cases"][0]["ratio"] == {"float32": 2.0, "bfloat16": None}
+    assert document["cases"][0]["ratio"] == {"float32": 2.0, "bfloat16": None, "int8": None}
     assert document["cases"][0]["realized_speedup"] == pytest.approx(0.5)
     assert document["dense"]["cases"][0]["timings"][1]["title"] == "OpenVINO"
+
+
+def test_int8_is_compared_with_float32_and_with_its_own_peers(done: Benchmark) -> None:
+    times = (("separable_int8", 0.25), ("openvino_int8", 1.0), ("onnxruntime_int8", 0.75))
+    integers = tuple(timing(engine, time, "int8") for engine, time in times)
+    case = replace(done.cases[0], timings=(*done.cases[0].timings, *integers))
+    assert case.ratio("int8") == 3.0
+    text = " ".join(str(replace(done, cases=(case,))).split())
+    assert "int8: 3.00x the speed of the fastest peer, ONNX Runtime int8." in text
+    assert "int8 is 2.00x as fast as float32." in text
+    slow = replace(case, timings=(*done.cases[0].timings, timing("separable_int8", 0.75, "int8")))
+    text = " ".join(str(replace(done, cases=(slow,))).split())
+    assert "int8 is slower than float32 on this machine: it takes 1.50x as long." in text
+
+
+def test_engines_in_int8_need_the_quantized_network() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    assert not [key for key in default_engines(model, None) if "int8" in key]
+    assert {"separable", "separable_int8", "openvino_int8"} <= set(default_engines(model, nn.Identity()))
+    assert default_engines(model, model) == ["separable_int8", "onnxruntime_int8", "openvino_int8"]
+    with pytest.raises(SeparableError, match="torch-separable int8 is left out: it needs the quantized network"):
+        benchmark(model, torch.randn(1, 3, 8, 8), engines=["separable_int8"], rounds=1, progress=False)
 
 
 @pytest.mark.slow
@@ -90,7 +113,7 @@ def test_engine_with_other_outputs_is_left_out(job: Job) -> None:
     problems: list[str] = []
     with torch.no_grad():
         expected = 1.01 * job.model(job.images)
-    assert _take_turns([job], expected, 1, problems, [], lambda: None) == ()
+    assert _take_turns([job], {"float32": expected}, 1, problems, [], lambda: None) == ()
     assert problems == [
         "PyTorch eager left out: its outputs differ from PyTorch's by 0.01 of their scale, above the limit 0.001."
     ]
@@ -99,7 +122,7 @@ def test_engine_with_other_outputs_is_left_out(job: Job) -> None:
 def test_an_engine_that_fails_is_named_with_its_reason() -> None:
     wrong = Job("eager", nn.Conv2d(5, 4, 3).eval(), torch.randn(1, 3, 8, 8), 1)
     problems: list[str] = []
-    assert _take_turns([wrong], torch.zeros(1), 1, problems, [], lambda: None) == ()
+    assert _take_turns([wrong], {"float32": torch.zeros(1)}, 1, problems, [], lambda: None) == ()
     assert len(problems) == 1
     assert problems[0].startswith("PyTorch eager: ")
     assert "channels" in problems[0]

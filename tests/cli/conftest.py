@@ -86,7 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def separable(place: Path) -> Callable[..., Outcome]:
     """Call with the arguments of the command."""
     return lambda *arguments: run_here(*arguments, folder=place)

@@ -25,7 +25,19 @@ from torch_separable.models import resnet20
 
 SMALL = "networks_for_cli:small"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits"
-COMMANDS = ("demo", "summary", "explain", "convert", "distill", "evaluate", "bench", "tune", "report", "export")
+COMMANDS = (
+    "demo",
+    "summary",
+    "explain",
+    "convert",
+    "quantize",
+    "distill",
+    "evaluate",
+    "bench",
+    "tune",
+    "report",
+    "export",
+)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_plan_of_another_version_is_reported(folder: Path, documents: Documents)
 @pytest.mark.parametrize("make", [lambda folder: folder, lambda folder: folder / "nowhere"])
 def test_folder_without_run_files_is_refused(tmp_path: Path, make: Any) -> None:
     with pytest.raises(
-        SeparableError, match=r"is not a run: .*Give a folder written by demo, convert, distill or bench"
+        SeparableError, match=r"is not a run: .*Give a folder written by demo, convert, quantize, distill or bench"
     ):
         read_run(make(tmp_path))
 

@@ -13,7 +13,7 @@ from torch_separable._network.outputs import logits_of
 from torch_separable.errors import SeparableError
 from torch_separable.exporting.to_onnx import INPUT
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 Call = Callable[[], Tensor]
 
 
@@ -23,7 +23,7 @@ class Job:
 
     Attributes:
         engine: a key of `ENGINES`.
-        model: the network, in evaluation mode.
+        model: the network, in evaluation mode; for an engine in int8, the quantized one.
         images: the input, (N, C, H, W).
         threads: number of threads of the engine.
         onnx: the network as an ONNX file, for engines that read one.
@@ -67,6 +67,13 @@ def _separable(precision: Precision) -> Callable[[Job], Call]:
         return lambda: logits_of(compiled(job.images))
 
     return prepare
+
+
+def _separable_int8(job: Job) -> Call:
+    from torch_separable.runtime import compile
+
+    compiled = compile(job.model, job.images, threads=job.threads)
+    return lambda: logits_of(compiled(job.images))
 
 
 def _eager(layout: torch.memory_format, precision: Precision) -> Callable[[Job], Call]:
@@ -152,4 +159,7 @@ ENGINES: dict[str, Engine] = {
     f"{OURS}_bf16": Engine("torch-separable bf16", "bfloat16", _separable("bfloat16")),
     "autocast": Engine("PyTorch autocast bf16", "bfloat16", _eager(_LAST, "bfloat16"), pip="torch"),
     "openvino_bf16": Engine("OpenVINO bf16", "bfloat16", _openvino("bfloat16"), "openvino", "openvino", onnx=True),
+    f"{OURS}_int8": Engine("torch-separable int8", "int8", _separable_int8),
+    "onnxruntime_int8": Engine("ONNX Runtime int8", "int8", _onnxruntime, "onnxruntime", "onnxruntime", onnx=True),
+    "openvino_int8": Engine("OpenVINO int8", "int8", _openvino("int8"), "openvino", "openvino", onnx=True),
 }

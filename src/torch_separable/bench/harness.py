@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -26,8 +26,10 @@ from torch_separable.runtime.native.library import available
 from torch_separable.runtime.profiling.roofline import Peak, measured_peak
 
 # Largest accepted difference from PyTorch's float32 outputs, relative to the largest output. Random weights amplify
-# rounding: PyTorch's own bfloat16 autocast differs by 0.14 on a MobileNetV1 with random weights.
-TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.3}
+# rounding: PyTorch's own bfloat16 autocast differs by 0.14 on a MobileNetV1 with random weights. int8 is compared with
+# the quantized network's own outputs: other runtimes round ties differently, and saturate on processors without VNNI,
+# which random weights amplify to the outputs' own size. The table shows each engine's error.
+TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.3, "int8": 1.5}
 _ROUND_MS = 100.0
 _MOST_CALLS = 200
 
@@ -42,7 +44,8 @@ class Timing:
         milliseconds: median over all calls, for the whole batch.
         quartiles: first and third quartile of the calls in milliseconds.
         calls: number of timed calls.
-        error: largest difference from PyTorch's float32 outputs, relative to the largest output.
+        error: largest difference from PyTorch's float32 outputs, relative to the largest output; of an engine in int8,
+            from the exact outputs of the quantized network.
     """
 
     engine: str
@@ -82,6 +85,12 @@ class Case:
     timings: tuple[Timing, ...]
     peak: Peak | None
     noise: tuple[str, ...] = ()
+
+    @property
+    def int8_speedup(self) -> float | None:
+        """Return how much faster int8 is than float32 in this package's runtime; ``None`` if either is missing."""
+        ours, quantized = self.ours(), self.ours("int8")
+        return None if ours is None or quantized is None else ours.milliseconds / quantized.milliseconds
 
     def ours(self, precision: Precision = "float32") -> Timing | None:
         """Return the timing of this package's runtime."""
@@ -190,6 +199,7 @@ def benchmark(
     *,
     name: str | None = None,
     dense: nn.Module | None = None,
+    quantized: nn.Module | None = None,
     engines: Sequence[str] | None = None,
     threads: Sequence[int] | None = None,
     batches: Sequence[int] = (1, 8),
@@ -207,6 +217,8 @@ def benchmark(
         images: the input, (N, C, H, W), repeated for larger batches.
         name: name of the network; by default that of its class.
         dense: the dense counterpart of ``model``, to compare the speedup with the MAC reduction.
+        quantized: the network quantized by `quantize`, for the engines in int8. It may be ``model`` itself, which then
+            only these engines run.
         engines: keys of `ENGINES`; by default all but those that take minutes to prepare.
         threads: numbers of threads; by default 1 and PyTorch's number.
         batches: numbers of images in a call.
@@ -226,7 +238,7 @@ def benchmark(
         >>> [timing.title for timing in done.cases[0].timings], done.cases[0].ratio() > 0
         (['torch-separable', 'PyTorch eager'], True)
     """
-    wanted = _default() if engines is None else list(engines)
+    wanted = default_engines(model, quantized) if engines is None else list(engines)
     for key in wanted:
         if key not in ENGINES:
             raise SeparableValueError(f"engine {key!r} is unknown: use {', '.join(ENGINES)}")
@@ -234,40 +246,47 @@ def benchmark(
     for what, numbers in (("threads", counts), ("batches", batches), ("rounds", [rounds])):
         if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
             raise SeparableValueError(f"{what}={numbers!r}: must be integers of at least 1")
-    networks = {name or type(model).__name__: model}
+    networks = {name or type(model).__name__: (model, quantized)}
     if dense is not None:
-        networks[f"{name or type(model).__name__}, dense"] = dense
+        networks[f"{name or type(model).__name__}, dense"] = (dense, None)
     steps = len(networks) * len(counts) * len(batches) * rounds
     with progress_bar("rounds", steps, shown=progress) as advance:
         first, *rest = (
-            _benchmark(title, network, images, wanted, counts, batches, rounds, advance)
-            for title, network in networks.items()
+            _benchmark(title, network, integer, images, wanted, counts, batches, rounds, advance)
+            for title, (network, integer) in networks.items()
         )
     return replace(first, dense=rest[0] if rest else None)
 
 
 def _benchmark(
-    name: str, model: nn.Module, images: Tensor, engines: Sequence[str], threads: Sequence[int],
-    batches: Sequence[int], rounds: int, advance: Callable[[], None],
+    name: str, model: nn.Module, quantized: nn.Module | None, images: Tensor, engines: Sequence[str],
+    threads: Sequence[int], batches: Sequence[int], rounds: int, advance: Callable[[], None],
 ) -> Benchmark:  # fmt: skip
     ready = prepared(model, images.shape[1:], None)
     macs = analyze(ready, images[:1]).macs
-    usable, problems = _usable(engines)
+    usable, problems = _usable(engines, quantized is not None)
+    integer = {key: engine for key, engine in usable.items() if engine.precision == "int8"}
+    floating = {key: engine for key, engine in usable.items() if key not in integer}
+    networks = {"float32": ready} if floating else {}
+    if quantized is not None and integer:
+        networks["int8"] = ready if quantized is model else prepared(quantized, images.shape[1:], None)
     if _is_constant(ready, images):
         problems.append("The outputs hardly depend on the images, so comparing them verifies little.")
     cases = []
     for batch in batches:
         called = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch].contiguous()
-        with torch.inference_mode():
-            expected = logits_of(ready(called))
-        file, complaint = _file(ready, called, usable)
-        if complaint:
-            problems.append(complaint)
+        files, expected = {}, {}
+        for kind, network in networks.items():
+            with torch.inference_mode():
+                expected[kind] = logits_of(network(called))
+            files[kind], complaint = _file(network, called, integer if kind == "int8" else floating)
+            if complaint:
+                problems.append(complaint)
         for count in threads:
             jobs = [
-                Job(key, ready, called, count, file if engine.onnx else None)
+                Job(key, networks[kind], called, count, files[kind] if engine.onnx else None)
                 for key, engine in usable.items()
-                if file or not engine.onnx
+                if files[kind := "int8" if key in integer else "float32"] or not engine.onnx
             ]
             noise: list[str] = []
             timings = _take_turns(jobs, expected, rounds, problems, noise, advance)
@@ -284,19 +303,25 @@ def _is_constant(model: nn.Module, images: Tensor) -> bool:
     return _difference(others, outputs) < 1e-3
 
 
-def _default() -> list[str]:
+def default_engines(model: nn.Module, quantized: nn.Module | None) -> list[str]:
     """Return the default engines; this package's bfloat16 engine only if the processor has bfloat16 instructions."""
-    ours = f"{OURS}_bf16"
-    return [key for key, engine in ENGINES.items() if not engine.slow and (key != ours or _has_bfloat16())]
+    left_out = set() if _has_bfloat16() else {f"{OURS}_bf16"}
+    left_out |= {key for key, engine in ENGINES.items() if engine.slow}
+    if quantized is None or quantized is model:
+        wrong = quantized is None
+        left_out |= {key for key, engine in ENGINES.items() if (engine.precision == "int8") == wrong}
+    return [key for key in ENGINES if key not in left_out]
 
 
-def _usable(engines: Sequence[str]) -> tuple[dict[str, Engine], list[str]]:
+def _usable(engines: Sequence[str], quantized: bool) -> tuple[dict[str, Engine], list[str]]:
     """Return the engines that can run here, and one sentence about each other engine."""
     usable, problems = {}, []
     for key in dict.fromkeys(engines):
         engine = ENGINES[key]
         if importlib.util.find_spec(engine.module) is None:
             problems.append(f"{engine.title} is not installed: pip install {engine.pip}.")
+        elif engine.precision == "int8" and not quantized:
+            problems.append(f"{engine.title} is left out: it needs the quantized network.")
         elif engine.precision == "bfloat16" and not key.startswith(OURS) and not _has_bfloat16():
             problems.append(f"{engine.title} is left out: this processor has no bfloat16 instructions.")
         else:
@@ -324,7 +349,7 @@ def _file(model: nn.Module, images: Tensor, engines: dict[str, Engine]) -> tuple
 
 def _take_turns(
     jobs: Sequence[Job],
-    expected: Tensor,
+    expected: Mapping[str, Tensor],
     rounds: int,
     problems: list[str],
     noise: list[str],
@@ -335,7 +360,8 @@ def _take_turns(
         started = [stack.enter_context(Worker(job)) for job in jobs]
         for job, worker in zip(jobs, started, strict=True):
             try:
-                error = _difference(worker.outputs(), expected)
+                exact = expected["int8" if worker.engine.precision == "int8" else "float32"]
+                error = _difference(worker.outputs(), exact)
                 limit = TOLERANCE[worker.engine.precision]
                 if not error <= limit:
                     problems.append(

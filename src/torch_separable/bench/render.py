@@ -107,6 +107,9 @@ def _sentences(done: Benchmark, case: Case) -> list[str]:
         ratio, peer = case.ratio(precision), case.fastest_peer(precision)
         if ratio is not None and peer is not None:
             sentences.append(f"{precision}: {ratio:.2f}x the speed of the fastest peer, {peer.title}.")
+    if (faster := case.int8_speedup) is not None:
+        slower = f"slower than float32 on this machine: it takes {1 / faster:.2f}x as long"
+        sentences.append(f"int8 is {f'{faster:.2f}x as fast as float32' if faster >= 1 else slower}.")
     realized = done.realized_speedup(case)
     if realized is not None:
         sentences.append(f"The measured speedup is {100 * realized:.0f} % of the MAC reduction.")

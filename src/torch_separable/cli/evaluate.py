@@ -47,14 +47,14 @@ def evaluate(
 
     Example: **separable evaluate runs/half --data npz:cifar10/**
     """
-    from torch_separable.cli.model_argument import build_network, converted_network
+    from torch_separable.cli.model_argument import build_network, network_of_folder
     from torch_separable.data import split_names
     from torch_separable.distillation import evaluate as evaluate_network
 
     arguments = keyword_arguments("--model-arg", model_arg)
     folder = Path(network) if Path(network).is_dir() else None
     if folder is not None:
-        evaluated = converted_network(folder, model, arguments, weights)[0]
+        evaluated = network_of_folder(folder, model, arguments, weights)
     elif model is None:
         evaluated = build_network(network, arguments, weights, trained=True, ema=ema)
     else:

@@ -66,7 +66,7 @@ def export(
 
     Example: **separable export runs/demo --to onnx --data digits**
     """
-    from torch_separable.cli.model_argument import converted_network
+    from torch_separable.cli.model_argument import network_of_folder
     from torch_separable.exporting import SUFFIXES
     from torch_separable.exporting import export as export_network
 
@@ -79,7 +79,7 @@ def export(
         prepared = preparation(image_size, mean, std, progress=not json, folder=folder)
         source = load_prepared(folder, data, split, prepared)
         compared = source.sample(min(images, len(source)))
-    network, _ = converted_network(folder, model, keyword_arguments("--model-arg", model_arg), weights)
+    network = network_of_folder(folder, model, keyword_arguments("--model-arg", model_arg), weights)
     exported = export_network(
         network,
         output or folder / f"model{suffixes[to]}",

@@ -105,13 +105,34 @@ def converted_network(
     return converted, dense
 
 
+def network_of_folder(folder: Path, model: str | None, arguments: dict[str, Any], weights: Path | None) -> nn.Module:
+    """Load the network of a folder, converted or quantized, to run it.
+
+    Raises:
+        SeparableError: options that build or change the network are given for a quantized one.
+    """
+    from torch_separable.artifacts.quantized_run import is_quantized, load_quantized
+
+    if not is_quantized(folder):
+        return converted_network(folder, model, arguments, weights)[0]
+    given = {"--model": model, "--model-arg": arguments, "--weights": weights}
+    for option, value in given.items():
+        if value:
+            raise SeparableValueError(f"{option} is given, but {folder} holds a quantized network, which is complete")
+    return load_quantized(folder)
+
+
 def network_or_folder(
     model: str, made_of: str | None, arguments: dict[str, Any], weights: Path | None
 ) -> tuple[nn.Module, nn.Module | None, tuple[int, ...] | None]:
     """Build the network named by MODEL, or load a folder; return it, its dense network and its input shape."""
     from torch_separable.artifacts import run_directory
+    from torch_separable.artifacts.quantized_run import is_quantized, load_quantized
 
     folder = Path(model)
+    if folder.is_dir() and is_quantized(folder):
+        quantized = load_quantized(folder)
+        return quantized, None, quantized.input_shape
     if folder.is_dir():
         return *converted_network(folder, made_of, arguments, weights), run_directory.read_network(folder).input_shape
     if made_of is not None:

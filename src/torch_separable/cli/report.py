@@ -11,7 +11,7 @@ from torch_separable.cli.arguments import output_path
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder written by demo, convert, distill or bench.")],
+    folder: Annotated[Path, typer.Argument(help="Folder written by demo, convert, quantize, distill or bench.")],
     output: Annotated[
         Path | None,
         typer.Option(

@@ -23,6 +23,7 @@ from torch_separable.report import charts
 from torch_separable.report.charts import Chart
 from torch_separable.report.content import curve, epochs, headline, layers, percent, steps_of_training
 from torch_separable.report.engines import engine_cases, engine_problems, roof
+from torch_separable.report.quantization import quantized_network
 from torch_separable.report.read import RunFiles, read_run
 
 _T = TypeVar("_T")
@@ -77,6 +78,7 @@ def build_page(run: RunFiles) -> Page:
     done = attempt("The training", lambda: epochs(run)) or ()
     between = attempt("The training's steps", lambda: steps_of_training(run, done)) or ()
 
+    integer = attempt("The quantization", lambda: quantized_network(results))
     cases = attempt("The engines", lambda: engine_cases(results)) or ()
     under = attempt("The operations", lambda: roof(results))
 
@@ -112,6 +114,7 @@ def build_page(run: RunFiles) -> Page:
         points=points,
         epochs=done,
         cases=cases,
+        quantized=integer,
         absent=engine_problems(results),
         roof=under,
         charts=drawn,

@@ -43,7 +43,9 @@ def read_run(folder: Path) -> RunFiles:
     names = (run_directory.RESULTS, run_directory.PLAN, run_directory.CONFIG, LOG)
     if not any((folder / name).exists() for name in names):
         what = "there is no such folder" if not folder.is_dir() else f"it has none of {', '.join(names)}"
-        raise SeparableError(f"{folder} is not a run: {what}. Give a folder written by demo, convert, distill or bench")
+        raise SeparableError(
+            f"{folder} is not a run: {what}. Give a folder written by demo, convert, quantize, distill or bench"
+        )
     problems: list[str] = []
 
     def read(name: str, loss: str) -> dict[str, Any]:
@@ -61,8 +63,11 @@ def read_run(folder: Path) -> RunFiles:
         return document
 
     results = read(run_directory.RESULTS, "accuracies, sizes, times and curves are not shown")
-    benchmark = results.get("kind") == "bench"  # a benchmark converts no network and has no plan
-    document = {} if benchmark else read(run_directory.PLAN, "the plan of each layer is not shown")
+    # A benchmark converts no network and has no plan; a quantized network has one if it was converted before.
+    no_plan = results.get("kind") == "bench" or (
+        "quantization" in results and not (folder / run_directory.PLAN).exists()
+    )
+    document = {} if no_plan else read(run_directory.PLAN, "the plan of each layer is not shown")
     config = read(run_directory.CONFIG, "settings, machine and command are not shown")
     plan = None
     if document:

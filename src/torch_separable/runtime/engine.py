@@ -137,6 +137,12 @@ class CompiledModel:
         )
 
     @property
+    def precision(self) -> str:
+        """``int8`` if the network is quantized, else the data type that it was compiled for."""
+        quantized = any(program.quantized for program in self._programs.values())
+        return "int8" if quantized else self.kernels.precision
+
+    @property
     def fallbacks(self) -> tuple[str, ...]:
         """What PyTorch runs, and why, in the plan that was prepared first."""
         calls = [node for node in next(iter(self._programs.values())).nodes if isinstance(node, TorchCall)]
@@ -164,11 +170,11 @@ class CompiledModel:
             raise SeparableValueError(f"the input has shape {tuple(x.shape)}: give at least one image to compare on")
         with evaluating(self.model), torch.no_grad():
             expected = self.model(x.clone())  # it may change its input in place
-        return verify_outputs(self(x), expected, self.kernels.precision, outputs)
+        return verify_outputs(self(x), expected, self.precision, outputs)
 
     def __repr__(self) -> str:
         shapes = ", ".join(map(str, self._programs))
-        return f"CompiledModel({type(self.model).__name__}, {self.kernels.name}, {self.kernels.precision}, {shapes})"
+        return f"CompiledModel({type(self.model).__name__}, {self.kernels.name}, {self.precision}, {shapes})"
 
     def profile(self, x: Tensor, rounds: int = 20) -> list[NodeTime]:
         """Time every operation by itself: medians of ``rounds``."""
