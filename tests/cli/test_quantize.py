@@ -27,7 +27,7 @@ def made(separable: Callable[..., Any], place: Path) -> Any:
 
 
 def test_the_answer_compares_both_precisions(made: Any) -> None:
-    assert made["layers"][0]["name"] == "0"
+    assert made["layers"][0]["name"] == "0.conv_dw"
     networks = made["precisions"]["networks"]
     assert [network["name"] for network in networks] == ["float32", "int8"]
     assert all(0 <= network["accuracy"] <= 1 and network["count"] > 100 for network in networks)

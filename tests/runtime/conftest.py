@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shlex
-import sys
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache

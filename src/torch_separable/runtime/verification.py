@@ -23,7 +23,7 @@ class Verification:
         agreement: share of images (or of positions, where each has a prediction of its own) with the same largest
             value along the classes; for a single logit, with the same sign. Of several outputs, the one called
             ``logits`` or ``out`` is compared, or else the first.
-        precision: precision that the network was compiled for, such as ``float32`` or ``bfloat16``; ``int8`` if it is quantized.
+        precision: that the network was compiled for: ``float32``, ``bfloat16``, or ``int8`` if it is quantized.
         errors: ``error`` of each floating-point output, by name.
     """
 
