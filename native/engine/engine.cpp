@@ -13,11 +13,10 @@
 #include "../kernels/scratch.h"
 #include "claimed_run.h"
 #include "cpu_features.h"
+#include "program.h"
 #include "thread_pool.h"
 
 #define TS_API extern "C" __attribute__((visibility("default")))
-
-TS_API int64_t ts_tasks(const ts_operation* operation);
 
 namespace ts {
 
@@ -27,19 +26,25 @@ namespace ts {
 TS_SETS
 #undef TS_SET
 
+namespace {
+struct Buffer {
+  void* data = nullptr;
+  int64_t size = 0;
+  ~Buffer() { std::free(data); }
+};
+thread_local Buffer buffer;
+}  // namespace
+
+bool reserve_scratch(int64_t bytes) {
+  if (buffer.size >= bytes) return true;
+  std::free(buffer.data);
+  buffer.data = std::aligned_alloc(64, (static_cast<size_t>(bytes) + 63) / 64 * 64);
+  buffer.size = buffer.data ? bytes : 0;
+  return buffer.data != nullptr;
+}
+
 void* scratch(int64_t bytes) {
-  struct Buffer {
-    void* data = nullptr;
-    int64_t size = 0;
-    ~Buffer() { std::free(data); }
-  };
-  thread_local Buffer buffer;
-  if (buffer.size < bytes) {
-    std::free(buffer.data);
-    buffer.data = std::aligned_alloc(64, (static_cast<size_t>(bytes) + 63) / 64 * 64);
-    buffer.size = buffer.data ? bytes : 0;
-    if (!buffer.data) std::abort();  // no memory for some kilobytes, on a thread that cannot report an error
-  }
+  if (!reserve_scratch(bytes)) std::abort();  // no memory for some kilobytes, on a thread that cannot report an error
   return buffer.data;
 }
 
@@ -60,12 +65,16 @@ static bool may_use_tiles() {
 }
 #endif
 
-static bool runs_here(const Kernels* set) {
+const Kernels& kernels_of(int64_t set) { return *kSets[set]; }
+
+int64_t set_count() { return kSetCount; }
+
+bool runs_here(const Kernels& set) {
 #ifdef TS_EMULATE
   static_cast<void>(set);
   return true;  // an emulated build implements every set with instructions that the processor has
 #else
-  const std::string_view name = set->name;
+  const std::string_view name = set.name;
 #ifdef TS_X86
   const CpuFeatures& cpu = cpu_features();
   if (name == "amx") return cpu.amx_bf16 && cpu.avx512_vnni && may_use_tiles();
@@ -81,47 +90,12 @@ static bool runs_here(const Kernels* set) {
 
 // Whether a set that runs here is faster than those after it. Intel's cores take twice as long for a dot product of
 // bfloat16 as for the two multiply-adds that it stands for (measured on Emerald Rapids); they have AMX instead.
-static bool pays_here(const Kernels* set) {
+bool pays_here(const Kernels& set) {
 #if defined(TS_X86) && !defined(TS_EMULATE)
-  if (std::string_view(set->name) == "avx512bf16") return !cpu_features().intel;
+  if (std::string_view(set.name) == "avx512bf16") return !cpu_features().intel;
 #endif
   static_cast<void>(set);
   return true;
-}
-
-// The arguments of ts_run. They belong to the caller and stay valid until the run is done.
-struct Program {
-  const ts_operation* operations;
-  int64_t count;
-  const ts_part* parts;
-  const int64_t* ends;  // of each task list, among the parts
-  int64_t lists;
-  int64_t covered;      // operations that the task lists execute
-  void* workspace;
-  const float* external;
-
-  // The first stage consists of the task lists, each of which is one task; each operation behind them is a stage.
-  std::vector<int64_t> tasks_of_stages() const {
-    std::vector<int64_t> tasks;
-    tasks.reserve(static_cast<size_t>(count - covered + 1));
-    tasks.push_back(lists);
-    for (int64_t i = covered; i < count; i++) tasks.push_back(ts_tasks(operations + i));
-    return tasks;
-  }
-
-  void run(const ts_part& part) const {
-    const ts_operation& operation = operations[part.operation];
-    kSets[operation.instruction_set]->run(operation, workspace, external, part.begin, part.end);
-  }
-
-  void run_stage(int64_t stage, int64_t begin, int64_t end) const {
-    if (stage) return run({covered + stage - 1, begin, end});
-    for (int64_t part = begin ? ends[begin - 1] : 0; part < ends[end - 1]; part++) run(parts[part]);
-  }
-};
-
-static void run_tasks(const void* program, int64_t stage, int64_t begin, int64_t end) {
-  static_cast<const Program*>(program)->run_stage(stage, begin, end);
 }
 
 // Runs workers [begin, end). If parallel_for gives several workers to one thread, the first of them runs all tasks.
@@ -166,7 +140,7 @@ TS_API int64_t ts_set_count() { return ts::kSetCount; }
 
 TS_API const char* ts_set_name(int64_t set) { return ts::kSets[set]->name; }
 
-TS_API int64_t ts_set_runs_here(int64_t set) { return ts::runs_here(ts::kSets[set]); }
+TS_API int64_t ts_set_runs_here(int64_t set) { return ts::runs_here(*ts::kSets[set]); }
 
 // Whether the processor and the operating system support a feature, by Linux's name for it in /proc/cpuinfo.
 TS_API int64_t ts_cpu_has(const char* feature) {
@@ -185,7 +159,7 @@ TS_API int64_t ts_cpu_has(const char* feature) {
   return 0;
 }
 
-TS_API int64_t ts_set_pays_here(int64_t set) { return ts::pays_here(ts::kSets[set]); }
+TS_API int64_t ts_set_pays_here(int64_t set) { return ts::pays_here(*ts::kSets[set]); }
 
 // Writes the fields of Kernels::Shape in order, for an instruction set and a ts_precision.
 TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {

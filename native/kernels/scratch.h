@@ -9,4 +9,7 @@ namespace ts {
 // Returns `bytes` of memory, aligned to a cache line. Valid until the same thread calls again.
 void* scratch(int64_t bytes);
 
+// Lets the calls of `scratch` on this thread succeed up to so many bytes; false where there is no memory.
+bool reserve_scratch(int64_t bytes);
+
 }  // namespace ts
