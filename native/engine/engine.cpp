@@ -175,7 +175,8 @@ TS_API void ts_set_shape(int64_t set, int64_t precision, int64_t* shape) {
   shape[8] = from.shift;
 }
 
-TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[operation->instruction_set]->tasks(*operation); }
+// Tasks do not depend on the set. The last one runs everywhere, so operations can be planned for another processor.
+TS_API int64_t ts_tasks(const ts_operation* operation) { return ts::kSets[ts::kSetCount - 1]->tasks(*operation); }
 
 // Runs operations [0, count). Task lists, which are independent of each other, contain the first `covered` operations: list i
 // is parts[ends[i - 1]] to parts[ends[i] - 1]. The other operations follow in order. TS_IMPORT reads `external`.

@@ -6,6 +6,7 @@ from torch_separable.runtime.native.instruction_sets import instruction_sets
 from torch_separable.runtime.native.library import available
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime
 from torch_separable.runtime.profiling.roofline import Peak
+from torch_separable.runtime.saving.network_file import Details, FilePlan, NetworkFile, Parity
 from torch_separable.runtime.submodules import CompiledSubmodules, compile_submodules
 from torch_separable.runtime.verification import Verification
 
@@ -13,8 +14,12 @@ __all__ = [
     "Breakdown",
     "CompiledModel",
     "CompiledSubmodules",
+    "Details",
+    "FilePlan",
     "FusedModules",
+    "NetworkFile",
     "NodeTime",
+    "Parity",
     "Peak",
     "Verification",
     "available",

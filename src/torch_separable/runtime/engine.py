@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from threading import Lock
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ from torch_separable.runtime.profiling.autotune import known_tiles, tune
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime, bytes_of, flops_of, kind_of
 from torch_separable.runtime.profiling.roofline import measured_peak
 from torch_separable.runtime.verification import Verification, verify_outputs
+
+if TYPE_CHECKING:  # it imports this module
+    from torch_separable.runtime.saving.network_file import Details, NetworkFile
 
 _CLOCK = 1e-4  # milliseconds: the resolution of the timer, as which shorter times are reported
 
@@ -135,6 +139,46 @@ class CompiledModel:
         raise SeparableError(
             "a compiled network cannot be pickled: pickle the network, and compile it where it is read"
         )
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        targets: Sequence[str] | None = None,
+        batch: int | Sequence[int] | None = None,
+        threads: int | Sequence[int] | None = None,
+        details: Details | None = None,
+    ) -> NetworkFile:
+        """Write the network as one file, which ``separable_runtime`` and ``libseparable`` run without PyTorch.
+
+        The file holds packed weights and a schedule for each instruction set, batch size and number of threads. It is
+        run before it is kept: its outputs must have the bits of this compiled network, and their difference from
+        PyTorch's is noted in it. [Deploying](deploy.md) shows how to run it.
+
+        Args:
+            path: of the file; its usual suffix is ``.tsn``.
+            targets: instruction sets, such as ``("avx2", "avx512", "neon")``; by default the one that this network was
+                compiled for. At least one of them must run on this processor.
+            batch: one or several batch sizes; by default that of the shape that was compiled first. Other dimensions
+                are those of that shape.
+            threads: one or several numbers of threads that tasks are planned for; by default 1, and as many as the
+                network was compiled for. Any number of threads can run any of these plans.
+            details: name, preparation, class names and licence, which the file tells those who run it.
+
+        Raises:
+            SeparableError: PyTorch runs a part of the network, which is named, or none of the targets runs here.
+
+        Example:
+            >>> import tempfile
+            >>> compiled = compile(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 32, 32), threads=1)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     file = compiled.save(f"{folder}/network.tsn")
+            >>> [(plan.batch, plan.threads) for plan in file.plans], file.parity.difference < 1e-5
+            ([(1, 1)], True)
+        """
+        from torch_separable.runtime.saving.network_file import save_network
+
+        return save_network(self, path, targets=targets, batch=batch, threads=threads, details=details)
 
     @property
     def precision(self) -> str:

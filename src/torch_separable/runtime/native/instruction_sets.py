@@ -57,38 +57,57 @@ class InstructionSet:
 
 
 @cache
-def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
-    """Return the instruction sets that this processor can run, by name, the best first.
+def built_sets(dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
+    """Return the instruction sets that networks can be scheduled for, by name, the best first.
+
+    They are those of the library, also those that this processor lacks, and ``neon``: the kernels of ARM64 read weights
+    that are packed as for ``baseline``.
 
     Args:
         dtype: Type of the activations.
     """
     library, found = load(), {}
     for number in range(library.ts_set_count()):
-        if library.ts_set_runs_here(ctypes.c_int64(number)):
-            shape = (ctypes.c_int64 * 9)()
-            library.ts_set_shape(ctypes.c_int64(number), ctypes.c_int64(PRECISIONS.index(dtype)), shape)
-            name = library.ts_set_name(ctypes.c_int64(number)).decode()
-            pays = bool(library.ts_set_pays_here(ctypes.c_int64(number)))
-            vector, panel, rows, lanes, depth, operand_bytes, even_odd, paired_tail, shift = shape
-            found[name] = InstructionSet(
-                number,
-                name,
-                dtype,
-                vector,
-                panel,
-                rows,
-                lanes,
-                depth,
-                operand_bytes,
-                bool(even_odd),
-                bool(paired_tail),
-                pays,
-                shift=shift,
-            )
+        shape = (ctypes.c_int64 * 9)()
+        library.ts_set_shape(ctypes.c_int64(number), ctypes.c_int64(PRECISIONS.index(dtype)), shape)
+        name = library.ts_set_name(ctypes.c_int64(number)).decode()
+        pays = bool(library.ts_set_pays_here(ctypes.c_int64(number)))
+        vector, panel, rows, lanes, depth, operand_bytes, even_odd, paired_tail, shift = shape
+        found[name] = InstructionSet(
+            number,
+            name,
+            dtype,
+            vector,
+            panel,
+            rows,
+            lanes,
+            depth,
+            operand_bytes,
+            bool(even_odd),
+            bool(paired_tail),
+            pays,
+            shift=shift,
+        )
+    if "baseline" in found:  # ARM64's 32 registers hold the accumulators of more pixels (native/CMakeLists.txt)
+        found["neon"] = replace(found["baseline"], name="neon", rows=12)
     # For bfloat16 a vector of half the width is not cheaper: it is multiplied directly, or converted in even/odd order.
     avx2 = found.get("avx2") if dtype == torch.float32 else None
     return {name: replace(of, narrow=avx2 if of.lanes == 16 else None) for name, of in found.items()}
+
+
+@cache
+def instruction_sets(dtype: torch.dtype = torch.float32) -> dict[str, InstructionSet]:
+    """Return the instruction sets that this processor can run, by name, the best first.
+
+    Args:
+        dtype: Type of the activations.
+    """
+    library = load()
+    return {
+        name: kernels
+        for name, kernels in built_sets(dtype).items()
+        if name != "neon" and library.ts_set_runs_here(ctypes.c_int64(kernels.number))
+    }
 
 
 def cpu_has(feature: str) -> bool:

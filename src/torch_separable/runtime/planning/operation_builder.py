@@ -34,7 +34,7 @@ from torch_separable.runtime.graph.ir import (
     Window,
     inputs_of,
 )
-from torch_separable.runtime.native.instruction_sets import InstructionSet, instruction_sets
+from torch_separable.runtime.native.instruction_sets import InstructionSet, built_sets
 from torch_separable.runtime.native.operations import (
     PRECISIONS,
     ActivationParams,
@@ -101,7 +101,7 @@ class OperationBuilder:
         self.weights, self.places, self.depth_first, self.quantize = weights, places, depth_first, quantize
         self.int8: Int8Builder | None = None
         if program.quantized:
-            bytewise = instruction_sets(torch.uint8)[kernels.name]
+            bytewise = built_sets(torch.uint8)[kernels.name]
             self.int8 = Int8Builder(
                 program, bytewise, kernels.dtype, threads, offsets, strides, lanes, wide, self._keep
             )
