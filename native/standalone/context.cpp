@@ -5,6 +5,7 @@
 #include <new>
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "../engine/claimed_run.h"
 #include "../engine/program.h"
@@ -13,8 +14,11 @@
 namespace ts::standalone {
 namespace {
 
+constexpr size_t kCacheLine = 64;
 constexpr size_t kLargePage = size_t{2} << 20;  // of x86-64, and of ARM64 with pages of 4 KB
 
+
+size_t rounded(size_t size, size_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 // The threads of one run. Each makes sure of its scratch memory before it claims tasks: a kernel could not report its lack.
 class Run final : public Job {
@@ -91,19 +95,24 @@ void copy_result(const Result& from, const void* workspace, const separable_tens
 
 }  // namespace
 
+// Behind the memory lies a page that cannot be accessed: should a kernel write further than its check says, the process ends
+// there, and no other memory changes.
 Workspace::Workspace(int64_t bytes) {
-  const size_t size = static_cast<size_t>(bytes);
-  mapped_bytes_ = size < kLargePage / 2 ? size : size + 2 * kLargePage;
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t size = rounded(static_cast<size_t>(bytes), kCacheLine);
+  const bool large = size >= kLargePage / 2;
+  const size_t usable = rounded(size, page) + (large ? kLargePage : 0);
+  mapped_bytes_ = usable + page;
   mapped_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped_ == MAP_FAILED) {
     fail(SEPARABLE_ERROR_MEMORY, "no memory for a workspace of %lld bytes", static_cast<long long>(bytes));
   }
-  data_ = mapped_;
-  if (mapped_bytes_ == size) return;
-  const uintptr_t address = reinterpret_cast<uintptr_t>(mapped_);
-  data_ = reinterpret_cast<void*>((address + kLargePage - 1) / kLargePage * kLargePage);
+  char* end = static_cast<char*>(mapped_) + usable;
+  if (large) end -= reinterpret_cast<uintptr_t>(end) % kLargePage;
+  mprotect(end, page, PROT_NONE);
+  data_ = end - size;
 #ifdef MADV_HUGEPAGE
-  madvise(data_, (size + kLargePage - 1) / kLargePage * kLargePage, MADV_HUGEPAGE);  // only a hint
+  if (large) madvise(mapped_, usable, MADV_HUGEPAGE);  // only a hint
 #endif
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,10 +24,13 @@ from torch_separable.cli.arguments import (
 )
 from torch_separable.errors import SeparableValueError
 
+if TYPE_CHECKING:
+    from torch_separable.exporting.to_native import NativeOptions
+
 
 def export(
     folder: Annotated[Path, typer.Argument(help="Folder written by convert, distill or demo.")],
-    to: Annotated[str, typer.Option(help="onnx, pt2 or executorch.")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx, pt2, executorch or native.")] = "onnx",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -35,7 +38,7 @@ def export(
             "-o",
             parser=output_path,
             metavar="PATH",
-            help="The file; by default FOLDER/model.onnx, .pt2 or .pte.",
+            help="The file; by default FOLDER/model.onnx, .pt2, .pte or .tsn.",
         ),
     ] = None,
     model: DenseModel = None,
@@ -44,11 +47,26 @@ def export(
     size: Annotated[
         str | None, typer.Option("--input", help="Shape of one image, as 3,32,32; by default that of the folder.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Fixed batch size; by default any, and 1 for executorch.")] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Fixed batch size; by default any, and 1 for executorch and native, which takes several: 1,8."
+        ),
+    ] = None,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Accept images of any height and width (ONNX and .pt2).")
     ] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX opset; 18 by default.")] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="Instruction sets of a native file, as avx2,avx512,neon; by default this processor's best."),
+    ] = None,
+    threads: Annotated[
+        str | None,
+        typer.Option(help="Numbers of threads that a native file is planned for, as 1,4; any number can run it."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Precision of a native file: float32 or bfloat16.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, which a native file states.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +80,7 @@ def export(
     std: Std = None,
     json: Json = False,
 ) -> None:
-    """Write a converted network as ONNX, .pt2 or for ExecuTorch, and verify the file against the network.
+    """Write a converted network as ONNX, .pt2, for ExecuTorch or compiled, and verify the file against the network.
 
     Example: **separable export runs/demo --to onnx --data digits**
     """
@@ -73,6 +91,14 @@ def export(
     suffixes = {form: suffix for suffix, form in SUFFIXES.items()}
     if to not in suffixes:
         raise SeparableValueError(f"--to {to}: must be one of {', '.join(suffixes)}")
+    sizes = None if batch is None else whole_numbers("--batch", batch)
+    if sizes is not None and to != "native" and len(sizes) > 1:
+        raise SeparableValueError(f"--batch {batch}: only native files have several batch sizes")
+    native = None
+    if to == "native":
+        native = _native_options(folder, targets, threads, dtype, license)
+    elif any(given is not None for given in (targets, threads, dtype, license)):
+        raise SeparableValueError("--targets, --threads, --dtype and --license are options of --to native")
     shape = None if size is None else whole_numbers("--input", size)
     compared = None
     if data is not None:
@@ -86,11 +112,40 @@ def export(
         to=to,
         input_shape=shape,
         images=compared,
-        batch=batch,
+        batch=None if sizes is None else sizes[0] if len(sizes) == 1 else sizes,
         dynamic_size=dynamic_size,
         opset=opset,
+        native=native,
     )
     if json:
         print_json(exported.to_dict())
     else:
         print(exported)
+
+
+def _native_options(
+    folder: Path, targets: str | None, threads: str | None, dtype: str | None, license: str | None
+) -> NativeOptions:
+    """Describe a native file, with the preparation of the folder's images."""
+    from torch_separable.artifacts import run_directory
+    from torch_separable.exporting.to_native import NativeOptions
+    from torch_separable.runtime import Details
+    from torch_separable.runtime.native.operations import FLOATS
+
+    precisions = {str(precision).removeprefix("torch."): precision for precision in FLOATS}
+    if dtype is not None and dtype not in precisions:
+        raise SeparableValueError(f"--dtype {dtype}: must be {' or '.join(precisions)}")
+    known = run_directory.read_preparation(folder)
+    about = Details(
+        name=folder.resolve().name,
+        mean=() if known is None else known.mean,
+        std=() if known is None else known.std,
+        classes=() if known is None else known.classes,
+        license=license or "",
+    )
+    return NativeOptions(
+        targets=None if targets is None else tuple(targets.split(",")),
+        threads=None if threads is None else whole_numbers("--threads", threads),
+        dtype=precisions[dtype or "float32"],
+        details=about,
+    )

@@ -17,14 +17,14 @@ from torch_separable._system.files import replacing
 from torch_separable._system.locking import sole_writer
 from torch_separable.conversion import Conversion
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.exporting import to_executorch, to_onnx, to_pt2
+from torch_separable.exporting import to_executorch, to_native, to_onnx, to_pt2
 from torch_separable.exporting.capture import capture, prepared
 from torch_separable.exporting.qdq import is_quantized
 from torch_separable.exporting.result import Exported, Format
 from torch_separable.models.registry import built_by
 
-SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch"}
-TOLERANCE: dict[Format, float] = {"onnx": 1e-4, "pt2": 1e-4, "executorch": 1e-3}
+SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch", ".tsn": "native"}
+TOLERANCE: dict[Format, float] = {"onnx": 1e-4, "pt2": 1e-4, "executorch": 1e-3, "native": 1e-4}
 # Of quantized networks: runtimes compute the same integer sums but round ties differently, so single values differ by
 # one quantum, and the layers behind them see other inputs.
 QUANTIZED_TOLERANCE = 0.05
@@ -42,9 +42,10 @@ def export(
     to: Format | None = None,
     input_shape: Sequence[int] | None = None,
     images: Tensor | None = None,
-    batch: int | None = None,
+    batch: int | Sequence[int] | None = None,
     dynamic_size: bool = False,
     opset: int | None = None,
+    native: to_native.NativeOptions | None = None,
 ) -> Exported:
     """Write a network as a file for another runtime, with batch norms folded into convolutions.
 
@@ -57,14 +58,17 @@ def export(
     Args:
         model: any network; it is exported in evaluation mode and float32, or as `quantize` made it.
         path: path of the file.
-        to: ``"onnx"``, ``"pt2"`` or ``"executorch"``; by default the suffix decides: .onnx, .pt2, .pte.
+        to: ``"onnx"``, ``"pt2"``, ``"executorch"`` or ``"native"``; by default the suffix decides: .onnx, .pt2, .pte,
+            .tsn. A native file is a compiled network, which ``separable_runtime`` runs without PyTorch.
         input_shape: shape of one image, (C, H, W). It is known if ``images`` are given, or if ``model`` was returned by
             `load` or `convert`.
         images: images (N, C, H, W) to compare on, normalized as in training; by default a few of noise.
-        batch: a fixed batch size; by default it is dynamic, except for ExecuTorch, which plans its memory ahead: 1.
+        batch: a fixed batch size; by default it is dynamic, except for ExecuTorch and native files, which plan their
+            memory ahead: 1. A native file can have several.
         dynamic_size: whether the file accepts images of other sizes; ONNX and ``.pt2`` only. The outputs are then
             compared on a second size as well.
         opset: version of ONNX operators; 18 by default.
+        native: instruction sets, threads, precision and description of a native file.
 
     Warns:
         UserWarning: OpenVINO is installed, and its outputs differ; the file is kept if ONNX Runtime agrees.
@@ -84,6 +88,15 @@ def export(
     path = Path(path)
     network, shape = _network(model, input_shape, images)
     form = _format(path, to)
+    if path.is_dir():
+        raise SeparableError(f"{path} is a folder: name a file, such as {path / 'model.onnx'}")
+    if form == "native":
+        if dynamic_size or opset is not None:
+            raise SeparableValueError("dynamic_size and opset: native files are compiled for one size of images")
+        options = native or to_native.NativeOptions()
+        return to_native.to_native(network, path, shape, batch, images, options, TOLERANCE[form])
+    if native is not None:
+        raise SeparableValueError(f'native={native!r}: needs to="native" or the suffix .tsn')
     if batch is not None and (type(batch) is not int or batch < 1):
         raise SeparableValueError(f"batch={batch!r}: must be a whole number, at least 1, or None for any")
     if opset is not None and (form != "onnx" or opset not in to_onnx.OPSETS):
@@ -91,8 +104,6 @@ def export(
         raise SeparableValueError(f"opset={opset!r}: is an argument of ONNX export, and must be one of {known}")
     if dynamic_size and form == "executorch":
         raise SeparableValueError("dynamic_size=True: ExecuTorch plans memory for one size; export to ONNX or .pt2")
-    if path.is_dir():
-        raise SeparableError(f"{path} is a folder: name a file, such as {path / 'model.onnx'}")
     if form == "executorch" and batch is None:
         batch = 1
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from torch_separable._console.notebook import table
 
-Format = Literal["onnx", "pt2", "executorch"]
+Format = Literal["onnx", "pt2", "executorch", "native"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Exported:
 
     Attributes:
         path: path of the file.
-        format: ``"onnx"``, ``"pt2"`` or ``"executorch"``.
+        format: ``"onnx"``, ``"pt2"``, ``"executorch"`` or ``"native"``.
         bytes: size of the file.
         input_shape: shape of one image, (C, H, W).
-        batch: batch size; ``None`` if it is dynamic.
+        batch: batch size, or several in a native file; ``None`` if it is dynamic.
         opset: version of ONNX operators; ``None`` for other formats.
         operators: number of graph nodes by operator; for ExecuTorch, the number of XNNPACK delegates and of other
             operators.
@@ -40,7 +40,7 @@ class Exported:
     format: Format
     bytes: int
     input_shape: tuple[int, ...]
-    batch: int | None
+    batch: int | tuple[int, ...] | None
     opset: int | None
     operators: dict[str, int]
     images: int
@@ -70,10 +70,13 @@ class Exported:
 
     def _lines(self) -> list[tuple[str, str]]:
         what = f"{self.images} images" if self.real else f"{self.images} images of noise"
+        batch = "N" if self.batch is None else str(self.batch)
+        if isinstance(self.batch, tuple):
+            batch = f"({'|'.join(map(str, self.batch))})"
         agreement = f"for outputs up to {self.largest:.1f} ({what})"
         return [
             ("format", self.format + (f", opset {self.opset}" if self.opset else "")),
-            ("input", "x".join(map(str, ("N" if self.batch is None else self.batch, *self.input_shape)))),
+            ("input", "x".join(map(str, (batch, *self.input_shape)))),
             ("size", f"{self.bytes:,} bytes"),
             ("operators", ", ".join(f"{name} {count}" for name, count in self.operators.items())),
             *((runtime, f"differs by at most {most:.1e} {agreement}") for runtime, most in self.parity.items()),

@@ -24,7 +24,8 @@ from torch_separable.runtime.graph.ir import Program, TorchCall
 from torch_separable.runtime.native.bindings import available_cpus
 from torch_separable.runtime.native.instruction_sets import InstructionSet, built_sets, instruction_sets
 from torch_separable.runtime.native.operations import PRECISIONS, Operation
-from torch_separable.runtime.planning.schedule import Schedule, schedule, view_of
+from torch_separable.runtime.planning.schedule import Schedule, schedule
+from torch_separable.runtime.planning.workspace_views import view_of
 from torch_separable.runtime.profiling.autotune import known_tiles
 from torch_separable.runtime.saving.container import ALIGNMENT, MAJOR, MINOR, write
 from torch_separable.runtime.saving.operations import Addresses, Blobs, Kinds, Texts

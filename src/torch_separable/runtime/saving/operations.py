@@ -22,8 +22,9 @@ _MEMBERS = {
 }  # fmt: skip
 _INT8_MEMBERS = {Kind.CONVOLUTION: "int8_convolution", Kind.DEPTHWISE: "int8_depthwise"}
 
-# Not part of a file: what says nothing, what the kind's name says, and what a call sets.
-_LEFT_OUT = {"kind", "reserved", "_by_kind", "strides"}
+# Not part of a file: the kind, whose name stands before the fields, the union, whose member is chosen, the strides of
+# the input, which a call sets, and fields that fill gaps.
+_LEFT_OUT = {"kind", "_by_kind", "external.strides", "int8_elementwise.external.strides"}
 
 
 class Texts:
@@ -119,10 +120,10 @@ class Kinds:
             value = _value(operation, path)
             if name == "instruction_set":
                 values.append(struct.pack("<Q", self._texts.number(set_name)))
-            elif path[-1] is ctypes.c_void_p:
-                values.append(struct.pack("<Q", address_number(value)))
             elif isinstance(value, float):
                 values.append(struct.pack("<d", value))
+            elif path[-1] is ctypes.c_void_p:
+                values.append(struct.pack("<Q", address_number(value)))
             else:
                 values.append(struct.pack("<q", value))
         return b"".join(values)
@@ -161,7 +162,7 @@ def _fields(member: str) -> tuple[tuple[str, Path], ...]:
 def _leaves(of: type[ctypes.Structure], prefix: str, path: Path) -> Iterator[tuple[str, Path]]:
     fields: list[tuple[str, Any]] = [(field[0], field[1]) for field in of._fields_]
     for name, kind in fields:
-        if name in _LEFT_OUT:
+        if name == "reserved" or f"{prefix}{name}" in _LEFT_OUT:
             continue
         if issubclass(kind, ctypes.Structure):
             yield from _leaves(kind, f"{prefix}{name}.", (*path, name))
