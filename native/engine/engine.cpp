@@ -130,7 +130,7 @@ static void measure_part(int64_t begin, int64_t end, void* context) {
 }  // namespace ts
 
 // Version of the functions and structures of this interface. library.py refuses a library with another number.
-constexpr int32_t kInterface = 9;
+constexpr int32_t kInterface = 10;
 TS_API int32_t ts_interface() { return kInterface; }
 
 // Size of ts_operation in bytes. library.py compares it with that of its own description.

@@ -32,6 +32,7 @@ enum ts_kind : int32_t {
   TS_QUANTIZE = 16,         // floats -> uint8
   TS_DEQUANTIZE = 17,       // uint8 -> floats
   TS_LOOK_UP = 18,          // uint8 through a table
+  TS_MATRIX_PRODUCT = 19,   // of two tensors, for each row of their pixels
 };
 
 // Where the left matrix of a convolution's matrix product comes from. It has a row for each output pixel.
@@ -68,6 +69,7 @@ enum ts_binary_operator : int32_t {
   TS_OP_MAXIMUM = 4,
   TS_OP_MINIMUM = 5,
   TS_OP_PRELU = 6,  // first where it is above 0, first · second below
+  TS_OP_SECOND = 7,  // second: writes a constant into the workspace
 };
 
 enum ts_precision : int32_t {
@@ -172,6 +174,12 @@ struct ts_normalize {
   const float* bias;
 };
 
+struct ts_matrix_product {
+  int64_t transposed;  // whether the columns of the second operand's matrices are its pixels, and their rows its channels
+  float scale;         // of the product
+  int32_t reserved;
+};
+
 #include "int8.h"
 
 struct ts_operation {
@@ -182,7 +190,7 @@ struct ts_operation {
   ts_act activation;        // of the output
   int64_t input, output;    // offsets in the workspace
   int64_t second_input;     // offset of the tensor that is added before the activation (residual), or of the other operand
-                            // of TS_ADD and TS_SCALE; -1 without one
+                            // of TS_ADD, TS_SCALE and TS_MATRIX_PRODUCT; -1 without one
   int64_t second_stride;    // from a pixel of it to the next
   int64_t batch;
   int64_t in_height, in_width, in_channels, in_stride;
@@ -199,6 +207,7 @@ struct ts_operation {
     ts_resample resample;
     ts_strided_copy strided_copy;
     ts_normalize normalize;
+    ts_matrix_product matrix_product;
     ts_int8_convolution int8_convolution;
     ts_int8_depthwise int8_depthwise;
     ts_int8_elementwise int8_elementwise;

@@ -22,6 +22,7 @@ TS_INLINE Vector combine(Vector a, Vector b) {
     case TS_OP_MAXIMUM: return a != a || a > b ? a : b;
     case TS_OP_MINIMUM: return a != a || a < b ? a : b;
     case TS_OP_PRELU: return a > 0.0f ? a : a * b;
+    case TS_OP_SECOND: return b;
     default: return a;
   }
 }
@@ -67,6 +68,7 @@ static void combine_operands(const ts_operation& op, const Element* first, const
     case TS_OP_MAXIMUM: return combine_as<TS_OP_MAXIMUM>(op, first, second, to);
     case TS_OP_MINIMUM: return combine_as<TS_OP_MINIMUM>(op, first, second, to);
     case TS_OP_PRELU: return combine_as<TS_OP_PRELU>(op, first, second, to);
+    case TS_OP_SECOND: return combine_as<TS_OP_SECOND>(op, first, second, to);
     default: return;
   }
 }

@@ -6,6 +6,7 @@
 
 #include "convolution.h"
 #include "elementwise.h"
+#include "matrix_product.h"
 #include "normalize.h"
 #include "int8_kernels.h"
 #include "peak.h"
@@ -35,6 +36,7 @@ static int64_t tasks(const ts_operation& op) {
     case TS_CONVOLUTION: return convolution_tasks(op);
     case TS_IMPORT: return op.batch * op.in_height;
     case TS_MEAN: return op.batch;
+    case TS_MATRIX_PRODUCT: return matrix_product_tasks(op);
     case TS_STRIDED_COPY: return op.strided_copy.sizes[0] * op.strided_copy.sizes[1];
     case TS_NORMALIZE:
       if (!op.normalize.group_channels) return op.batch * op.out_height;
@@ -63,6 +65,7 @@ static void run_tasks(const ts_operation& op, Element* workspace, const float* e
       case TS_STRIDED_COPY: copy_strided(op, workspace, task); break;
       case TS_NORMALIZE: normalize(op, workspace, task); break;
       case TS_SOFTMAX: softmax_row(op, workspace, task); break;
+      case TS_MATRIX_PRODUCT: matrix_product(op, workspace, task); break;
     }
   }
 }

@@ -63,7 +63,82 @@ def tokens(self: Any, x: Tensor) -> Tensor:
     return self.linear(self.norm(self.a(x).flatten(2).transpose(1, 2))).mean(1)
 
 
+def vit_block(self: Any, x: Tensor) -> Tensor:
+    """A class token, position embedding, and an encoder block of two heads, as timm writes it."""
+    x = self.a(x).flatten(2).transpose(1, 2)
+    x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+    n, length, c = x.shape
+    q, k, v = self.qkv(self.norm(x)).reshape(n, length, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+    x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, c))
+    x = x + self.second(F.gelu(self.first(self.norm(x))))
+    return self.head(x[:, 0])
+
+
+def levit_block(self: Any, x: Tensor) -> Tensor:
+    """Attention with a bias of positions, whose keys are narrower than its values, with a batch norm of tokens."""
+    x = self.a(x).flatten(2).transpose(1, 2)
+    n, length, _ = x.shape
+    y = self.qkv(x)
+    y = self.norm(y.flatten(0, 1)).reshape_as(y)
+    q, k, v = y.view(n, length, 2, -1).split([4, 4, 9], dim=3)
+    q, k, v = q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1), v.permute(0, 2, 1, 3)
+    weights = (q @ k * 4**-0.5 + self.bias).softmax(dim=-1)
+    return x + self.out(F.hardswish((weights @ v).transpose(1, 2).reshape(n, length, 18)))
+
+
+def single_head(self: Any, x: Tensor) -> Tensor:
+    """Attention of one head by ``bmm``, over the pixels of an image."""
+    n, c, h, w = x.shape
+    q, k, v = (layer(x).flatten(2) for layer in (self.a, self.b, self.c))
+    weights = torch.bmm(q.transpose(1, 2), k).softmax(-1)
+    return x + torch.bmm(v, weights.transpose(1, 2)).view(n, c, h, w)
+
+
+def masked(self: Any, x: Tensor) -> Tensor:
+    """Causal attention, and attention by a mask of booleans."""
+    x = self.a(x).flatten(2).transpose(1, 2)
+    heads = x.unflatten(2, (3, 7)).transpose(1, 2)
+    causal = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+    return causal + F.scaled_dot_product_attention(heads, heads, heads, self.mask, scale=0.3)
+
+
 NETWORKS: dict[str, Made] = {
+    "ViT block": Made(
+        vit_block,
+        a=conv(16, 24, 4, stride=4),
+        token=nn.Parameter(torch.randn(1, 1, 24)),
+        norm=nn.LayerNorm(24),
+        position=nn.Parameter(torch.randn(1, 17, 24)),
+        qkv=nn.Linear(24, 72),
+        out=nn.Linear(24, 24),
+        first=nn.Linear(24, 96),
+        second=nn.Linear(96, 24),
+        head=nn.Linear(24, 10),
+    ),
+    "LeViT block": Made(
+        levit_block,
+        a=conv(16, 16, 4, stride=4),
+        qkv=nn.Linear(16, 34, bias=False),
+        norm=nn.BatchNorm1d(34),
+        bias=nn.Parameter(torch.randn(2, 16, 16)),
+        out=nn.Linear(18, 16),
+    ),
+    "attention of one head": Made(single_head, a=conv(16, 8), b=conv(16, 8), c=conv(16, 16)),
+    "attention with masks": Made(
+        masked, a=conv(16, 21, 4, stride=4), mask=nn.Buffer(torch.rand(16, 16).fill_diagonal_(1) > 0.5)
+    ),
+    "product with weights": Made(
+        lambda s, x: s.a(x).flatten(2).transpose(1, 2) @ s.weight,
+        a=conv(16, 24),
+        weight=nn.Parameter(torch.randn(24, 9)),
+    ),
+    "concatenation with weights": Made(
+        lambda s, x: torch.cat(
+            [s.weight.expand(len(x), -1, -1, -1), s.a(x), s.a.weight.view(1, 5, 4, 4).tile(len(x), 1, 4, 4)], 1
+        ),
+        a=conv(16, 5),
+        weight=nn.Parameter(torch.randn(1, 3, 16, 16)),
+    ),
     "concatenation": Made(
         lambda s, x: s.c(torch.cat([s.a(x), s.b(x)], 1)), a=conv(16, 16, 3, padding=1), b=conv(16, 24), c=conv(40, 8, 3)
     ),

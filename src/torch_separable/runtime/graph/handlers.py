@@ -10,6 +10,7 @@ from torch import fx
 
 from torch_separable.runtime.graph import (
     lower_activation,
+    lower_attention,
     lower_convolution,
     lower_elementwise,
     lower_norms,
@@ -32,6 +33,7 @@ _RECORD_OWN_SHAPE: dict[Any, Handler] = {
     **lower_elementwise.HANDLERS,
     **lower_resample.HANDLERS,
     **lower_norms.HANDLERS,
+    **lower_attention.HANDLERS,
 }
 HANDLERS: dict[Any, Handler] = {**lower_convolution.HANDLERS, **lower_pooling.HANDLERS, **_RECORD_OWN_SHAPE}
 RECORD_OWN_SHAPE = frozenset({*_RECORD_OWN_SHAPE, aten.linear.default})

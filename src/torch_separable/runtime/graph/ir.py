@@ -29,6 +29,7 @@ from torch_separable.runtime.graph.nodes import (
     Copy,
     Depthwise,
     DepthwiseConv,
+    MatrixProduct,
     Mean,
     Normalize,
     Pair,
@@ -70,6 +71,7 @@ __all__ = [
     "DepthwiseConv",
     "Dequantize",
     "LookUp",
+    "MatrixProduct",
     "Mean",
     "Native",
     "Node",
@@ -135,7 +137,7 @@ class Reference:
 
 Native = (
     Convolution | DepthwiseConv | Pool | Mean | Add | Scale | Activate | Copy
-    | Binary | Resample | Rearrange | Rename | Concat | Slice | Normalize | Softmax
+    | Binary | Resample | Rearrange | Rename | Concat | Slice | Normalize | Softmax | MatrixProduct
 )  # fmt: skip
 # Pool, Mean and Copy work on uint8 values too. Maximum pooling and Copy keep scale and zero point, and zero channels
 # hold the zero point. Averages are float32(Σ (x - zx)) · float32(sx / (sy · count)), then clamped to

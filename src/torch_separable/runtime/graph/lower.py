@@ -113,6 +113,7 @@ class Lowering:
         self.layouts: dict[str, str] = {}
         self.views: dict[str, Arrangement] = {}  # values that are views of a stored value
         self.pieces: dict[str, list[tuple[fx.Node, int, int]]] = {}  # by split: (source, dimension, start) of each part
+        self.unbound: set[str] = set()  # of `pieces`, those whose parts lack the dimension
         self.materialized: dict[tuple[str, str], str] = {}
         self.roots = memory_roots(self.graph)
         self.returned_arguments = returned_arguments(self.exported.graph_module, self.roots)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from torch_separable.runtime.graph import lower_resample
 from torch_separable.runtime.graph.ir import (
@@ -88,13 +88,19 @@ def batch_norm_handler(lowering: Lowering, node: fx.Node) -> None:
 def linear_handler(lowering: Lowering, node: fx.Node) -> None:
     """``linear`` on vectors or tokens: a pointwise convolution."""
     given = arguments(node, ("input", "weight", "bias"), {"bias": None})
-    (source, layout), weight = lowering.operand(given["input"]), lowering.constant(given["weight"])
+    weight = lowering.constant(given["weight"])
+    bias = torch.zeros(weight.shape[0]) if given["bias"] is None else lowering.constant(given["bias"])
+    add_linear(lowering, node, given["input"], weight, bias)
+
+
+def add_linear(lowering: Lowering, node: fx.Node, operand: Any, weight: Tensor, bias: Tensor) -> None:
+    """Append the product of vectors or tokens with ``weight`` (M, C), plus ``bias`` (M,)."""
+    source, layout = lowering.operand(operand)
     if layout not in ("NC", "NLC", "NHWC"):
         layout = "NHWC" if layout == "NCHW" else "NLC"
-        source = lowering.in_layout(given["input"], layout)
+        source = lowering.in_layout(operand, layout)
     n, _, h, w = lowering.shapes[source]
     lowering.record(node.name, (n, weight.shape[0], h, w), layout)
-    bias = torch.zeros(weight.shape[0]) if given["bias"] is None else lowering.constant(given["bias"])
     lowering.nodes.append(Convolution(node.name, source, node.name, weight[:, :, None, None], bias, Window()))
 
 

@@ -109,7 +109,7 @@ def _of_values(lowering: Lowering, node: fx.Node, kind: BinaryOperator, first: A
     lowering.nodes.append(Binary(node.name, one, other, node.name, kind))
 
 
-def _stored(constant: Tensor, layout: str) -> Tensor:
+def stored_constant(constant: Tensor, layout: str) -> Tensor:
     """A constant that broadcasts to the network's dimensions, as (N, C, H, W)."""
     dimensions = len(LAYOUTS[layout][1]) + 2
     if constant.dim() > dimensions:
@@ -140,7 +140,7 @@ def _affine(lowering: Lowering, node: fx.Node, source: Any, scale: Tensor, shift
     n, c, h, w = lowering.shapes[value]
     if tuple(node.meta["val"].shape) != tuple(source.meta["val"].shape):
         raise Unsupported("a sum that broadcasts the tensor to the shape of a weight")
-    factors, shifts = _stored(scale, layout), _stored(shift, layout)
+    factors, shifts = stored_constant(scale, layout), stored_constant(shift, layout)
     per_channel = all(t.shape[0] == t.shape[2] == t.shape[3] == 1 for t in (factors, shifts))
     if lowering.blocks.get(value, 1) > 1:
         raise Unsupported("a sum within a separable layer")
@@ -165,7 +165,7 @@ def _binary_with(lowering: Lowering, node: fx.Node, kind: BinaryOperator, source
     if layout in ("NLC", "NCL"):
         value = lowering.as_one_row(value)
     lowering.record(node.name, lowering.shapes[value], layout)
-    lowering.nodes.append(Binary(node.name, value, None, node.name, kind, _stored(constant, layout)))
+    lowering.nodes.append(Binary(node.name, value, None, node.name, kind, stored_constant(constant, layout)))
 
 
 _REVERSED = {aten.rsub.Scalar, aten.rsub.Tensor}

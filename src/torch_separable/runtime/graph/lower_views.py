@@ -14,8 +14,9 @@ import torch
 from torch import fx
 
 from torch_separable.runtime.graph.arrangement import LAYOUTS, Arrangement
-from torch_separable.runtime.graph.ir import Concat, Copy, Slice
+from torch_separable.runtime.graph.ir import Binary, BinaryOperator, Concat, Copy, Slice
 from torch_separable.runtime.graph.lower_common import Unsupported, arguments
+from torch_separable.runtime.graph.lower_elementwise import stored_constant
 
 if TYPE_CHECKING:
     from torch_separable.runtime.graph.lower import Lowering
@@ -100,11 +101,16 @@ def channel_shuffle_handler(lowering: Lowering, node: fx.Node) -> None:
 
 
 def concat_handler(lowering: Lowering, node: fx.Node) -> None:
-    """``cat``: values side by side in one value, without a copy wherever their producers can write there."""
+    """``cat``: activations and weights in one value, without a copy wherever their producers can write there."""
     given = arguments(node, ("tensors", "dim"), {"dim": 0})
-    parts = [lowering.operand(part) for part in given["tensors"]]
-    layout = parts[0][1]
-    names = [lowering.in_layout(part, layout) for part in given["tensors"]]
+    activation = next(part for part in given["tensors"] if part.name not in lowering.constants)
+    layout = lowering.operand(activation)[1]
+    names = [
+        _constant_part(lowering, node, part, activation, layout)
+        if part.name in lowering.constants
+        else lowering.in_layout(part, layout)
+        for part in given["tensors"]
+    ]
     axis = stored_dimension(layout, given["dim"] % node.meta["val"].dim())
     if layout in ("NLC", "NCL") and axis == COLUMNS:
         names = [lowering.as_one_row(name) for name in names]
@@ -112,6 +118,17 @@ def concat_handler(lowering: Lowering, node: fx.Node) -> None:
     shape[axis] = sum(lowering.shapes[name][axis] for name in names)
     lowering.record(node.name, shape, layout)
     lowering.nodes.append(Concat(node.name, tuple(names), node.name, axis))
+
+
+def _constant_part(lowering: Lowering, node: fx.Node, part: fx.Node, activation: fx.Node, layout: str) -> str:
+    """Name of a value that holds a weight, as a class token; ``activation`` is any other value of the concatenation."""
+    constant = stored_constant(lowering.constant(part), layout)
+    value = f"{node.name}.{part.name}"
+    if value not in lowering.shapes:
+        lowering.record(value, constant.shape, layout)
+        source = lowering.in_layout(activation, layout)
+        lowering.nodes.append(Binary(value, source, None, value, BinaryOperator.SECOND, constant))
+    return value
 
 
 def _add_slice(lowering: Lowering, name: str, source: Any, dimension: int, start: int, size: int, step: int) -> None:
@@ -162,14 +179,46 @@ def select_handler(lowering: Lowering, node: fx.Node) -> None:
     dimension: Any = node.args[1]
     index: Any = node.args[2]
     before = source.meta["val"]
-    at = dimension % before.dim()
+    _add_element(lowering, node, source, dimension % before.dim(), index % before.shape[dimension])
+
+
+def _add_element(lowering: Lowering, node: fx.Node, source: Any, at: int, index: int) -> None:
+    """Let a node be one element of dimension ``at``, without that dimension."""
     part = f"{node.name}.part"
-    _add_slice(lowering, part, source, at, index % before.shape[at], 1, 1)
+    seen = lowering.arrangement(source)
+    if _is_outermost_channel(seen, at):
+        n, _, h, w = lowering.shapes[seen.source]
+        channels = seen.storage[CHANNELS][1:]
+        size = seen.size(channels)
+        lowering.record(part, (n, size, h, w), lowering.layouts[seen.source])
+        lowering.nodes.append(Slice(part, seen.source, part, CHANNELS, index * size))
+        storage = (seen.storage[BATCH], channels, seen.storage[ROWS], seen.storage[COLUMNS])
+        lowering.add_view(node, Arrangement(part, seen.sizes, (*seen.logical[:at], *seen.logical[at + 1 :]), storage))
+        return
+    _add_slice(lowering, part, source, at, index, 1, 1)
     held = Arrangement.stored(part, lowering.shapes[part], lowering.layouts[part])
-    seen = held.viewed(tuple(node.meta["val"].shape))
-    if seen is None:
+    remaining = held.viewed(tuple(node.meta["val"].shape))
+    if remaining is None:
         raise Unsupported("an element of an empty dimension")
-    lowering.add_view(node, seen)
+    lowering.add_view(node, remaining)
+
+
+def _is_outermost_channel(seen: Arrangement, at: int) -> bool:
+    """Whether an element of one of five or more dimensions is one run of stored channels, as in attention."""
+    return len(seen.logical) > 4 and seen.logical[at] == seen.storage[CHANNELS][:1] != ()
+
+
+def unbind_handler(lowering: Lowering, node: fx.Node) -> None:
+    """``unbind``: every element of a dimension, each a part of the tensor when it is read."""
+    source: Any = node.args[0]
+    dimension: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    at = dimension % source.meta["val"].dim()
+    if 0 in source.meta["val"].shape:
+        raise Unsupported("an element of an empty dimension")
+    if not _is_outermost_channel(lowering.arrangement(source), at):
+        lowering.operand(source)
+    lowering.pieces[node.name] = [(source, at, index) for index in range(len(node.meta["val"]))]
+    lowering.unbound.add(node.name)
 
 
 def pieces_handler(lowering: Lowering, node: fx.Node) -> None:
@@ -187,11 +236,15 @@ def pieces_handler(lowering: Lowering, node: fx.Node) -> None:
 
 def getitem_handler(lowering: Lowering, node: fx.Node) -> None:
     """One of the pieces of `pieces_handler`."""
-    places = lowering.pieces.get(getattr(node.args[0], "name", ""))
+    split = getattr(node.args[0], "name", "")
+    places = lowering.pieces.get(split)
     if places is None:
         raise Unsupported("a part of what PyTorch gives")
     index: Any = node.args[1]
     source, at, start = places[index]
+    if split in lowering.unbound:
+        _add_element(lowering, node, source, at, start)
+        return
     _add_slice(lowering, node.name, source, at, start, node.meta["val"].shape[at], 1)
 
 
@@ -221,6 +274,7 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys(_all_of("cat"), concat_handler),
     **dict.fromkeys(_all_of("slice.Tensor", "narrow"), slice_handler),
     **dict.fromkeys(_all_of("select.int"), select_handler),
+    **dict.fromkeys(_all_of("unbind.int"), unbind_handler),
     **dict.fromkeys(_all_of("chunk", "split.Tensor", "split_with_sizes"), pieces_handler),
     operator.getitem: getitem_handler,
 }

@@ -213,6 +213,7 @@ class BinaryOperator(IntEnum):
     MAXIMUM = 4
     MINIMUM = 5
     PRELU = 6
+    SECOND = 7
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ class Binary:
     """An elementwise operator of two operands that broadcast.
 
     Attributes:
+        operator: the operator. ``SECOND`` returns the second operand: it writes a constant into the workspace.
         second: name of the second operand, or ``None`` where it is a constant.
         constant: the second operand, (N, C, H, W), of size 1 where it is broadcast.
     """
@@ -341,3 +343,22 @@ class Softmax:
     name: str
     input: str
     output: str
+
+
+@dataclass(frozen=True)
+class MatrixProduct:
+    """``scale · first @ second`` for each row of the stored pixels (N, C, H, W): matrices (W, C), N · H of them.
+
+    Attributes:
+        input: the first operand, matrices (M, K).
+        second: the second operand, matrices (K, N); with ``transposed`` (N, K).
+        transposed: whether the second operand is transposed before it is multiplied.
+        scale: factor of the product.
+    """
+
+    name: str
+    input: str
+    second: str
+    output: str
+    transposed: bool = False
+    scale: float = 1.0

@@ -12,6 +12,7 @@ from torch_separable.runtime.graph.ir import (
     Binary,
     BinaryOperator,
     Concat,
+    MatrixProduct,
     Normalize,
     Program,
     Rearrange,
@@ -22,7 +23,7 @@ from torch_separable.runtime.graph.ir import (
     Taps,
 )
 
-Movement = Binary | Concat | Normalize | Rearrange | Rename | Resample | Slice | Softmax
+Movement = Binary | Concat | Normalize | Rearrange | Rename | Resample | Slice | Softmax | MatrixProduct
 _OPERATORS: dict[BinaryOperator, Callable[[Tensor, Tensor], Tensor]] = {
     BinaryOperator.ADD: torch.add,
     BinaryOperator.SUBTRACT: torch.sub,
@@ -62,6 +63,8 @@ def moved(node: Movement, image: Callable[[str], Tensor], program: Program) -> T
         case Binary():
             other = image(node.second) if node.second is not None else node.constant
             assert other is not None
+            if node.operator is BinaryOperator.SECOND:
+                return other.expand(program.shapes[node.output])
             return _OPERATORS[node.operator](image(node.input), other)
         case Concat():
             shape = program.shapes[node.output]
@@ -83,6 +86,10 @@ def moved(node: Movement, image: Callable[[str], Tensor], program: Program) -> T
             return _normalized(node, image(node.input))
         case Softmax():
             return image(node.input).softmax(1)
+        case MatrixProduct():
+            first, second = (image(name).permute(0, 2, 3, 1) for name in (node.input, node.second))
+            product = first @ (second.transpose(-1, -2) if node.transposed else second)
+            return (product * node.scale).permute(0, 3, 1, 2)
 
 
 def _rearranged(node: Rearrange, value: Tensor, shape: tuple[int, int, int, int]) -> Tensor:

@@ -14,7 +14,7 @@ from torch_separable.runtime.native.operations import Operation
 _FILE = "libtorch_separable.so"
 
 # Version of the functions and structures; the same as `kInterface` in native/engine/engine.cpp.
-_INTERFACE = 9
+_INTERFACE = 10
 
 
 def available() -> bool:

@@ -23,7 +23,7 @@ class Kind(IntEnum):
         11
     )
     ELEMENTWISE, RESAMPLE, STRIDED_COPY, NORMALIZE, SOFTMAX = range(11, 16)
-    QUANTIZE, DEQUANTIZE, LOOK_UP = range(16, 19)
+    QUANTIZE, DEQUANTIZE, LOOK_UP, MATRIX_PRODUCT = range(16, 20)
 
 
 class MatrixSource(IntEnum):
@@ -174,6 +174,13 @@ class NormalizeParams(ctypes.Structure):
     )
 
 
+class MatrixProductParams(ctypes.Structure):
+    """``ts_matrix_product``."""
+
+    __slots__ = ()
+    _fields_ = (("transposed", ctypes.c_int64), ("scale", ctypes.c_float), ("reserved", ctypes.c_int32))
+
+
 class Requantization(ctypes.Structure):
     """``ts_requantization``."""
 
@@ -246,6 +253,7 @@ class _ByKind(ctypes.Union):
         ("resample", ResampleParams),
         ("strided_copy", StridedCopyParams),
         ("normalize", NormalizeParams),
+        ("matrix_product", MatrixProductParams),
         ("int8_convolution", Int8ConvolutionParams),
         ("int8_depthwise", Int8DepthwiseParams),
         ("int8_elementwise", Int8ElementwiseParams),

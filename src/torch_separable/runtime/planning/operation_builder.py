@@ -14,10 +14,12 @@ from torch_separable.runtime.graph.ir import (
     Activation,
     Add,
     Binary,
+    BinaryOperator,
     Concat,
     Convolution,
     Copy,
     DepthwiseConv,
+    MatrixProduct,
     Mean,
     Native,
     Normalize,
@@ -188,6 +190,8 @@ class OperationBuilder:
                 return [self._normalize(node)]
             case Softmax():
                 return [self._base(Kind.SOFTMAX, node)]
+            case MatrixProduct():
+                return [self._matrix_product(node)]
             case _:
                 raise TypeError(f"{node.name}: no kernel computes a {type(node).__name__} of float values")
 
@@ -195,11 +199,12 @@ class OperationBuilder:
         operation, shapes = self._base(Kind.ELEMENTWISE, node), self.program.shapes
         params = operation.elementwise
         params.binary = int(node.operator)
-        params.first_strides[:] = broadcast_strides(shapes[node.input], self.strides[node.input])
+        operation.batch = shapes[node.output][0]
+        if node.operator is not BinaryOperator.SECOND:  # reads nothing of its first operand
+            params.first_strides[:] = broadcast_strides(shapes[node.input], self.strides[node.input])
         if node.second is not None:
             operation.second_input = self.offsets[node.second]
             params.second_strides[:] = broadcast_strides(shapes[node.second], self.strides[node.second])
-            operation.batch = shapes[node.output][0]
             return operation
         assert node.constant is not None
         channels = node.constant.shape[1]
@@ -208,6 +213,12 @@ class OperationBuilder:
         params.constant = self._keep(stored)
         n, c, h, w = node.constant.shape
         params.second_strides[:] = broadcast_strides((n, c, h, w), stored.shape[3])
+        return operation
+
+    def _matrix_product(self, node: MatrixProduct) -> Operation:
+        operation = self._base(Kind.MATRIX_PRODUCT, node)
+        operation.second_input, operation.second_stride = self.offsets[node.second], self.strides[node.second]
+        operation.matrix_product.transposed, operation.matrix_product.scale = node.transposed, node.scale
         return operation
 
     def _resample(self, node: Resample) -> Operation:

@@ -179,7 +179,10 @@ def kind_of(node: Node, operation: Operation | None) -> str:
 
 
 def flops_of(operation: Operation | None, node: Node) -> int:
-    """Return the floating-point operations of a convolution, two per multiply-add; 0 for other operations."""
+    """Return the floating-point operations of a convolution or matrix product, two per multiply-add; else 0."""
+    if operation is not None and operation.kind == Kind.MATRIX_PRODUCT:
+        rows = operation.batch * operation.out_height * operation.out_width
+        return int(2 * rows * operation.in_channels * operation.out_channels)
     if operation is None or operation.kind not in (1, 2):
         return 0
     pixels = operation.batch * operation.out_height * operation.out_width
