@@ -245,3 +245,19 @@ def test_the_report_says_what_was_gained_and_lost() -> None:
     assert report.to_dict()["agreement"] == report.agreement
     assert len(report.layers) == 20
     assert all(0 <= layer.error < 0.01 for layer in report.layers)
+
+
+def test_fewer_than_eight_images_are_refused() -> None:
+    with pytest.raises(SeparableError, match="7 calibration images: at least 8 are needed"):
+        quantize(nn.Sequential(nn.Conv2d(3, 4, 3)), images(7))
+    assert quantize(nn.Sequential(nn.Conv2d(3, 4, 3)), images(8)).report.held_out_images == 2
+
+
+def test_a_constant_channel_is_represented() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = 0, 3.0
+    quantized = quantize(model, images())
+    assert quantized.report.output_error < 0.01
+    assert torch.equal(ts.compile(quantized.model, images(2))(images(2)), quantized.model(images(2)))

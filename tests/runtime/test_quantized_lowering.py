@@ -262,6 +262,8 @@ def test_what_matches_no_pattern_runs_dequantized_and_says_why(name: str) -> Non
     program = read_quantized(model, x)
     (said,) = program.unquantized.values()
     assert reason in said
+    (named,) = ts.compile(model, x).fallbacks
+    assert said in named or "no kernel" in named
     with torch.no_grad():
         torch.testing.assert_close(run_program(program, x), model(x), atol=0.021, rtol=1e-4)
 

@@ -138,10 +138,10 @@ def quantize(
         An object with ``.model``, whose calls compute what int8 kernels compute, bit for bit, and ``.report``.
 
     Raises:
-        SeparableError: the network cannot be captured or has no layer to quantize, the images, the weights or (naming
-            the layer) an activation contain NaN or infinity.
+        SeparableError: the network cannot be captured or has no layer to quantize, there are fewer than 8 images or
+            they are all equal, or the images, the weights or (naming the layer) an activation contain NaN or infinity.
         SeparableValueError: ``exclude`` matches no layer, ``float_macs`` is out of range, the images are not tensors
-            (N, C, H, W), or fewer than four.
+            (N, C, H, W).
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 10), nn.Flatten())

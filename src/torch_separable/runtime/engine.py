@@ -188,9 +188,16 @@ class CompiledModel:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """What PyTorch runs, and why, in the plan that was prepared first."""
-        calls = [node for node in next(iter(self._programs.values())).nodes if isinstance(node, TorchCall)]
-        return tuple(f"{call.name}: {call.function} ({call.reason})" for call in calls)
+        """What PyTorch runs, and what a quantized network computes in float32, and why, in the first plan."""
+        program = next(iter(self._programs.values()))
+        calls = {node.name: node for node in program.nodes if isinstance(node, TorchCall)}
+        by_pytorch = [f"{name}: {call.function} ({call.reason})" for name, call in calls.items()]
+        in_float32 = [
+            f"{program.layers.get(name) or name}: float32 ({reason})"
+            for name, reason in program.unquantized.items()
+            if name not in calls
+        ]
+        return (*by_pytorch, *in_float32)
 
     def program(self, x: Tensor) -> Program:
         """Return what was read from the network for inputs of this shape; it is prepared where it was not."""
