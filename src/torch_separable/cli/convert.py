@@ -120,8 +120,9 @@ def convert(
     from torch_separable.data import Preparation, load_data, split_names
     from torch_separable.distillation import evaluate as evaluate_network
     from torch_separable.mixed_precision import convert as convert_network
-    from torch_separable.mixed_precision.composition import is_quantized, quantization_of
+    from torch_separable.mixed_precision.composition import quantization_of
     from torch_separable.models.registry import Network
+    from torch_separable.quantization import QuantizedNetwork
 
     if (output / run_directory.WEIGHTS).exists() and not force:
         raise SeparableError(f"{output} already contains a converted network: choose another folder or give --force")
@@ -171,9 +172,7 @@ def convert(
         else [evaluate_network(one, held_out, progress=progress) for one in (network, conversion.model)]
     )
     before, after = (None if evaluation is None else evaluation.to_dict() for evaluation in evaluations)
-    quantized = is_quantized(conversion)
-    # Layers of a quantized network are no modules, so they are not compared one by one.
-    compared = None if quantized else compare_networks(network, conversion.model, sample[:_TIMED_IMAGES])
+    quantized = conversion.model if isinstance(conversion.model, QuantizedNetwork) else None
     trained = ", reconstructed" if conversion.report.reconstructed else ""
     settings = {
         "weights": None if weights is None else str(weights),
@@ -207,12 +206,13 @@ def convert(
     titles = ["dense", f"converted by {_METHODS[conversion.plan.method]}{trained}"]
     latency = conversion.plan.latency
     common: dict[str, Any] = {"command": run_directory.command_line(), "preparation": Preparation.of(source)}
-    if compared is None:
+    if quantized is not None:
         results |= {"kind": "quantize", "title": f"{results['title']} and quantized", **quantization_of(conversion)}
         pairs = zip(conversion.report.macs, conversion.report.parameters, (before, after), titles, strict=True)
         results["steps"] = [step(title, macs, parameters, None, done) for macs, parameters, done, title in pairs]
-        write_quantized(output, conversion.model, settings, results, plan=conversion.plan, **common)
-    else:
+        write_quantized(output, quantized, settings, results, plan=conversion.plan, **common)
+    else:  # layers of a quantized network are no modules, so only these are compared one by one
+        compared = compare_networks(network, conversion.model, sample[:_TIMED_IMAGES])
         results["steps"] = [compared.step(titles[0], 0, before), compared.step(titles[1], 1, after)]
         results |= {"milliseconds": compared.times(), "layers": compared.layer_rows()}
         made_of = Network(model, arguments, source.image_shape)
@@ -229,7 +229,7 @@ def convert(
     print(f"written to {output}")
     if stale:
         print(f"left over from an earlier conversion: {', '.join(stale)}")
-    if not quantized:
+    if quantized is None:
         print(page_of(output))
 
 

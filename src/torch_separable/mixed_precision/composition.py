@@ -57,11 +57,6 @@ class MixedConversion(Conversion):
         return f"{super().__repr__()[:-1]}, {named})"
 
 
-def is_quantized(done: Conversion) -> bool:
-    """Return whether layers of a converted network are in int8."""
-    return isinstance(done, MixedConversion) and done.quantization is not None
-
-
 def quantization_of(done: Conversion) -> dict[str, Any]:
     """Return the report of the quantization as a part of a run's results; empty where no layer is in int8."""
     report = done.quantization if isinstance(done, MixedConversion) else None
