@@ -91,7 +91,7 @@ def export(
     suffixes = {form: suffix for suffix, form in SUFFIXES.items()}
     if to not in suffixes:
         raise SeparableValueError(f"--to {to}: must be one of {', '.join(suffixes)}")
-    sizes = None if batch is None else whole_numbers("--batch", batch)
+    sizes = None if batch is None else (0,) if batch == "0" else whole_numbers("--batch", batch)
     if sizes is not None and to != "native" and len(sizes) > 1:
         raise SeparableValueError(f"--batch {batch}: only native files have several batch sizes")
     native = None

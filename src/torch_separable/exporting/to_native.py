@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_separable._system.locking import sole_writer
+from torch_separable.errors import SeparableValueError
 from torch_separable.exporting.result import Exported
 from torch_separable.runtime.engine import compile as compile_network
 from torch_separable.runtime.saving.network_file import Details, save_network
@@ -60,7 +61,9 @@ def to_native(
         tolerance: largest difference from PyTorch, relative to the largest output, of float32 networks. Those in
             bfloat16 or int8 differ by their precision, which is reported.
     """
-    sizes = (batch,) if isinstance(batch, int) else tuple(batch or (1,))
+    sizes = (1,) if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
+    if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
+        raise SeparableValueError(f"batch={batch!r}: must be one or several whole numbers, at least 1")
     compiled = compile_network(network, torch.zeros(sizes[0], *shape), dtype=options.dtype)
     exact = options.dtype == torch.float32 and not any(p.quantized for p in compiled._programs.values())
     with sole_writer(path.parent, wait=_LOCK_TIMEOUT, leftovers_of=path.name):
