@@ -209,6 +209,7 @@ CHOICES = [
     ("evaluate converted --data digits", "which would have to be imported: if you trust it", f"give --model {SMALL}"),
     (f"evaluate gone --model {SMALL} --data digits", f"gone is not a folder, but --model {SMALL}", ""),
     ("evaluate gone --data digits", "there is no network gone", ""),
+    ("evaluate runs/gone --data digits", "there is no folder runs/gone", "a folder written by convert"),
     ("explain --in 4 --out 8 --groups 3 --input 3,3", "groups=3 does not divide in_channels=4", "multiples of groups"),
     (f"{EXPLAIN} --kernel 0", "--kernel 0", ""),
     (f"{EXPLAIN} --kernel 7 --padding 0", "smaller than the kernel", ""),

@@ -155,3 +155,32 @@ def test_integer_inputs_are_counted_with_dtype(separable: Callable[..., Any]) ->
     refused = separable("summary", "networks_for_cli:words", "--input", "7", "--dtype", "word")
     assert refused.code == 2
     assert "--dtype word" in refused.err
+
+
+def test_all_networks_of_a_family_are_proposed(separable: Callable[..., Any]) -> None:
+    outcome = separable("summary", "resnet", "--input", "3,32,32")
+    assert "did you mean resnet18, resnet34, resnet50, resnet20, resnet32, resnet44 or resnet56?" in outcome.err
+
+
+def test_budget_that_the_dense_network_meets_is_named(separable: Callable[..., Any]) -> None:
+    outcome = separable(*shlex.split(f"{CONVERT} --budget macs=1 --images 64 -o met"))
+    assert outcome.code == 0
+    assert (
+        "separable: warning: the dense network already meets Budget(macs=1.0): no layer is converted\n" in outcome.err
+    )
+    assert "0 converted, 2 kept dense" in outcome.out
+
+
+def test_place_that_cannot_be_written_is_not_called_busy(separable: Callable[..., Any]) -> None:
+    outcome = separable("export", "converted", "--model", SMALL, "--to", "pt2", "-o", "/proc/x.pt2")
+    assert outcome.code == 2
+    assert "cannot write into /proc" in outcome.err
+
+
+@pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
+def test_explain_says_what_of_grouped_layers_it_does_not_show(order: Any) -> None:
+    layer = ts.nn.DepthwiseSeparableConv2d(4, 8, 3, groups=2, padding=1, order=order)
+    with pytest.raises(ts.SeparableError, match="groups=1"):
+        ts.explain(layer, (3, 3))
+    with pytest.raises(ts.SeparableError, match="pointwise convolution of an explained layer has one group"):
+        ts.explain(in_channels=4, out_channels=8, kernel_size=3, groups=2, order=order, input_shape=(3, 3))

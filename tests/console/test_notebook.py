@@ -46,7 +46,9 @@ def conversion() -> ts.Conversion:
     return ts.convert(nn.Sequential(layers), torch.randn(32, 3, 10, 10), rank=1)
 
 
-EXPORTED = Exported(Path("<b>.onnx"), "onnx", 1_234, (3, 8, 8), None, 18, {"Conv": 4}, 2, True, 3.0, {"ONNX": 1e-6})
+EXPORTED = Exported(
+    Path("<b>.onnx"), "onnx", 1_234, (3, 8, 8), None, 18, {"Conv": 4}, 2, True, 3.0, {"ONNX": 1e-6}, ("logits",)
+)
 BENCHMARK = Benchmark(
     ATTACK,
     (3, 8, 8),

@@ -306,7 +306,7 @@ def test_layer_without_a_cheaper_factorisation_is_kept_with_a_reason(images: Ten
     statistics = calibrate(net, images[:, :2])
     for share, reasons in (
         (0.9, {"0": "no factorisation has fewer MACs"}),
-        (1.0, {"1": "dense is best within the budget"}),
+        (1.0, {"1": "the dense network meets the budget"}),
     ):
         chosen = plan(net, statistics, budget=Budget(macs=share))
         kept = {layer.name: layer.reason for layer in chosen.layers if layer.order is None}

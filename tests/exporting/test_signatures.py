@@ -12,6 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from torch_separable import export
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.exporting.capture import Ready
+from torch_separable.exporting.comparison import compare_outputs
 
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -91,3 +93,56 @@ def test_network_of_a_fixed_image_size_is_not_exported_for_a_dynamic_one(tmp_pat
         export(fixed, tmp_path / "a.pt2", images=IMAGES, dynamic_size=True)
     with pytest.raises(SeparableValueError, match="dynamic_size"):
         export(fixed, tmp_path / "a.pte", images=IMAGES, dynamic_size=True)
+
+
+class Heads(nn.Module):
+    """Two outputs for each image, in the container that ``pack`` makes."""
+
+    def __init__(self, pack: Any) -> None:
+        super().__init__()
+        self.features, self.head, self.box = base()[:5], nn.Linear(32, 5), nn.Linear(32, 4)
+        self.pack = pack
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.features(x)
+        return self.pack(self.head(features), 1000 * self.box(features))
+
+
+CONTAINERS = {
+    "tuple": (lambda a, b: (a, b), ("output_0", "output_1")),
+    "list": (lambda a, b: [a, b], ("output_0", "output_1")),
+    "mapping": (lambda a, b: {"cls": a, "more": {"box": b}}, ("cls", "more_box")),
+}
+
+
+@pytest.mark.parametrize(
+    ("container", "suffix", "batch"), [("tuple", "onnx", None), ("list", "pt2", None), ("mapping", "onnx", 4)]
+)
+def test_all_tensors_of_an_output_are_exported(tmp_path: Path, container: str, suffix: str, batch: int | None) -> None:
+    pack, names = CONTAINERS[container]
+    network, path = Heads(pack).eval(), tmp_path / f"a.{suffix}"
+    made = export(network, path, images=IMAGES, batch=batch)
+    assert made.outputs == names
+    assert ", ".join(names) in str(made)
+    with torch.no_grad():
+        expected = (network.head(network.features(IMAGES[:4])), 1000 * network.box(network.features(IMAGES[:4])))
+    if suffix == "pt2":
+        found = torch.export.load(path).module()(IMAGES[:4])
+    else:
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+        assert tuple(output.name for output in session.get_outputs()) == names
+        found = [torch.from_numpy(output) for output in session.run(None, {"images": IMAGES[:4].numpy()})]
+    for ours, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_each_output_is_compared_at_its_own_scale() -> None:
+    ready = Ready(lambda x: (x, 1000 * x), ("small", "large"))  # type: ignore[arg-type]
+    found = compare_outputs("a runtime", lambda x: (x + 0.05, 1000 * x + 0.05), ready, [IMAGES])
+    assert [each.exceeds(1e-4) for each in found] == [True, False]
+    assert "output small differs" in found[0].describe("a runtime", 1e-4)
+
+
+def test_output_without_a_tensor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SeparableError, match="returns dict, which holds no tensor"):
+        export(Heads(lambda a, b: {"shape": a.shape}).eval(), tmp_path / "a.pt2", images=IMAGES)

@@ -26,17 +26,33 @@ def logits_of(output: object) -> Tensor:
         >>> logits_of({"logits": torch.zeros(2, 10), "boxes": torch.zeros(2, 4)}).shape
         torch.Size([2, 10])
     """
-    if isinstance(output, Tensor):
-        return output
-    found = getattr(output, "logits", None)
-    if found is None and isinstance(output, Mapping):
-        found = output.get("logits", output.get("out"))
-    if not isinstance(found, Tensor):
+    found = _logits(output)
+    if found is None:
         raise SeparableError(
             f"the network returned {type(output).__name__}, which holds no logits: expected a tensor, or an object "
             "with `.logits`; wrap the network in a module that returns the tensor"
         )
     return found
+
+
+def holds_logits(output: object) -> bool:
+    """Whether `logits_of` finds a tensor.
+
+    Example:
+        >>> import torch
+        >>> holds_logits((torch.zeros(2, 10), torch.zeros(2, 4)))
+        False
+    """
+    return _logits(output) is not None
+
+
+def _logits(output: object) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, Mapping):
+        found = output.get("logits", output.get("out"))
+    return found if isinstance(found, Tensor) else None
 
 
 def predictions(logits: Tensor) -> Tensor:

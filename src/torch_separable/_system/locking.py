@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +53,8 @@ def sole_writer(folder: str | Path, *, wait: float = 0.2, leftovers_of: str | No
     lock = FileLock(place / LOCK, is_singleton=True)
     try:
         place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass  # FileLock would wait where it cannot create its file, such as in /proc
         lock.acquire(timeout=wait, poll_interval=0.02)
     except Timeout as error:
         raise SeparableError(

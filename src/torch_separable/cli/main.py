@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -38,7 +39,9 @@ class _Boundary(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         stdout = sys.stdout
         try:
-            result = super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning  # type: ignore[assignment]
+                result = super().invoke(ctx)
             stdout.flush()  # raise BrokenPipeError here, not during interpreter shutdown
             return result
         except KeyboardInterrupt as interrupt:
@@ -65,6 +68,11 @@ class _Boundary(TyperGroup):
             raise typer.Exit(BUG) from error
         finally:
             sys.stdout = stdout
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """Print a warning as one line; the place in the code that Python prints tells a user of the command nothing."""
+    _say(f"warning: {message}")
 
 
 def _say(*messages: str) -> None:

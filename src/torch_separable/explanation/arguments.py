@@ -272,8 +272,8 @@ def _from_arguments(input_shape: Sequence[int] | None, given: ConvArguments) -> 
         return Subject((stage,))
     if spec.groups > 1:
         raise SeparableValueError(
-            f"groups={spec.groups} with order={given['order']!r}: "
-            "a depthwise separable convolution determines its groups itself; omit groups"
+            f"groups={spec.groups} with order={given['order']!r}: the pointwise convolution of an explained layer has "
+            "one group. Explain its two convolutions one by one, or count the layer with summary"
         )
     order = _order(given["order"])
     return Subject(separable_stages(stage, order, given.get("depth_multiplier", 1)), order)

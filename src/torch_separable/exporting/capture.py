@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from torch_separable._network.all_outputs import tensors_in
 from torch_separable._network.copying import copied
-from torch_separable._network.outputs import logits_of
+from torch_separable._network.outputs import holds_logits, logits_of
 from torch_separable._network.weights import refresh_weights
 from torch_separable.errors import SeparableError
 from torch_separable.exporting.fold import fold_batch_norms
 from torch_separable.runtime.modules import unfuse_modules
 
+LOGITS = "logits"  # name of an output that is a tensor itself
 # Batch sizes that are tried after the network has failed on another, to say which it accepts.
 _BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+class Tensors(nn.Module):
+    """A network wrapped to take only images and return the tensors in its output, as a tuple."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images (N, C, H, W) to the tensors, in the order of their names."""
+        return tuple(tensor for _, tensor in tensors_in(self.model(images)))
 
 
 class Logits(nn.Module):
@@ -34,8 +50,30 @@ class Logits(nn.Module):
         return logits_of(self.model(images))
 
 
-def prepared(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> nn.Module:
-    """Return a copy of a network for export: on the CPU, in evaluation mode and float32, from one tensor to one tensor.
+@dataclass(frozen=True)
+class Ready:
+    """A network ready for export.
+
+    Attributes:
+        network: maps images to one tensor, or to a tuple of tensors.
+        outputs: names of the tensors.
+    """
+
+    network: nn.Module
+    outputs: tuple[str, ...]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors of a copy of the images, which the network may modify in place."""
+        with torch.no_grad():
+            output = self.network(images.clone())
+        return (output,) if isinstance(output, Tensor) else output
+
+
+def prepared(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> Ready:
+    """Return a copy of a network for export: on the CPU, in evaluation mode and float32, with one tensor as input.
+
+    Its output is a tensor if the network returns one, or something that holds logits. Otherwise it returns all
+    tensors in the network's output.
 
     Wrappers of ``torch.compile`` and ``nn.DataParallel`` are removed, and layers of `fuse_modules` replaced by ordinary
     ones, because their operator exists only in this package.
@@ -62,7 +100,16 @@ def prepared(model: nn.Module, input_shape: Sequence[int], batch: int | None) ->
             f"{type(model).__name__} does not take images of shape {tuple(example.shape)}: {_first_line(error)}{remedy}"
         ) from error
     if isinstance(output, Tensor):
-        return ready if _takes_one_argument(ready) else Logits(ready)
+        return Ready(ready if _takes_one_argument(ready) else Logits(ready), (LOGITS,))
+    if not holds_logits(output):
+        names = tuple(_identifier(name) for name, _ in tensors_in(output))
+        if not names or len(set(names)) < len(names):
+            found = "no tensor" if not names else f"several tensors with the same name ({', '.join(names)})"
+            raise SeparableError(
+                f"{type(model).__name__} returns {type(output).__name__}, which holds {found}: wrap it in a module "
+                "that returns tensors, a list of tensors or a mapping from names to tensors"
+            )
+        return Ready(Tensors(ready), names)
     logits = logits_of(output)
     others = (
         [name for name, value in dict(output).items() if value is not logits] if isinstance(output, Mapping) else []
@@ -72,7 +119,13 @@ def prepared(model: nn.Module, input_shape: Sequence[int], batch: int | None) ->
             f"{type(model).__name__} returns {', '.join(others)} besides its logits: only the logits are exported",
             stacklevel=3,
         )
-    return Logits(ready)
+    return Ready(Logits(ready), (LOGITS,))
+
+
+def _identifier(name: str) -> str:
+    """Return the name of an output as files may hold it: keys and indices are joined by underscores."""
+    joined = re.sub(r"\W", "_", name)
+    return f"output_{joined}" if joined[:1].isdigit() else joined
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -106,7 +159,7 @@ def capture(
     """Capture a network with ``torch.export``, and fold batch norms into convolutions.
 
     Args:
-        model: the result of `prepared`.
+        model: the network of `prepared`.
         input_shape: shape of one image, (C, H, W).
         batch: batch size; ``None`` for a dynamic one.
         dynamic_size: whether the sizes of the image, all dimensions but batch and channels, are dynamic.
@@ -114,7 +167,7 @@ def capture(
     Raises:
         SeparableError: the network cannot be captured, or only for a fixed batch size or image size.
     """
-    name = type(model.model if isinstance(model, Logits) else model).__name__
+    name = type(model.model if isinstance(model, Logits | Tensors) else model).__name__
     example = torch.zeros(2 if batch is None else batch, *input_shape)
     dynamic: dict[int, Any] = {0: Dim("batch", min=1)} if batch is None else {}
     if dynamic_size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +18,8 @@ from torch_separable._system.locking import sole_writer
 from torch_separable.conversion import Conversion
 from torch_separable.errors import SeparableError, SeparableValueError
 from torch_separable.exporting import to_executorch, to_native, to_onnx, to_pt2
-from torch_separable.exporting.capture import capture, prepared
+from torch_separable.exporting.capture import Ready, capture, prepared
+from torch_separable.exporting.comparison import compare_outputs, runner
 from torch_separable.exporting.qdq import is_quantized
 from torch_separable.exporting.result import Exported, Format
 from torch_separable.models.registry import built_by
@@ -54,6 +55,9 @@ def export(
 
     A quantized network becomes a graph with quantize and dequantize operators (QDQ), which other runtimes fuse into
     int8 kernels of their own. Single values then differ by one quantum, so outputs may differ by 5 %.
+
+    If the network returns a tuple, a list, a mapping or a dataclass, all tensors in it become outputs of the file, in
+    order. Of an output with ``logits``, only these are exported.
 
     Args:
         model: any network; it is exported in evaluation mode and float32, or as `quantize` made it.
@@ -110,7 +114,7 @@ def export(
     ready = prepared(network, shape, batch)
     if dynamic_size:
         _check_sizes(ready, shape, batch, type(network).__name__)
-    program = capture(ready, shape, batch, dynamic_size=dynamic_size)
+    program = capture(ready.network, shape, batch, dynamic_size=dynamic_size)
     _check_operators(program, path)
     quantized = is_quantized(program.graph)
     if quantized and form == "executorch":
@@ -120,7 +124,7 @@ def export(
         )
     if form == "onnx":
         opset = opset or to_onnx.OPSET
-        content = to_onnx.to_onnx(program, opset, _axes(shape, batch, dynamic_size))
+        content = to_onnx.to_onnx(program, opset, _axes(shape, batch, dynamic_size), ready.outputs)
         operators, runtimes = to_onnx.operators(content), to_onnx.runtimes(content, quantized=quantized)
     elif form == "pt2":
         content = to_pt2.to_pt2(program)
@@ -134,34 +138,27 @@ def export(
         torch.randn(_NOISE_IMAGES, *shape, generator=torch.Generator().manual_seed(0)) if images is None else images
     )
     batches = _batches(compared.detach().cpu().float(), batch)
-    with torch.no_grad():
-        expected = torch.cat([ready(one.clone()) for one in batches])  # a network may modify its input in place
-    largest = float(expected.abs().max())
-    parity = {name: _difference(name, run, batches, expected) for name, run in runtimes.items()}
-    if dynamic_size:
-        others = [_resized(one) for one in batches]
-        with torch.no_grad():
-            resized = torch.cat([ready(one.clone()) for one in others])
-        parity = {name: max(parity[name], _difference(name, run, others, resized)) for name, run in runtimes.items()}
-    allowed = TOLERANCE[form] * max(1.0, largest)
+    limits = [TOLERANCE[form]] * len(ready.outputs)
     if quantized:
         # PyTorch's own float32 arithmetic on the same graph shows how much the network amplifies single quanta.
-        simulated = _difference("PyTorch", program.module(check_guards=False), batches, expected)
-        allowed = max(QUANTIZED_TOLERANCE * max(1.0, largest), _TIMES_SIMULATED * simulated)
-    for name, difference in parity.items():
-        if difference <= allowed:
+        simulated = compare_outputs("PyTorch", runner(program.module(check_guards=False)), ready, batches)
+        limits = [max(QUANTIZED_TOLERANCE, _TIMES_SIMULATED * each.relative) for each in simulated]
+    batches += [_resized(one) for one in batches] if dynamic_size else []
+    differences = {name: compare_outputs(name, run, ready, batches) for name, run in runtimes.items()}
+    for name, of_outputs in differences.items():
+        compared_with = zip(of_outputs, limits, strict=True)
+        reason = next((each.describe(name, limit) for each, limit in compared_with if each.exceeds(limit)), None)
+        if reason is None:
             continue
-        reason = (
-            f"in {name} its outputs differ from the network's by {difference:.1e}; at most {allowed:.1e} is allowed "
-            f"for outputs up to {largest:.1f}"
-        )
         if not name.startswith(to_onnx.SECOND_RUNTIME):
             raise SeparableError(f"{path} is not written: {reason}")
         warnings.warn(f"{path}: {reason}. It is written, because ONNX Runtime agrees with the network", stacklevel=3)
+    largest = max(each.largest for each in next(iter(differences.values())))
+    parity = {name: max(each.difference for each in of_outputs) for name, of_outputs in differences.items()}
     with sole_writer(path.parent, wait=_LOCK_TIMEOUT, leftovers_of=path.name), replacing(path) as aside:
         aside.write_bytes(content)
     return Exported(
-        path, form, len(content), shape, batch, opset, operators, len(compared), real, largest, parity
+        path, form, len(content), shape, batch, opset, operators, len(compared), real, largest, parity, ready.outputs
     )  # fmt: skip
 
 
@@ -223,12 +220,11 @@ def _check_operators(program: ExportedProgram, path: Path) -> None:
             )
 
 
-def _check_sizes(ready: nn.Module, shape: tuple[int, ...], batch: int | None, name: str) -> None:
+def _check_sizes(ready: Ready, shape: tuple[int, ...], batch: int | None, name: str) -> None:
     """Require that the network runs on another size: ``torch.export`` may defer the failure to the file's user."""
     example = _resized(torch.zeros(batch or 2, *shape))
     try:
-        with torch.no_grad():
-            ready(example)
+        ready(example)
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SeparableError(
@@ -249,16 +245,3 @@ def _batches(images: Tensor, batch: int | None) -> list[Tensor]:
         return [images[:1], *images[1:].split(_COMPARED_BATCH)] if len(images) > 1 else [images]
     whole = torch.arange(-(-len(images) // batch) * batch) % len(images)
     return list(images[whole].split(batch))
-
-
-def _difference(name: str, run: Callable[[Tensor], Tensor], batches: list[Tensor], expected: Tensor) -> float:
-    try:
-        with torch.no_grad():
-            outputs = torch.cat([run(one.clone()) for one in batches])
-    except Exception as error:
-        raise SeparableError(f"{name} cannot run what was exported: {error}") from error
-    if outputs.shape != expected.shape:
-        raise SeparableError(
-            f"the outputs of {name} have shape {tuple(outputs.shape)}, the network's {tuple(expected.shape)}"
-        )
-    return float((outputs - expected).abs().max())

@@ -34,6 +34,7 @@ class Exported:
         real: whether the caller gave these images; otherwise they are noise.
         largest: largest absolute value of the network's outputs.
         parity: largest absolute difference of the outputs, by runtime.
+        outputs: names of the outputs, in the order in which the file returns them.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Exported:
     real: bool
     largest: float
     parity: dict[str, float]
+    outputs: tuple[str, ...] = ("logits",)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -77,6 +79,7 @@ class Exported:
         return [
             ("format", self.format + (f", opset {self.opset}" if self.opset else "")),
             ("input", "x".join(map(str, (batch, *self.input_shape)))),
+            *([("outputs", ", ".join(self.outputs))] if len(self.outputs) > 1 else []),
             ("size", f"{self.bytes:,} bytes"),
             ("operators", ", ".join(f"{name} {count}" for name, count in self.operators.items())),
             *((runtime, f"differs by at most {most:.1e} {agreement}") for runtime, most in self.parity.items()),

@@ -37,7 +37,7 @@ def to_executorch(program: ExportedProgram) -> tuple[bytes, dict[str, int]]:
     return bytes(written.buffer), {"XNNPACK": delegated, "others": others}
 
 
-def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
+def runtimes(content: bytes) -> dict[str, Callable[[Tensor], tuple[Tensor, ...]]]:
     """Load the file into ExecuTorch's Python runtime."""
     with quiet():
         runtime = optional("executorch.runtime", "executorch")
@@ -45,8 +45,8 @@ def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
         program = runtime.Runtime.get().load_program(content)
         method = program.load_method("forward")
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> tuple[Tensor, ...]:
         outputs: list[Tensor] = method.execute([images.contiguous()])
-        return outputs[0].clone()
+        return tuple(output.clone() for output in outputs)
 
     return {"ExecuTorch": run}

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,18 +22,19 @@ from torch_separable.exporting.qdq import is_quantized, with_integer_biases
 
 OPSET = 18
 OPSETS = range(18, 24)
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
 SECOND_RUNTIME = "OpenVINO"  # where it disagrees, a warning says so; ONNX Runtime's outputs decide
 IN_FLOAT32 = "OpenVINO, float32 kernels"
 
 
-def to_onnx(program: ExportedProgram, opset: int, axes: Mapping[int, str]) -> bytes:
+def to_onnx(program: ExportedProgram, opset: int, axes: Mapping[int, str], outputs: Sequence[str]) -> bytes:
     """Return the content of the file.
 
     Args:
         program: the result of `capture`.
         opset: version of ONNX operators.
         axes: names of the input's dynamic dimensions.
+        outputs: names of the outputs.
 
     Raises:
         SeparableError: an operator has no counterpart in ONNX, or the file would exceed 2 GB.
@@ -47,7 +48,7 @@ def to_onnx(program: ExportedProgram, opset: int, axes: Mapping[int, str]) -> by
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(outputs),
                 dynamic_shapes=(dict(axes),) if axes else None,  # names the dimensions
                 verbose=False,
             )
@@ -86,7 +87,7 @@ def operators(content: bytes) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node).most_common())
 
 
-def runtimes(content: bytes, *, quantized: bool = False) -> dict[str, Callable[[Tensor], Tensor]]:
+def runtimes(content: bytes, *, quantized: bool = False) -> dict[str, Callable[[Tensor], tuple[Tensor, ...]]]:
     """Load the file into the installed runtimes.
 
     Args:
@@ -107,8 +108,8 @@ def runtimes(content: bytes, *, quantized: bool = False) -> dict[str, Callable[[
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise SeparableError(f"ONNX Runtime {ort.__version__} cannot load the file: {error}") from error
-    found: dict[str, Callable[[Tensor], Tensor]] = {
-        "ONNX Runtime": lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+    found: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+        "ONNX Runtime": lambda images: tuple(map(torch.as_tensor, session.run(None, {INPUT: images.numpy()})))
     }
     if importlib.util.find_spec("openvino") is None:
         return found
@@ -130,5 +131,5 @@ def runtimes(content: bytes, *, quantized: bool = False) -> dict[str, Callable[[
     return found
 
 
-def _run_openvino(compiled: Any, images: Tensor) -> Tensor:
-    return torch.from_numpy(compiled(images.numpy())[0].copy())
+def _run_openvino(compiled: Any, images: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.as_tensor(output.copy()) for output in compiled(images.numpy()).values())

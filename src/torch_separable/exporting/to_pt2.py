@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from torch_separable.exporting.comparison import runner
+
 
 def to_pt2(program: ExportedProgram) -> bytes:
     """Return the content of the file."""
@@ -26,8 +28,8 @@ def operators(program: ExportedProgram) -> dict[str, int]:
     return dict(Counter(str(node.target) for node in calls).most_common())
 
 
-def runtimes(content: bytes) -> dict[str, Callable[[Tensor], Tensor]]:
+def runtimes(content: bytes) -> dict[str, Callable[[Tensor], tuple[Tensor, ...]]]:
     """Load the file with ``torch.export.load``."""
     with warnings.catch_warnings(action="ignore"):
         module = torch.export.load(io.BytesIO(content)).module()
-    return {"torch.export": module}
+    return {"torch.export": runner(module)}

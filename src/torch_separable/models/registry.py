@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -292,6 +293,14 @@ def build_network(network: Network) -> nn.Module:
     return built
 
 
+def _suggestion(model: str) -> str:
+    """Name the networks that may be meant: all whose names begin like this, else the most similar ones, else all."""
+    near = [name for name in NETWORKS if name.startswith(model)] or difflib.get_close_matches(model, NETWORKS, n=3)
+    if not near:
+        return f"known networks are {', '.join(NETWORKS)}."
+    return f"did you mean {' or '.join(filter(None, (', '.join(near[:-1]), near[-1])))}?"
+
+
 def find_function(model: str) -> Callable[..., Any]:
     """Import a function by its name.
 
@@ -302,9 +311,13 @@ def find_function(model: str) -> Callable[..., Any]:
     if not colon:
         if model in NETWORKS:
             return NETWORKS[model]
-        near = difflib.get_close_matches(model, NETWORKS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known networks are {', '.join(NETWORKS)}."
-        raise SeparableError(f"there is no network {model}: {hint} Name your own as package.module:function")
+        if "/" in model or os.sep in model:
+            raise SeparableError(
+                f"there is no folder {model}: give a folder written by convert, or the name of a network"
+            )
+        raise SeparableError(
+            f"there is no network {model}: {_suggestion(model)} Name your own as package.module:function"
+        )
     if not all(part.isidentifier() for part in (*place.split("."), *name.split("."))):
         raise SeparableError(f"model {model} is not of the form package.module:function")
     try:

@@ -33,6 +33,11 @@ class BudgetProblem:
     available: float
     engine: Engine | None
 
+    @property
+    def met(self) -> bool:
+        """Whether the dense network meets the budget."""
+        return sum(size[0] for size in self.sizes) <= self.available
+
     def latency(self, picked: Sequence[int]) -> Latency | None:
         """Return the predicted milliseconds with option ``picked[i]`` for layer ``i`` (0: dense)."""
         if self.engine is None:

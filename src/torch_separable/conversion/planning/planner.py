@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -41,6 +42,7 @@ from torch_separable.conversion.solvers.knapsack import solve_knapsack
 from torch_separable.errors import SeparableValueError
 
 _EDITED = "edited"
+_MET = "the dense network meets the budget"
 
 
 def plan(
@@ -141,9 +143,18 @@ def make_plans(
     timed = cache(partial(time_layers, model, layers, statistics, choices))
     # Before minutes of measuring, as a budget may be out of reach.
     problems = [budget_problem(statistics, budget, choices, method, timed) for budget in budgets]
-    options, changes = measure_options(model, layers, statistics, choices, method, progress)
+    for budget, problem in zip(budgets, problems, strict=True):
+        if problem.met:
+            warnings.warn(f"the dense network already meets {budget}: no layer is converted", stacklevel=4)
+    measured = not all(problem.met for problem in problems)
+    options, changes = measure_options(model, layers, statistics, choices, method, progress) if measured else ([], [])
     result = []
     for problem in problems:
+        if problem.met:
+            dense = len(statistics.layers)
+            picked = [0] * dense
+            result.append(assemble(model, statistics, method, [None] * dense, [_MET] * dense, problem.latency(picked)))
+            continue
         picked = solve_knapsack([[0.0, *change] for change in changes], problem.sizes, problem.available)
         chosen = [None if i == 0 else of[i - 1] for i, of in zip(picked, options, strict=True)]
         reasons = [
