@@ -145,8 +145,9 @@ def test_file_with_other_outputs_is_not_kept(
     module = getattr(exporter, runner)
     runtimes = module.runtimes
 
-    def slightly_off(content: bytes) -> Any:
-        return {key: lambda images, run=run: (run(images)[0] + 2e-4,) for key, run in runtimes(content).items()}
+    def slightly_off(content: bytes, **settings: bool) -> Any:
+        found = runtimes(content, **settings)
+        return {key: lambda images, run=run: (run(images)[0] + 2e-4,) for key, run in found.items()}
 
     monkeypatch.setattr(module, "runtimes", slightly_off)
     with pytest.raises(SeparableError, match=r"a\..* is not written: .* 2\.0e-04"):

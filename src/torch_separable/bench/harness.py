@@ -19,7 +19,7 @@ from torch_separable.bench.noise import NoiseMeter
 from torch_separable.bench.worker import Worker
 from torch_separable.cost import analyze
 from torch_separable.errors import MissingExtraError, SeparableError, SeparableValueError
-from torch_separable.exporting.capture import capture, prepared
+from torch_separable.exporting.capture import LOGITS, capture, prepared_for_logits
 from torch_separable.exporting.to_onnx import OPSET, to_onnx
 from torch_separable.runtime.native.instruction_sets import chosen_set
 from torch_separable.runtime.native.library import available
@@ -262,7 +262,7 @@ def _benchmark(
     name: str, model: nn.Module, quantized: nn.Module | None, images: Tensor, engines: Sequence[str],
     threads: Sequence[int], batches: Sequence[int], rounds: int, advance: Callable[[], None],
 ) -> Benchmark:  # fmt: skip
-    ready = prepared(model, images.shape[1:], None)
+    ready = prepared_for_logits(model, images.shape[1:], None)
     macs = analyze(ready, images[:1]).macs
     usable, problems = _usable(engines, quantized is not None)
     integer = {key: engine for key, engine in usable.items() if engine.precision == "int8"}
@@ -340,7 +340,7 @@ def _file(model: nn.Module, images: Tensor, engines: dict[str, Engine]) -> tuple
     if not readers:
         return None, ""
     try:
-        return to_onnx(capture(model, images.shape[1:], len(images)), OPSET, {}), ""
+        return to_onnx(capture(model, images.shape[1:], len(images)), OPSET, {}, (LOGITS,)), ""
     except MissingExtraError as error:
         return None, f"{' and '.join(readers)} left out: {error}."
     except SeparableError as error:

@@ -122,6 +122,28 @@ def prepared(model: nn.Module, input_shape: Sequence[int], batch: int | None) ->
     return Ready(Logits(ready), (LOGITS,))
 
 
+def prepared_for_logits(model: nn.Module, input_shape: Sequence[int], batch: int | None) -> nn.Module:
+    """Return a copy of a network as `prepared` does, from one tensor to one tensor.
+
+    Raises:
+        SeparableError: as `prepared`, or it returns several tensors without logits among them.
+    """
+    ready = prepared(model, input_shape, batch)
+    if len(ready.outputs) > 1:
+        raise SeparableError(
+            f"{type(model).__name__} returns {len(ready.outputs)} tensors ({', '.join(ready.outputs)}): expected a "
+            "tensor, or an object with `.logits`. Wrap the network in a module that returns one of them"
+        )
+    if isinstance(ready.network, Tensors):
+        return nn.Sequential(ready.network, _Only())
+    return ready.network
+
+
+class _Only(nn.Module):
+    def forward(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        return outputs[0]
+
+
 def _identifier(name: str) -> str:
     """Return the name of an output as files may hold it: keys and indices are joined by underscores."""
     joined = re.sub(r"\W", "_", name)

@@ -20,7 +20,7 @@ from torch_separable._network.weights import check_weights
 from torch_separable.conversion import Conversion
 from torch_separable.conversion.calibration.images import Images, hold_out, split_batches
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.exporting.capture import capture, prepared
+from torch_separable.exporting.capture import capture, prepared_for_logits
 from torch_separable.quantization.equalize import equalize
 from torch_separable.quantization.module import QuantizedNetwork, insert_operators
 from torch_separable.quantization.roles import Role, assign_roles, layer_name, role_of
@@ -217,7 +217,7 @@ def captured(network: nn.Module, shape: Sequence[int]) -> fx.GraphModule:
     Raises:
         SeparableError: ``torch.export`` cannot capture it.
     """
-    exported = capture(prepared(network, shape, None), shape, None)
+    exported = capture(prepared_for_logits(network, shape, None), shape, None)
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         mutable = (getattr(node.target, "_schema", None) for node in exported.graph.nodes)
         if any(schema is not None and schema.is_mutable for schema in mutable):
