@@ -269,7 +269,7 @@ def _benchmark(
     floating = {key: engine for key, engine in usable.items() if key not in integer}
     networks = {"float32": ready} if floating else {}
     if quantized is not None and integer:
-        networks["int8"] = ready if quantized is model else prepared(quantized, images.shape[1:], None)
+        networks["int8"] = ready if quantized is model else prepared_for_logits(quantized, images.shape[1:], None)
     if _is_constant(ready, images):
         problems.append("The outputs hardly depend on the images, so comparing them verifies little.")
     cases = []
