@@ -63,7 +63,7 @@ def test_every_document_is_a_page_and_in_the_menu(pages: dict[str, Read]) -> Non
     }
     assert {f"{name}.html" for name in documents} | {"explorer.html"} == set(pages)
     config = tomllib.loads((WEBSITE / "zensical.toml").read_text(encoding="utf-8"))
-    menu = re.findall(r"'([\w.]+\.(?:md|html))'", str(config["project"]["nav"]))
+    menu = re.findall(r"'([\w.-]+\.(?:md|html))'", str(config["project"]["nav"]))
     assert sorted(Path(entry).stem for entry in menu) == sorted(Path(name).stem for name in pages)
 
 
