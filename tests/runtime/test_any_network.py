@@ -127,6 +127,11 @@ NETWORKS: dict[str, Made] = {
     "attention with masks": Made(
         masked, a=conv(16, 21, 4, stride=4), mask=nn.Buffer(torch.rand(16, 16).fill_diagonal_(1) > 0.5)
     ),
+    "means over channels": Made(
+        lambda s, x: s.b(x.mean(1, keepdim=True).sigmoid() * s.a(x)) + s.a(x).mean(1)[:, None],
+        a=conv(16, 24),
+        b=conv(24, 3),
+    ),
     "product with weights": Made(
         lambda s, x: s.a(x).flatten(2).transpose(1, 2) @ s.weight,
         a=conv(16, 24),

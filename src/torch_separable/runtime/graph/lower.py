@@ -269,10 +269,9 @@ class Lowering:
 
     def in_layout(self, node: Any, layout: str) -> str:
         """Name of a value that holds a node's tensor in a given layout."""
-        name, own = self.operand(node)
-        if own == layout:
-            return name
         seen = self.arrangement(node)
+        if seen.source == self.names.get(node.name, node.name) and self.layouts[seen.source] == layout:
+            return seen.source
         if layout not in seen.layouts():
             raise Unsupported("operands of different numbers of dimensions")
         return self.materialize(seen, layout, node.name)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from torch_separable.runtime.graph.arrangement import Arrangement
 from torch_separable.runtime.graph.ir import (
+    Convolution,
     Mean,
     Pool,
     Window,
@@ -22,7 +24,7 @@ aten = torch.ops.aten
 
 
 def mean_handler(lowering: Lowering, node: fx.Node) -> None:
-    """``mean`` over the pixels of an image, or over the tokens of a sequence."""
+    """``mean`` over the pixels or the channels of an image, or over the tokens of a sequence."""
     given = arguments(node, ("input", "dim", "keepdim"), {"keepdim": False})
     source, layout = lowering.operand(given["input"])
     if layout == "NLC" and [d % 3 for d in given["dim"] or ()] == [1]:
@@ -31,9 +33,27 @@ def mean_handler(lowering: Lowering, node: fx.Node) -> None:
         lowering.nodes.append(Mean(node.name, source, node.name))
         return
     source = lowering.value(given["input"])
+    if [d % 4 for d in given["dim"] or ()] == [1] and source not in lowering.vectors:
+        _mean_of_channels(lowering, node, source, bool(given["keepdim"]))
+        return
     if source in lowering.vectors or sorted(d % 4 for d in given["dim"] or ()) != [2, 3]:
-        raise Unsupported("a mean over other dimensions than height and width")
+        raise Unsupported("a mean over other dimensions than channels, or height and width")
     lowering.nodes.append(Mean(node.name, source, node.name))
+
+
+def _mean_of_channels(lowering: Lowering, node: fx.Node, source: str, keepdim: bool) -> None:
+    """A pointwise convolution with one output channel, whose weights are all 1/C."""
+    n, c, h, w = lowering.shapes[source]
+    if lowering.blocks.get(source, 1) > 1 or 0 in (n, c, h, w):
+        raise Unsupported("a mean within a separable layer, or of nothing")
+    name = node.name if keepdim else f"{node.name}.kept"
+    lowering.record(name, (n, 1, h, w), "NCHW")
+    weight = torch.full((1, c, 1, 1), 1 / c)
+    lowering.nodes.append(Convolution(name, source, name, weight, torch.zeros(1), Window()))
+    if not keepdim:
+        seen = Arrangement.stored(name, (n, 1, h, w), "NCHW").viewed((n, h, w))
+        assert seen is not None, "an image of one channel has a view without channels"
+        lowering.add_view(node, seen)
 
 
 def adaptive_average_handler(lowering: Lowering, node: fx.Node) -> None:
