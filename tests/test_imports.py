@@ -32,10 +32,15 @@ PACKAGES: dict[str, set[str]] = {
     "distillation": {"_console", "_network", "_system", "data", "nn"},
     "artifacts": {"_network", "_system", "conversion", "cost", "data", "models", "nn", "quantization"},
     "bench": {"_console", "_network", "_system", "cost", "exporting", "runtime"},
+    "pareto": {
+        *("_console", "_network", "_system", "bench", "conversion", "cost", "exporting", "mixed_precision"),
+        *("quantization", "runtime"),
+    },
     "report": {"_system", "artifacts", "conversion"},
     "cli": {
         *("_console", "_network", "_system", "artifacts", "bench", "conversion", "cost", "data", "distillation"),
-        *("explanation", "exporting", "importing", "mixed_precision", "models", "quantization", "report", "runtime"),
+        *("explanation", "exporting", "importing", "mixed_precision", "models", "pareto", "quantization", "report"),
+        "runtime",
     },
 }
 SHARED = {"errors", "_version"}

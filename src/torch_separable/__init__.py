@@ -8,6 +8,7 @@ ts.convert(model, images, budget=ts.Budget(macs=0.5)).model       # a separable 
 ts.distill(student, teacher, data)                                # regain accuracy by distillation
 ts.quantize(model, images).model                                  # int8 weights, uint8 activations, without training
 ts.compile(model, images)                                         # one native call with fused kernels
+ts.frontier(model, images)                                        # accuracy against milliseconds, peers beside it
 ts.save(model, "folder"); ts.load("folder")                       # weights and plan; loading executes nothing in it
 ts.export(model, "model.onnx", input_shape=(3, 224, 224))         # for another runtime, verified against the network
 """
@@ -25,6 +26,7 @@ from torch_separable.exporting import Exported, export
 from torch_separable.importing import import_weights
 from torch_separable.mixed_precision import MixedConversion, convert
 from torch_separable.nn import depthwise_separable_conv
+from torch_separable.pareto import Frontier, frontier
 from torch_separable.quantization import Quantized, quantize
 from torch_separable.runtime import CompiledModel, compile
 
@@ -40,6 +42,7 @@ __all__ = [
     "Conversion",
     "Explanation",
     "Exported",
+    "Frontier",
     "ImageData",
     "MissingExtraError",
     "MixedConversion",
@@ -60,6 +63,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "frontier",
     "import_weights",
     "importing",
     "load",

@@ -24,7 +24,21 @@ from torch_separable.runtime import available
 
 needs_kernels = pytest.mark.skipif(not available(), reason="this installation has no kernel library")
 
-COMMANDS = ["demo", "summary", "explain", "convert", "quantize", "distill", "evaluate", "bench", "tune", "report"]
+COMMANDS = [
+    *(
+        "demo",
+        "summary",
+        "explain",
+        "convert",
+        "quantize",
+        "distill",
+        "evaluate",
+        "bench",
+        "frontier",
+        "tune",
+        "report",
+    ),
+]
 SMALL = "networks_for_cli:small"
 CONVERT = f"convert {SMALL} --weights small.safetensors --data digits --images 64"
 

@@ -34,6 +34,7 @@ COMMANDS = (
     "distill",
     "evaluate",
     "bench",
+    "frontier",
     "tune",
     "report",
     "export",

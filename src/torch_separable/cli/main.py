@@ -23,6 +23,7 @@ from torch_separable.cli.distill import distill
 from torch_separable.cli.evaluate import evaluate
 from torch_separable.cli.explain import explain
 from torch_separable.cli.export import export
+from torch_separable.cli.frontier import frontier
 from torch_separable.cli.quantize import quantize
 from torch_separable.cli.report import report
 from torch_separable.cli.summary import summary
@@ -113,7 +114,7 @@ def _options(
     """Count, explain, convert to, and distill depthwise separable convolutions in PyTorch networks."""
 
 
-for command in (demo, summary, explain, convert, quantize, distill, evaluate, bench, tune, report, export):
+for command in (demo, summary, explain, convert, quantize, distill, evaluate, bench, frontier, tune, report, export):
     app.command()(command)
 
 
