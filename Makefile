@@ -8,7 +8,7 @@ JOBS ?= auto
 # The install builds the kernel library, so a change of its sources triggers a new install.
 NATIVE := $(wildcard native/CMakeLists.txt native/*/*.cpp native/*/*.h)
 
-.PHONY: native-checks help demo test wheel-test lint clang bench-kernels sanitize tsan arm64 bench docs clean
+.PHONY: fuzz native-checks help demo test wheel-test lint clang bench-kernels sanitize tsan arm64 bench docs clean
 
 help:
 	@echo "make demo   train, convert, distill and measure a network on handwritten digits; prints a table, writes a page"
@@ -19,6 +19,7 @@ help:
 	@echo "make native-checks  clang, arm64, sanitize and tsan: after a change of native/"
 	@echo "make tsan  run the tests of workers and callers in several threads under ThreadSanitizer"
 	@echo "make clang  run the kernels' tests with the library built by Clang"
+	@echo "make fuzz  damage network files for SECONDS (60) with the reader and the kernels under sanitizers"
 	@echo "make bench-kernels  time the kernels by shape against the measured peak (1 minute)"
 	@echo "make arm64  run the kernel tests with the ARM64 library, emulated by QEMU"
 	@echo "make bench  measure what benchmarks/results/ lacks and print all results (hours; CIFAR10=npz:FOLDER CHECKPOINTS=FOLDER)"
@@ -99,6 +100,18 @@ clang: $(VENV)/.installed-test
 	cmake --build $(CLANG) --parallel
 	TORCH_SEPARABLE_LIBRARY=$(CURDIR)/$(CLANG)/libtorch_separable.so \
 		$(BIN)/python -m pytest --numprocesses $(JOBS) $(CLANG_TESTS)
+
+# The files are written by the ordinary library for the baseline set, and damaged by native/standalone/fuzz/fuzz.cpp.
+# docs/native-format.md has the command for libFuzzer.
+FUZZ := build/fuzz
+SECONDS ?= 60
+fuzz: $(VENV)/.installed-test
+	cmake -S native -B $(FUZZ) -DTS_SANITIZE=address,undefined -DTS_ONLY=baseline -DTS_STANDALONE=ON >/dev/null
+	cmake --build $(FUZZ) --parallel --target separable
+	TORCH_SEPARABLE_ISA=baseline $(BIN)/python native/standalone/fuzz/seeds.py $(FUZZ)/seeds
+	$(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined native/standalone/fuzz/fuzz.cpp -L$(FUZZ)/standalone -lseparable \
+		-Wl,-rpath,$(CURDIR)/$(FUZZ)/standalone -o $(FUZZ)/damage
+	cd $(FUZZ) && ./damage $(SECONDS) $$$$ seeds/*.tsn
 
 bench-kernels: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/kernels.py

@@ -11,7 +11,7 @@ constexpr int64_t kMost = INT32_MAX;            // of a dimension, a stride, a n
 constexpr int64_t kMostOfWindow = 1 << 20;      // of a kernel's size, stride, padding, dilation
 constexpr int64_t kMostScratch = int64_t{1} << 31;  // bytes of a thread; networks need some hundred kilobytes
 constexpr int32_t kLastActivation = TS_SQUARE_ROOT;
-constexpr int64_t kLastOperator = TS_OP_PRELU;
+constexpr int64_t kLastOperator = TS_OP_SECOND;
 constexpr int64_t kCacheLine = 64;
 
 int64_t bytes_of(int32_t precision) { return precision == TS_FLOAT32 ? 4 : precision == TS_BFLOAT16 ? 2 : 1; }
@@ -184,6 +184,7 @@ void Check::float_operation() {
     case TS_RESAMPLE: return resample();
     case TS_STRIDED_COPY: return strided_copy();
     case TS_NORMALIZE: return normalize();
+    case TS_MATRIX_PRODUCT: return matrix_product();
     case TS_SOFTMAX: {
       const Size rows = Size(op_.batch) * op_.out_height;
       pixels("it reads", op_.input, (rows - 1) * op_.in_width + op_.out_width, op_.in_stride, op_.out_channels, each_);
@@ -340,6 +341,21 @@ void Check::strided_copy() {
   if (!own.keeps_padding) {
     pixels("it writes", op_.output, output_pixels(), op_.out_stride, op_.out_padded, each_);
   }
+}
+
+void Check::matrix_product() {
+  constexpr int64_t kRowsOfTask = 64;  // kMatrixRows of matrix_product.h
+  const Size matrices = Size(op_.batch) * op_.out_height;
+  const int64_t whole = rounded_up(op_.out_padded, lanes_);
+  pixels("it reads", op_.input, (matrices - 1) * op_.in_width + op_.out_width, op_.in_stride, op_.in_channels, each_);
+  if (op_.matrix_product.transposed) {
+    pixels("its second operand lies", op_.second_input, matrices * op_.out_channels, op_.second_stride, op_.in_channels, each_);
+    scratch(Size(op_.in_channels) * rounded_up(op_.out_channels, lanes_) * 4);
+  } else {
+    pixels("its second operand lies", op_.second_input, matrices * op_.in_channels, op_.second_stride, whole, each_);
+  }
+  pixels("it writes", op_.output, output_pixels(), op_.out_stride, whole, each_);
+  count_tasks(matrices * ((op_.out_width + kRowsOfTask - 1) / kRowsOfTask));
 }
 
 void Check::normalize() {

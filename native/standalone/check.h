@@ -92,6 +92,7 @@ class Check {
   void resample();
   void strided_copy();
   void normalize();
+  void matrix_product();
 
   void int8_operation();
   void int8_convolution();

@@ -72,7 +72,7 @@ def test_schedules_share_their_weights(saved: Path, network: nn.Module, tmp_path
 
 
 class ManyOperators(nn.Module):
-    """Groups, concatenation, resampling, norms, softmax, broadcasting, pooling and a transposed convolution."""
+    """Attention, groups, concatenation, resampling, norms, softmax, broadcasts, pooling, a transposed convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,13 @@ class ManyOperators(nn.Module):
         both = torch.cat([y, F.avg_pool2d(z, 3, 1, 1)], 1)
         image = torch.tanh(self.up(both) * self.scale)
         small = F.interpolate(image, scale_factor=0.5, mode="bilinear")
-        return {"image": image, "shares": torch.softmax(small.flatten(2).transpose(1, 2), -1)}
+        tokens = z.flatten(2).transpose(1, 2)
+        weights = torch.softmax(tokens @ tokens.transpose(1, 2) * 0.2, -1)
+        return {
+            "attention": weights @ tokens,
+            "image": image,
+            "shares": torch.softmax(small.flatten(2).transpose(1, 2), -1),
+        }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -98,15 +104,16 @@ def test_many_operators_keep_their_bits(tmp_path: Path, dtype: torch.dtype) -> N
     file = compiled.save(tmp_path / "net.tsn", targets=list(instruction_sets()))
     x = torch.randn(2, 3, 20, 28)
     for name in instruction_sets(dtype):
-        image, shares = run_file(file.path, x, name, 1)
+        attention, image, shares = run_file(file.path, x, name, 1)
         assert image.shape == (2, 16, 20, 28)
         assert shares.shape == (2, 140, 16)
         if name == compiled.kernels.name:
             expected = compiled(x)
+            assert torch.equal(attention, expected["attention"])
             assert torch.equal(image, expected["image"])
             assert torch.equal(shares, expected["shares"])
     names = [output["name"] for output in json.loads(section(file.path, "metadata"))["outputs"]]
-    assert names == ["image", "shares"]
+    assert names == ["attention", "image", "shares"]
     assert file.parity.difference < (1e-4 if dtype == torch.float32 else 0.1)
 
 

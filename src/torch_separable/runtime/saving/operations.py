@@ -19,6 +19,7 @@ _MEMBERS = {
     Kind.POOL_AVERAGE: "pool", Kind.MEAN: "", Kind.ADD: "", Kind.SCALE: "", Kind.ACTIVATE: "", Kind.COPY: "copy",
     Kind.REPAIR_NONFINITE: "repair", Kind.ELEMENTWISE: "elementwise", Kind.RESAMPLE: "resample",
     Kind.STRIDED_COPY: "strided_copy", Kind.NORMALIZE: "normalize", Kind.SOFTMAX: "",
+    Kind.MATRIX_PRODUCT: "matrix_product",
 }  # fmt: skip
 _INT8_MEMBERS = {Kind.CONVOLUTION: "int8_convolution", Kind.DEPTHWISE: "int8_depthwise"}
 
