@@ -19,7 +19,7 @@ from torch_separable.conversion import Budget, apply, calibrate
 from torch_separable.conversion.planning.planner import plans
 from torch_separable.cost import analyze
 from torch_separable.errors import MissingExtraError, SeparableError
-from torch_separable.exporting.capture import capture, prepared
+from torch_separable.exporting.capture import LOGITS, capture, prepared_for_logits
 from torch_separable.exporting.to_onnx import INPUT, OPSET, to_onnx
 from torch_separable.mixed_precision import MixedConversion, convert
 from torch_separable.mixed_precision.planning import has_bfloat16
@@ -145,13 +145,13 @@ def peers(model: nn.Module, images: Tensor, keys: Sequence[str], problems: list[
         keys: of `PEERS`.
         problems: takes a sentence for each engine that is left out.
     """
-    ready = prepared(model, images.shape[1:], None)
+    ready = prepared_for_logits(model, images.shape[1:], None)
     macs = analyze(ready, images[:1]).macs
     files: dict[tuple[str, int], bytes] = {}
 
     def file(precision: str, batch: int) -> bytes:
         if (precision, batch) not in files:
-            source = to_onnx(capture(ready, images.shape[1:], batch), OPSET, {})
+            source = to_onnx(capture(ready, images.shape[1:], batch), OPSET, {}, (LOGITS,))
             files[precision, batch] = source if precision != "int8" else quantized_file(source, images, batch)
         return files[precision, batch]
 
