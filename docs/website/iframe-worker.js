@@ -8,8 +8,8 @@ if (location.protocol === "file:") {
 
     constructor(url) {
       this.ready = this.#scope.then((scope) => {
-        // Forward messages in both directions.
-        scope.postMessage = (data) => this.onmessage?.(new MessageEvent("message", { data }));
+        // Forward messages in both directions, copied as between a page and a worker: the search changes what it receives.
+        scope.postMessage = (data) => this.onmessage?.(new MessageEvent("message", { data: structuredClone(data) }));
         const script = Object.assign(scope.document.createElement("script"), { src: new URL(url, location.href).href });
         scope.document.head.append(script);
         return new Promise((resolve) => script.addEventListener("load", () => resolve(scope)));
@@ -18,7 +18,7 @@ if (location.protocol === "file:") {
     }
 
     postMessage(data) {
-      this.ready.then((scope) => scope.dispatchEvent(new scope.MessageEvent("message", { data })));
+      this.ready.then((scope) => scope.dispatchEvent(new scope.MessageEvent("message", { data: structuredClone(data) })));
     }
 
     terminate() {
