@@ -100,7 +100,7 @@ def running_threads() -> Iterator[RunningThreads]:
     running = RunningThreads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bindings, "thread_pool", lambda: running.address)
-        patch.setattr("torch_separable.runtime.engine.parallel_for", lambda: running.address)
+        patch.setattr("torch_separable.runtime.prepared.parallel_for", lambda: running.address)
         yield running
     assert all(parts == threads for parts, threads in running.seen)
 

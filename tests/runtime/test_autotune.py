@@ -72,7 +72,7 @@ def test_every_candidate_computes_the_same(isa: str, threads: int) -> None:
     kernels = instruction_sets()[isa]
     compiled = ts.CompiledModel(model, kernels, threads)
     program, expected = compiled.program(x), model(x).detach()
-    from torch_separable.runtime.engine import Prepared
+    from torch_separable.runtime.prepared import Prepared
 
     operations = [op for step in schedule(program, kernels, threads).steps for op in step.operations if shape_key(op)]
     for operation in operations:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import torch_separable as ts
 from torch_separable.runtime import available
-from torch_separable.runtime.engine import Prepared
 from torch_separable.runtime.graph.fuse import fuse
 from torch_separable.runtime.graph.lower import lower
 from torch_separable.runtime.native.bindings import tasks
@@ -18,6 +17,7 @@ from torch_separable.runtime.native.instruction_sets import chosen_set
 from torch_separable.runtime.native.operations import Kind, Operation, WindowParams
 from torch_separable.runtime.planning.depth_first import depth_first, early_layers
 from torch_separable.runtime.planning.schedule import schedule
+from torch_separable.runtime.prepared import Prepared
 
 pytestmark = [
     pytest.mark.skipif(not available(), reason="the package was built without its kernel library"),

@@ -43,10 +43,11 @@ def tune(
 
     from torch_separable._system.timing import interleaved, rounds_within
     from torch_separable.cli.model_argument import network_or_folder
-    from torch_separable.runtime.engine import CompiledModel, Prepared
+    from torch_separable.runtime.engine import CompiledModel
     from torch_separable.runtime.native.instruction_sets import chosen_set
     from torch_separable.runtime.native.operations import FLOATS
     from torch_separable.runtime.planning.schedule import schedule
+    from torch_separable.runtime.prepared import Prepared
     from torch_separable.runtime.profiling.autotune import Tuned, cache_file
     from torch_separable.runtime.profiling.autotune import tune as measure_tiles
 

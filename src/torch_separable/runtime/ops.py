@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_structure
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_separable.errors import SeparableValueError
-from torch_separable.runtime.engine import Prepared
 from torch_separable.runtime.graph.ir import (
     Activation,
     ActivationKind,
@@ -27,6 +26,7 @@ from torch_separable.runtime.graph.ir import (
 from torch_separable.runtime.graph.lower_common import blocked
 from torch_separable.runtime.native.instruction_sets import chosen_set
 from torch_separable.runtime.planning.schedule import schedule
+from torch_separable.runtime.prepared import Prepared
 from torch_separable.runtime.profiling.autotune import known_tiles
 
 # Prepared kernels by second weight, then by all other arguments; weak keys, so that they are freed with the weights.
