@@ -11,9 +11,11 @@ from torch import nn
 
 import torch_separable as ts
 from torch_separable.runtime import compile, instruction_sets
+from torch_separable.runtime.engine import capture
 from torch_separable.runtime.native.instruction_sets import chosen_set
 from torch_separable.runtime.planning.schedule import schedule
 from torch_separable.runtime.planning.tiling import shape_key
+from torch_separable.runtime.prepared import Prepared
 from torch_separable.runtime.profiling.autotune import cache_file, candidates, known_tiles
 
 
@@ -58,7 +60,7 @@ def test_tiles_that_are_known_are_used(cache: Path) -> None:
     document["tiles"][machine] = {shape: [3, 1] for shape in tiles}
     cache.write_text(json.dumps(document))
     compiled = compile(model, x, threads=1)
-    plan = schedule(compiled.program(x), compiled.kernels, 1, known_tiles(compiled.kernels, 1))
+    plan = schedule(capture(model, x), compiled.kernels, 1, known_tiles(compiled.kernels, 1))
     rows = [op.convolution.tile_rows for step in plan.steps for op in step.operations if shape_key(op)]
     assert rows == [3, 3, 3, 3]
     with torch.no_grad():
@@ -70,10 +72,7 @@ def test_tiles_that_are_known_are_used(cache: Path) -> None:
 def test_every_candidate_computes_the_same(isa: str, threads: int) -> None:
     model, x = network(), torch.randn(2, 3, 20, 20)
     kernels = instruction_sets()[isa]
-    compiled = ts.CompiledModel(model, kernels, threads)
-    program, expected = compiled.program(x), model(x).detach()
-    from torch_separable.runtime.prepared import Prepared
-
+    program, expected = capture(model, x), model(x).detach()
     operations = [op for step in schedule(program, kernels, threads).steps for op in step.operations if shape_key(op)]
     for operation in operations:
         for tile in candidates(operation, kernels, threads):
@@ -104,7 +103,7 @@ def test_oversized_known_tile_is_clamped(cache: Path) -> None:
     compiled = compile(model, x, threads=1, tune=True)
     ((_, tiles),) = json.loads(cache.read_text())["tiles"].items()
     huge = dict.fromkeys(tiles, (10**9, 10**9))
-    (step,) = schedule(compiled.program(x), compiled.kernels, 1, huge).steps
+    (step,) = schedule(capture(model, x), compiled.kernels, 1, huge).steps
     assert (step.operations[1].convolution.tile_rows, step.operations[1].convolution.channel_splits) == (6, 1)
 
 

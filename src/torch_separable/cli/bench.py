@@ -126,7 +126,7 @@ def bench(
     if available() and (first.ours() or first.ours("int8")) is not None:
         timed = network if first.ours() is not None else integer
         assert timed is not None
-        operations = compile(timed, examples[: first.batch], threads=first.threads).explain()
+        operations = compile(timed, examples[: first.batch], threads=first.threads, compare=False).explain()
         results["operations"] = operations.to_dict()
     if output is not None:
         run_directory.write_results(output, results, {"rounds": rounds, "input": list(shape)})

@@ -43,7 +43,7 @@ def tune(
 
     from torch_separable._system.timing import interleaved, rounds_within
     from torch_separable.cli.model_argument import network_or_folder
-    from torch_separable.runtime.engine import CompiledModel
+    from torch_separable.runtime.engine import capture
     from torch_separable.runtime.native.instruction_sets import chosen_set
     from torch_separable.runtime.native.operations import FLOATS
     from torch_separable.runtime.planning.schedule import schedule
@@ -61,7 +61,7 @@ def tune(
     runs: list[dict[str, Any]] = []
     for images in whole_numbers("--batch", batch):
         x = torch.randn(images, *shape)
-        program = CompiledModel(network, kernels, 1).program(x)
+        program = capture(network, x)
         for count in counts:
             found: list[Tuned] = []
             tiles = measure_tiles(program, kernels, count, found.append)

@@ -64,7 +64,7 @@ def to_native(
     sizes = (1,) if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
     if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
         raise SeparableValueError(f"batch={batch!r}: must be one or several whole numbers, at least 1")
-    compiled = compile_network(network, torch.zeros(sizes[0], *shape), dtype=options.dtype)
+    compiled = compile_network(network, torch.zeros(sizes[0], *shape), dtype=options.dtype, compare=False)
     exact = options.dtype == torch.float32 and not any(p.quantized for p in compiled._programs.values())
     with sole_writer(path.parent, wait=_LOCK_TIMEOUT, leftovers_of=path.name):
         file = save_network(

@@ -1,6 +1,7 @@
 """The runtime: networks run with fused kernels, so that fewer multiply-accumulates are fewer milliseconds."""
 
 from torch_separable.runtime.engine import CompiledModel, compile
+from torch_separable.runtime.memory import MemoryUse
 from torch_separable.runtime.modules import FusedModules, fuse_modules
 from torch_separable.runtime.native.instruction_sets import instruction_sets
 from torch_separable.runtime.native.library import available
@@ -17,6 +18,7 @@ __all__ = [
     "Details",
     "FilePlan",
     "FusedModules",
+    "MemoryUse",
     "NetworkFile",
     "NodeTime",
     "Parity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +15,22 @@ from torch import Tensor, nn
 
 from torch_separable._network.ambient import default_settings
 from torch_separable._network.checks import as_network, require_float32
-from torch_separable._network.copying import copied
+from torch_separable._network.copying import copied_on_write
 from torch_separable._network.outputs import evaluating
 from torch_separable._network.weights import check_weights, refresh_weights
+from torch_separable._system.heap import trim_heap
 from torch_separable._system.timing import interleaved
 from torch_separable.errors import SeparableError, SeparableValueError
+from torch_separable.runtime.comparison import compare_with_eager
 from torch_separable.runtime.graph.ir import Program, TorchCall
 from torch_separable.runtime.graph.quantized import read_quantized
+from torch_separable.runtime.inputs import checked, taking_images
+from torch_separable.runtime.memory import MemoryUse, memory_of
 from torch_separable.runtime.native.bindings import available_cpus
 from torch_separable.runtime.native.instruction_sets import InstructionSet, chosen_set, instruction_sets
 from torch_separable.runtime.native.operations import FLOATS
 from torch_separable.runtime.planning.schedule import schedule
-from torch_separable.runtime.planning.weight_cache import with_shared_packed, with_shared_weights
+from torch_separable.runtime.planning.weight_cache import with_shared_packed, without_weights
 from torch_separable.runtime.prepared import Prepared
 from torch_separable.runtime.profiling.autotune import known_tiles, tune
 from torch_separable.runtime.profiling.breakdown import Breakdown, NodeTime
@@ -44,17 +49,19 @@ def compile(
     threads: int | None = None,
     tune: bool = False,
     dtype: torch.dtype = torch.float32,
+    compare: bool | None = None,
 ) -> CompiledModel:
     """Prepare a network to run with fused kernels.
 
-    The weights are those of now, of which a copy is kept: batch norms are folded and everything is packed for this
-    processor. Operators without a kernel run in PyTorch and are named by ``fallbacks``. Images that the network returns
-    are laid out channels-last.
+    Batch norms are folded into the weights, which are packed for this processor. Later changes of the network do not
+    affect the compiled one: until then both share the weights' memory, which PyTorch copies at the first write to it.
+    (PyTorch does not see writes through NumPy arrays that were made of a weight before.) Operators without a kernel run
+    in PyTorch and are named by ``fallbacks``. Images that the network returns are in channels-last memory format.
 
     Args:
-        model: the trained network, one tensor (N, C, H, W) in; it is not changed.
-        example_input: of the shape that it will see; other shapes are prepared when they first come, and each holds
-            memory for what is computed; weights, as a rule, are kept once for all.
+        model: the trained network, with one tensor as its input; it is not changed.
+        example_input: an input of the usual shape, such as images (N, C, H, W). Other shapes are prepared when they
+            first come, and each holds memory for activations; packed weights are held once for all shapes.
         threads: How many threads run it at most; ``None`` follows ``torch.set_num_threads``, and counts no more CPUs
             than the process may use (affinity, CPU quota of its control group).
         tune: whether the sizes of tiles are measured for shapes that were not measured before on this machine (about a
@@ -63,6 +70,8 @@ def compile(
         dtype: of activations and weights: ``torch.float32``, or ``torch.bfloat16``, which has 8 bits of precision,
             takes half of the memory, and is meant for processors that multiply it (AVX512-BF16, AMX); on others it is
             slower. Inputs and outputs are float32 in either, and so are sums. ``verify`` says what it costs.
+        compare: whether to time a few calls against eager PyTorch (channels-last), and warn if the compiled network is
+            slower. By default only if operators fall back to PyTorch; without fallbacks a loss is rare.
 
     Raises:
         SeparableError: This installation has no kernel library; the network cannot be copied or captured; or its
@@ -91,17 +100,32 @@ def compile(
     # Later changes of the model must not change what input shapes that are compiled later compute.
     refresh_weights(model)
     with torch.inference_mode(False):
-        own = copied(model)
+        own = copied_on_write(model)
     compiled = CompiledModel(own, kernels, threads, tune)
     compiled.prepare(example_input)
+    if compare or (compare is None and compiled.fallbacks):
+        _warn_if_slower(compiled, example_input)
     return compiled
+
+
+def _warn_if_slower(compiled: CompiledModel, x: Tensor) -> None:
+    if not x.numel():
+        return
+    found = compare_with_eager(compiled.model, compiled, lambda: compiled.profile(x, rounds=3), x)
+    if found.is_slower:
+        warnings.warn(
+            f"torch_separable: {type(compiled.model).__name__} is slower than eager PyTorch for inputs of shape "
+            f"{tuple(x.shape)}: {found} compile(..., compare=False) skips this comparison",
+            stacklevel=4,
+        )
 
 
 class CompiledModel:
     """A network with packed weights and a plan for each shape of input; made by `compile`.
 
-    Calls take a float32 tensor (N, C, H, W) on the CPU, of any strides, and may come from several threads at once; they
-    return float32, whichever the precision between.
+    Calls take a float32 tensor on the CPU, of any strides, and may come from several threads at once; they return
+    float32, whichever the precision between. Kernels read images (N, C, H, W), vectors (N, C) and tokens (N, L, C).
+    Signals (N, C, L) and volumes (N, C, D, H, W) are taken as well; PyTorch runs their convolutions.
     """
 
     def __init__(self, model: nn.Module, kernels: InstructionSet, threads: int | None, tune: bool = False) -> None:
@@ -112,11 +136,11 @@ class CompiledModel:
 
     def prepare(self, example: Tensor) -> None:
         """Prepare for inputs of this shape."""
-        self._prepared(_checked(example))
+        self._prepared(checked(example))
 
     def __call__(self, x: Tensor) -> Any:
-        """Run the network without gradients: (N, C, H, W) to what the network returns."""
-        x = _checked(x)
+        """Run the network on an input, such as images (N, C, H, W), without gradients; return what the network does."""
+        x = checked(x)
         return self._prepared(x).run(x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
@@ -192,8 +216,19 @@ class CompiledModel:
         ]
         return (*by_pytorch, *in_float32)
 
+    @property
+    def memory(self) -> MemoryUse:
+        """The memory that it holds between calls.
+
+        Example:
+            >>> compiled = compile(nn.Conv2d(64, 64, 1), torch.randn(1, 64, 8, 8))
+            >>> compiled.memory.packed_weights >= 4 * 64 * 64
+            True
+        """
+        return memory_of(self.model, list(self._schedules.values()))
+
     def program(self, x: Tensor) -> Program:
-        """Return what was read from the network for inputs of this shape; it is prepared where it was not."""
+        """Return the program for inputs of this shape, with meta tensors in place of the weights that were packed."""
         self.prepare(x)
         return self._programs[tuple(x.shape)]
 
@@ -209,7 +244,7 @@ class CompiledModel:
         Raises:
             SeparableError: an output has another shape than in PyTorch.
         """
-        x = _checked(x)
+        x = checked(x)
         if not x.numel():
             raise SeparableValueError(f"the input has shape {tuple(x.shape)}: give at least one image to compare on")
         with evaluating(self.model), torch.no_grad():
@@ -222,14 +257,14 @@ class CompiledModel:
 
     def profile(self, x: Tensor, rounds: int = 20) -> list[NodeTime]:
         """Time every operation by itself: medians of ``rounds``."""
-        x = _checked(x)
+        x = checked(x)
         return self._prepared(x).profile(x, rounds)
 
     def explain(self, x: Tensor | None = None, rounds: int = 20) -> Breakdown:
         """Say what runs each operation, how long it takes, and how near that is to what this machine can do.
 
         Args:
-            x: images (N, C, H, W); by default noise of the shape that was prepared first.
+            x: an input; by default noise of the shape that was prepared first.
             rounds: of which the times are medians.
 
         Example:
@@ -237,7 +272,7 @@ class CompiledModel:
             >>> [(node.kind, node.flops) for node in compiled.explain(rounds=3).nodes]
             [('import', 0), ('dense', 388800)]
         """
-        x = torch.randn(next(iter(self._programs))) if x is None else _checked(x)
+        x = torch.randn(next(iter(self._programs))) if x is None else checked(x)
         prepared = self._prepared(x)
         nodes = prepared.profile(x, rounds)
         whole = interleaved({"call": lambda: prepared.run(x)}, rounds=rounds)["call"]
@@ -253,17 +288,27 @@ class CompiledModel:
             with self._lock, _no_collection(), default_settings():
                 found = self._schedules.get((shape, threads))
                 if found is None:
-                    if shape not in self._programs:
-                        with evaluating(self.model), torch.no_grad():
-                            program = read_quantized(self.model, x)
-                        self._programs[shape] = with_shared_weights(program, self._programs.values())
-                    program = self._programs[shape]
+                    program = capture(self.model, x)
+                    self._programs.setdefault(shape, without_weights(program))
                     known = tune(program, self.kernels, threads) if self.tune else known_tiles(self.kernels, threads)
                     plan = schedule(program, self.kernels, threads, known)
                     plan = with_shared_packed(plan, (other.plan for other in self._schedules.values()))
                     found = Prepared(plan, self.kernels, threads)
                     self._schedules[shape, threads] = found
+                    del program, plan  # and with them the weights that were packed
+                    trim_heap()
         return found
+
+
+@default_settings()
+def capture(model: nn.Module, x: Tensor) -> Program:
+    """Read a network as a program of fused nodes, for inputs of the shape of ``x``.
+
+    Raises:
+        SeparableError: ``torch.export`` cannot trace it.
+    """
+    with evaluating(model), torch.no_grad(), taking_images(model, x) as image:
+        return read_quantized(model, image)
 
 
 @contextmanager
@@ -281,13 +326,3 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _checked(x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise SeparableValueError(f"the input is a {type(x).__name__}: expected a tensor (N, C, H, W)")
-    if x.dim() != 4:
-        raise SeparableValueError(f"the input has shape {tuple(x.shape)}: expected (N, C, H, W)")
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        raise SeparableValueError(f"the input is {x.dtype} on {x.device}: expected torch.float32 on the CPU")
-    return x.detach().resolve_neg()  # kernels read memory, which says nothing of a view's sign

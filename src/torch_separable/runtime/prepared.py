@@ -14,11 +14,13 @@ from torch.utils._pytree import tree_map, tree_unflatten
 
 from torch_separable._network.ambient import default_settings
 from torch_separable.runtime.graph.ir import Node, Reference
+from torch_separable.runtime.inputs import as_image
 from torch_separable.runtime.native.bindings import parallel_for, run, tasks
 from torch_separable.runtime.native.huge_pages import zeros
 from torch_separable.runtime.native.instruction_sets import InstructionSet
 from torch_separable.runtime.native.operations import Kind, Operation, Part, ThreadTaskLists
 from torch_separable.runtime.planning.schedule import Schedule
+from torch_separable.runtime.planning.weight_cache import without_packed_sources
 from torch_separable.runtime.planning.workspace_views import padding_of, view_of
 from torch_separable.runtime.profiling.breakdown import NodeTime, bytes_of, flops_of, kind_of
 
@@ -26,10 +28,13 @@ _CLOCK = 1e-4  # milliseconds: the resolution of the timer, as which shorter tim
 
 
 class Prepared:
-    """A schedule, and a workspace for each of the calls that run at the same time."""
+    """A schedule, and a workspace for each of the calls that run at the same time.
+
+    It holds the packed weights of the schedule, and releases those that they were packed from.
+    """
 
     def __init__(self, plan: Schedule, kernels: InstructionSet, threads: int) -> None:
-        self.plan, self.kernels, self.threads = plan, kernels, threads
+        self.plan, self.kernels, self.threads = without_packed_sources(plan), kernels, threads
         # Threads of PyTorch spin for a while after each of its calls. Where such calls come between ours, a second pool
         # would compete with them for the same cores.
         calls_pytorch = any(step.call is not None for step in plan.steps)
@@ -38,6 +43,7 @@ class Prepared:
 
     def run(self, x: Tensor) -> Any:
         """Return what the network returns."""
+        x = as_image(x)
         workspace = self._take_workspace()
         try:
             results = [_own(value) if is_view else value for value, is_view in self._outputs(workspace, x)]
@@ -111,6 +117,7 @@ class Prepared:
 
     def profile(self, x: Tensor, rounds: int) -> list[NodeTime]:
         """Time each operation alone, minus an empty call. Operations that differ only in their images are one."""
+        x = as_image(x)
         workspace = _Workspace(self.plan, self.kernels.dtype)
         workspace.bind_input(x)
         values: dict[str, Any] = {}

@@ -1,48 +1,48 @@
-"""Sharing of weights between the input shapes and thread counts that a network is compiled for.
+"""One set of packed weights for all input shapes and thread counts that a network is compiled for.
 
-Each of them is captured, folded and packed separately, which nearly always gives the same bytes again.
+Each of them is captured, folded and packed separately, which nearly always gives the same bytes again. Only the packed
+weights are kept: plans describe their nodes' weights by shape and type.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from torch_separable.runtime.graph.ir import Convolution, Depthwise, DepthwiseConv, Node, Program
+from torch_separable.runtime.graph.ir import Node, Program, TorchCall
 from torch_separable.runtime.planning.schedule import Schedule, readdress
 
+_Part = TypeVar("_Part")
 
-def with_shared_weights(program: Program, others: Iterable[Program]) -> Program:
-    """Let a new program hold the weights of other ones, where they are the same to the bit."""
-    known: dict[torch.Size, list[Tensor]] = defaultdict(list)
-    for other in others:
-        for part in (part for node in other.nodes for part in (node, getattr(node, "depthwise", None))):
-            if isinstance(part, Convolution | Depthwise):
-                known[part.weight.shape].append(part.weight)
-                known[part.bias.shape].append(part.bias)
 
-    def same(tensor: Tensor) -> Tensor:
-        bits = tensor.view(torch.int32)  # of float32, as all are: 0 and -0 are two numbers here
-        return next((other for other in known[tensor.shape] if torch.equal(other.view(torch.int32), bits)), tensor)
+def without_weights(program: Program) -> Program:
+    """Return a program whose nodes hold meta tensors instead of weights; calls of PyTorch keep theirs."""
+    return replace(program, nodes=_without_weights(program.nodes))
 
-    def of_stage(stage: Depthwise) -> Depthwise:
-        return replace(stage, weight=same(stage.weight), bias=same(stage.bias))
 
-    def shared(node: Node) -> Node:
-        match node:
-            case Convolution():
-                depthwise = None if node.depthwise is None else of_stage(node.depthwise)
-                return replace(node, weight=same(node.weight), bias=same(node.bias), depthwise=depthwise)
-            case DepthwiseConv():
-                return replace(node, depthwise=of_stage(node.depthwise))
-            case _:
-                return node
+def without_packed_sources(plan: Schedule) -> Schedule:
+    """Return a plan that holds its packed weights only, and not those that they were packed from."""
+    steps = tuple(replace(step, nodes=_without_weights(step.nodes)) for step in plan.steps)
+    return replace(plan, program=without_weights(plan.program), steps=steps)
 
-    return replace(program, nodes=tuple(map(shared, program.nodes)))
+
+def _without_weights(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    return tuple(node if isinstance(node, TorchCall) else _described(node) for node in nodes)
+
+
+def _described(part: _Part) -> _Part:
+    changed: dict[str, Any] = {}
+    for each in fields(part):  # type: ignore[arg-type]
+        value = getattr(part, each.name)
+        if isinstance(value, Tensor):
+            changed[each.name] = torch.empty_like(value, device="meta")
+        elif is_dataclass(value):
+            changed[each.name] = _described(value)
+    return replace(part, **changed) if changed else part  # type: ignore[type-var]
 
 
 def with_shared_packed(plan: Schedule, others: Iterable[Schedule]) -> Schedule:

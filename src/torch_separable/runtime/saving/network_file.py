@@ -19,13 +19,14 @@ from torch_separable._system.files import replacing
 from torch_separable._system.hardware import processor
 from torch_separable._version import __version__
 from torch_separable.errors import SeparableError, SeparableValueError
-from torch_separable.runtime.engine import CompiledModel, Prepared
+from torch_separable.runtime.engine import CompiledModel, capture
 from torch_separable.runtime.graph.ir import Program, TorchCall
 from torch_separable.runtime.native.bindings import available_cpus
 from torch_separable.runtime.native.instruction_sets import InstructionSet, built_sets, instruction_sets
 from torch_separable.runtime.native.operations import PRECISIONS, Operation
 from torch_separable.runtime.planning.schedule import Schedule, schedule
 from torch_separable.runtime.planning.workspace_views import view_of
+from torch_separable.runtime.prepared import Prepared
 from torch_separable.runtime.profiling.autotune import known_tiles
 from torch_separable.runtime.saving.container import ALIGNMENT, MAJOR, MINOR, write
 from torch_separable.runtime.saving.operations import Addresses, Blobs, Kinds, Texts
@@ -149,10 +150,14 @@ def save_network(
     if path.is_dir():
         raise SeparableError(f"{path} is a folder: name a file, such as {path / f'network{SUFFIX}'}")
     first = next(iter(compiled._programs))
+    if len(first) != 4:
+        raise SeparableError(
+            f"the network was compiled for inputs of shape {first}: files hold networks for (N, C, H, W)"
+        )
     batches = _numbers("batch", batch) or [first[0]]
     teams = _numbers("threads", threads) or sorted({1, compiled.threads or available_cpus()})
     sets = _targets(targets, compiled.kernels)
-    programs = {size: compiled.program(torch.zeros(size, *first[1:])) for size in batches}
+    programs = {size: capture(compiled.model, torch.zeros(size, *first[1:])) for size in batches}
     _require_kernels(compiled, programs.values())
     _check_details(details, first[1])
     plans: list[tuple[InstructionSet, int, int, Schedule]] = []
