@@ -8,11 +8,12 @@ JOBS ?= auto
 # The install builds the kernel library, so a change of its sources triggers a new install.
 NATIVE := $(wildcard native/CMakeLists.txt native/*/*.cpp native/*/*.h)
 
-.PHONY: fuzz native-checks help demo test wheel-test lint clang bench-kernels sanitize tsan arm64 bench docs clean
+.PHONY: fuzz native-checks help demo test test-all wheel-test lint clang bench-kernels sanitize tsan arm64 bench docs clean
 
 help:
 	@echo "make demo   train, convert, distill and measure a network on handwritten digits; prints a table, writes a page"
-	@echo "make test   run all tests"
+	@echo "make test   run the tests"
+	@echo "make test-all  run the slow ones, too (10 minutes more)"
 	@echo "make wheel-test   install the wheel into an empty environment and run the demo there (4 minutes)"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make sanitize  run the kernel tests under sanitizers, with AVX-512 and AMX emulated where the processor lacks them"
@@ -52,6 +53,9 @@ demo: $(VENV)/.installed-demo
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/separable demo --output runs/demo
 
 test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m 'not slow'
+
+test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 wheel-test: $(VENV)/.installed-test

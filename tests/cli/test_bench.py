@@ -27,6 +27,7 @@ def test_json_is_one_document(separable: Callable[..., Any]) -> None:
 
 
 @needs_kernels
+@pytest.mark.slow
 def test_folder_of_an_own_network_is_timed_beside_the_dense_one(separable: Callable[..., Any]) -> None:
     arguments = ("bench", "converted", *QUICK[2:], "--json")
     assert "give --model networks_for_cli:small" in separable(*arguments).err

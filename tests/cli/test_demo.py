@@ -80,7 +80,6 @@ def test_file_that_is_no_photograph_is_named(separable: Callable[..., Any], imag
     assert reason in outcome.err
 
 
-@pytest.mark.slow
 def test_demo_reaches_its_accuracy_and_prints_what_it_writes(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "torch_separable", "demo"],  # writes runs/demo

@@ -14,6 +14,7 @@ from torch_separable.runtime import available
 NETWORK = ("networks_for_cli:small", "--weights", "small.safetensors", "--data", "digits")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not available(), reason="this installation has no kernel library: nothing can be timed")
 def test_it_measures_and_writes(separable: Callable[..., Any], place: Path) -> None:
     done = separable(

@@ -59,6 +59,7 @@ def test_the_other_commands_take_the_folder(made: Any, separable: Callable[..., 
     assert len(shown.out.splitlines()) == 1, "the page should lack nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not available(), reason="int8 engines need the kernel library")
 def test_bench_times_the_folder_in_int8(made: Any, separable: Callable[..., Any]) -> None:
     outcome = separable(

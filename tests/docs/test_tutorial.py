@@ -47,7 +47,6 @@ def accuracy(notebook: Any, cell: str) -> float:
     return float(dict(rows(shown))["accuracy"].partition(" %")[0])
 
 
-@pytest.mark.slow
 def test_it_gives_today_what_it_was_saved_with() -> None:
     """Counts and figures to the letter; accuracies and ranks, which differ between processors, by their promises."""
     pytest.importorskip("nbclient", reason="nbclient is not installed: pip install '.[docs]'")

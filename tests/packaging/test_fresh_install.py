@@ -16,12 +16,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not os.environ.get("TORCH_SEPARABLE_WHEEL_TEST"), reason="installs PyTorch anew: make wheel-test asks for it"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("TORCH_SEPARABLE_WHEEL_TEST"), reason="installs PyTorch anew: make wheel-test asks for it"
+)
 
 
 def run(*command: str | Path, folder: Path, **environment: str) -> str:

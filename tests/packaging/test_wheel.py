@@ -19,8 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 COMPILERS = ("c++", "g++", "clang++")
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def names(wheel: Path) -> set[str]:
