@@ -75,6 +75,7 @@ MALFORMED: dict[str, list[Any]] = {
     "parameters": [[], [1, "2"], {}],
     "error": ["small", None, True, float("nan"), float("inf")],
     "dense": [None, 3],
+    "precision": ["fp32", "", None, 8],
 }
 
 
