@@ -31,6 +31,7 @@ class Quantization:
             highest: of the stored values.
 
         Example:
+            >>> from torch_separable.runtime.graph.nodes import RELU
             >>> Quantization(0.05, 3).bounds(RELU)
             (0.0, 252.0)
         """
